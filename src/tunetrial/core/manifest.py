@@ -1,0 +1,57 @@
+"""Manifests: the SHA-256 and size of each file of a folder, written beside them and checked before use."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from tunetrial.core.errors import IntegrityError
+
+NAME = "manifest.json"
+
+
+def sha256(path: Path) -> str:
+    """Digest a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, names: list[str]) -> None:
+    """Record digest and size of the named files of `folder` in its `manifest.json`."""
+    files = {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(names)}
+    (folder / NAME).write_text(json.dumps({"files": files}, indent=1) + "\n")
+
+
+def check_manifest(folder: Path, names: list[str] | None = None) -> dict[str, str]:
+    """Check the files of `folder` (all that its manifest lists, or those named) and return their digests.
+
+    It proves that the bytes are those that were sealed, not that whoever sealed them is to be trusted:
+    the manifest lies in the same folder.
+
+    Raises:
+        IntegrityError: The manifest is missing or unreadable, or a file is missing, unlisted or has other bytes.
+    """
+    manifest = folder / NAME
+    try:
+        listed = json.loads(manifest.read_text())["files"]
+        wanted = {name: listed[name] for name in names or listed}
+        expected = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in wanted.items()}
+    except FileNotFoundError:
+        raise IntegrityError(f"{manifest}: file is missing; reinstall or restore the folder") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{manifest}: not a readable manifest, got {error}; reinstall or restore it") from None
+    for name, (digest, size_bytes) in expected.items():
+        found = _describe(folder / name, digest, size_bytes)
+        if found:
+            promise = f"expected {size_bytes} bytes with SHA-256 {digest}"
+            raise IntegrityError(f"{folder / name}: {promise}, got {found}; reinstall or restore the file")
+    return {name: digest for name, (digest, _) in expected.items()}
+
+
+def _describe(path: Path, digest: str, size_bytes: int) -> str:
+    """Say what differs from the promise; empty when nothing does."""
+    if not path.is_file():
+        return "no file"
+    if path.stat().st_size != size_bytes:
+        return f"{path.stat().st_size} bytes"
+    found = sha256(path)
+    return "" if found == digest else f"SHA-256 {found}"

@@ -1,0 +1,62 @@
+"""What a task is, and how its rows are read and rendered."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from jinja2 import StrictUndefined, Template
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tunetrial.core.errors import DataError
+from tunetrial.core.manifest import check_manifest
+from tunetrial.core.records import Record
+
+
+class Task(Record):
+    """Pinned data, a prompt and a measure.
+
+    `input` is a Jinja template over a row's fields, rendered in a sandbox; `target` is the field to predict.
+    `margin` is the smallest difference that matters, in units of `metric`, set before any trial.
+    """
+
+    name: str
+    kind: Literal["classify", "regress", "generate"]
+    folder: Path
+    splits: tuple[str, ...]
+    input: str
+    target: str
+    labels: tuple[str, ...] = ()
+    metric: str
+    margin: float
+    margin_reason: str
+
+
+def find_in(tasks: dict[str, Task], name: str) -> Task:
+    """Return the task of this name, or raise a DataError that lists the names there are."""
+    if name not in tasks:
+        raise DataError(f"task: unknown, got {name!r}; use one of {', '.join(tasks)}")
+    return tasks[name]
+
+
+def read_rows(task: Task, split: str) -> list[dict]:
+    """Read one split in its pinned order, after checking its digest.
+
+    Raises:
+        DataError: The task has no such split.
+        IntegrityError: The file is missing, truncated or altered.
+    """
+    if split not in task.splits:
+        raise DataError(f"{task.name}: no such split, got {split!r}; use one of {', '.join(task.splits)}")
+    check_manifest(task.folder, [f"{split}.jsonl"])
+    return [json.loads(line) for line in (task.folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def render(task: Task, row: dict) -> str:
+    """Render the prompt of one row; a field that the row lacks is an error, never an empty string."""
+    return _template(task.input).render(row)
+
+
+@cache
+def _template(source: str) -> Template:
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False).from_string(source)

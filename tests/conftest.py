@@ -1,0 +1,23 @@
+"""Shared fixtures: the path of the outside data, and a copy of the embedded base that a test may damage."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tunetrial import models
+
+
+@pytest.fixture
+def outside_data() -> Path:
+    """The folder named by TUNETRIAL_DATA: real data that is never part of the repository."""
+    folder = os.environ.get("TUNETRIAL_DATA")
+    if not folder:
+        pytest.skip("TUNETRIAL_DATA is not set: this test reads data that is not part of the repository")
+    return Path(folder)
+
+
+@pytest.fixture
+def copied_base(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(models.EMBEDDED, tmp_path / "base"))

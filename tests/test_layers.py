@@ -1,0 +1,33 @@
+"""The shape of the package: levels, one training loop, torch in its place, sizes."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "src" / "tunetrial"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_imports_go_to_lower_levels_only():
+    run = subprocess.run([Path(sys.executable).parent / "lint-imports"], cwd=PACKAGE.parent.parent, capture_output=True)
+    assert run.returncode == 0, run.stdout.decode()
+
+
+def test_backward_occurs_in_one_file_at_most():
+    assert len([path for path in SOURCES if ".backward(" in path.read_text()]) <= 1
+
+
+def test_files_and_functions_stay_short():
+    for path in SOURCES:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    code = "import sys, tunetrial, tunetrial.models, tunetrial.tasks; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "peft", "numpy"} & set(loaded)
