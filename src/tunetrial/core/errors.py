@@ -3,7 +3,8 @@
     TunetrialError
     ├── IntegrityError   a file is missing, truncated or altered against its manifest
     ├── ModelError       a base model cannot be used as named
-    └── DataError        a task, split or row cannot be used as named
+    ├── DataError        a task, split or row cannot be used as named
+    └── EvidenceError    scores are missing, unpaired or too few for what is asked of them
 
 A message is one line: `where: what is wrong, got value; what to do`. To add an error, subclass
 TunetrialError only if a caller would catch it apart from the others, and draw it above.
@@ -24,3 +25,7 @@ class ModelError(TunetrialError):
 
 class DataError(TunetrialError):
     """A task, split or row is unknown or malformed."""
+
+
+class EvidenceError(TunetrialError):
+    """Scores are missing, unpaired or too few for the interval or test asked for."""

@@ -1,0 +1,1 @@
+"""Statistics of the verdict: arrays and records only, no files, no torch."""

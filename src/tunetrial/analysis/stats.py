@@ -1,0 +1,196 @@
+"""Intervals and tests that a verdict rests on: arrays in, numbers out.
+
+Axis letters: R replicate (seed), E example. Differences are candidate minus reference on the same seed and the same
+example, turned so that higher is better. Seeds and examples are crossed: every seed is scored on the same examples,
+so more seeds never shrink the noise of the examples, and more examples never shrink that of the seeds.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
+
+from tunetrial.core.errors import EvidenceError
+from tunetrial.core.records import Record
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int64]
+
+
+class Components(Record):
+    """Mean squares of a crossed two-way layout without repeats, and the variances that they imply.
+
+    Variances are the unbiased ones of the random-effects model and may be negative by chance; nothing is clipped.
+    """
+
+    replicates: int
+    examples: int
+    ms_replicate: float
+    ms_example: float
+    ms_residual: float
+
+    @property
+    def var_replicate(self) -> float:
+        """Variance between seeds, in squared units of the difference."""
+        return (self.ms_replicate - self.ms_residual) / self.examples
+
+    @property
+    def var_example(self) -> float:
+        """Variance between examples, in squared units of the difference."""
+        return (self.ms_example - self.ms_residual) / self.replicates
+
+
+class Estimate(Record):
+    """A mean difference with its standard error and degrees of freedom: all that a t interval or test needs."""
+
+    effect: float
+    se: float
+    df: float
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Two-sided t interval; `level` in (0, 1)."""
+        if not 0 < level < 1:
+            raise EvidenceError(f"level: must lie between 0 and 1, got {level}; 0.95 is usual")
+        half = float(stats.t.ppf((1 + level) / 2, self.df)) * self.se
+        return self.effect - half, self.effect + half
+
+    def p_not_zero(self) -> float:
+        """Two-sided p of no difference."""
+        return float(2 * stats.t.sf(abs(self.effect) / self.se, self.df)) if self.se else float(self.effect == 0)
+
+    def p_not_below(self, bound: float) -> float:
+        """One-sided p of `true effect <= bound`; with bound = -margin it is the test of non-inferiority."""
+        return float(stats.t.sf((self.effect - bound) / self.se, self.df)) if self.se else float(self.effect <= bound)
+
+    def p_equivalent(self, margin: float) -> float:
+        """p of two one-sided tests (Schuirmann 1987): small says that the effect lies within the margin."""
+        if margin <= 0:
+            raise EvidenceError(f"margin: must be above 0, got {margin}; state the smallest difference that matters")
+        upper = stats.t.cdf((self.effect - margin) / self.se, self.df) if self.se else float(self.effect >= margin)
+        return max(self.p_not_below(-margin), float(upper))
+
+
+def components(diff_RE: Floats) -> Components:
+    """Split the variation of differences among seeds, examples and the rest.
+
+    Raises:
+        EvidenceError: Fewer than 2 seeds or 2 examples, or a value that is not finite.
+    """
+    diff_RE = np.asarray(diff_RE, dtype=np.float64)
+    if diff_RE.ndim != 2 or min(diff_RE.shape) < 2:
+        raise EvidenceError(f"differences: need 2 or more seeds and examples, got shape {diff_RE.shape}; add seeds")
+    if not np.isfinite(diff_RE).all():
+        missing = int((~np.isfinite(diff_RE)).sum())
+        raise EvidenceError(f"differences: {missing} values are not finite; rerun the trials that lack scores")
+    replicates, examples = diff_RE.shape
+    mean_R, mean_E, mean = diff_RE.mean(axis=1), diff_RE.mean(axis=0), diff_RE.mean()
+    residual_RE = diff_RE - mean_R[:, None] - mean_E[None, :] + mean
+    return Components(
+        replicates=replicates,
+        examples=examples,
+        ms_replicate=float(examples * mean_R.var(ddof=1)),
+        ms_example=float(replicates * mean_E.var(ddof=1)),
+        ms_residual=float((residual_RE**2).sum() / ((replicates - 1) * (examples - 1))),
+    )
+
+
+def crossed(diff_RE: Floats) -> Estimate:
+    """Estimate the mean difference over new seeds *and* new examples.
+
+    It claims nothing about other tasks, models or tuning budgets, and takes examples as drawn independently:
+    average correlated ones first (`cluster_means`).
+
+    Source: two-way random effects without repeats, Var = (MS_R + MS_E - MS_res) / (R E), floored at
+    max(MS_R, MS_E) / (R E); degrees of freedom by Satterthwaite (1946).
+    """
+    parts = components(diff_RE)
+    r, e = parts.replicates, parts.examples
+    total = parts.ms_replicate + parts.ms_example - parts.ms_residual
+    squares = (
+        parts.ms_replicate**2 / (r - 1) + parts.ms_example**2 / (e - 1) + parts.ms_residual**2 / ((r - 1) * (e - 1))
+    )
+    variance = max(total, parts.ms_replicate, parts.ms_example) / (r * e)
+    df = max(total, parts.ms_replicate, parts.ms_example) ** 2 / squares if squares else float(r - 1)
+    return Estimate(effect=float(np.mean(diff_RE)), se=float(variance**0.5), df=float(df))
+
+
+def paired(diff_R: Floats) -> Estimate:
+    """Estimate the mean of one difference a seed (Student 1908); the examples are held fixed."""
+    diff_R = np.asarray(diff_R, dtype=np.float64)
+    if diff_R.ndim != 1 or len(diff_R) < 2 or not np.isfinite(diff_R).all():
+        raise EvidenceError(f"differences: need 2 or more finite values, got {diff_R.tolist()}; add seeds")
+    return Estimate(effect=float(diff_R.mean()), se=float(stats.sem(diff_R)), df=float(len(diff_R) - 1))
+
+
+def detectable_effect(se: float, df: float, *, level: float = 0.95, power: float = 0.8) -> float:
+    """Smallest true effect that a two-sided t test at 1 - level finds with this power, in the units of `se`.
+
+    Takes `se` and `df` as known and fixed; exact for the noncentral t distribution.
+    """
+    if not 1 - level < power < 1:
+        raise EvidenceError(f"power: must lie between {1 - level:g} and 1, got {power}; 0.8 is usual")
+    critical = stats.t.ppf((1 + level) / 2, df)
+
+    def shortfall(noncentrality: float) -> float:
+        # The lower tail is written as an upper one: scipy's lower tail is NaN far from the centre.
+        return power - float(sum(stats.nct.sf(critical, df, sign * noncentrality) for sign in (1, -1)))
+
+    top = 1.0
+    while shortfall(top) > 0:
+        top *= 2
+    return float(optimize.brentq(shortfall, 0, top)) * se
+
+
+def cluster_means(diff_RE: Floats, cluster_E: Sequence[str]) -> Floats:
+    """Average examples within clusters (a sender, a document); shape (R, clusters), clusters in sorted order.
+
+    The mean over clusters then stands for a new cluster, so every cluster weighs the same.
+    """
+    if len(cluster_E) != diff_RE.shape[1]:
+        raise EvidenceError(f"clusters: need one an example, got {len(cluster_E)} for {diff_RE.shape[1]} examples")
+    names, code_E = np.unique(np.asarray(cluster_E), return_inverse=True)
+    return np.stack([diff_RE[:, code_E == code].mean(axis=1) for code in range(len(names))], axis=1)
+
+
+def macro_f1(predicted_E: Codes, target_E: Codes, classes: int) -> float:
+    """Mean over classes of 2TP / (2TP + FP + FN); a class that neither side ever names counts 0."""
+    return float(_f1_of_counts(*_counts(predicted_E, target_E, classes)).mean())
+
+
+def macro_f1_pseudo_values(predicted_E: Codes, target_E: Codes, classes: int) -> Floats:
+    """Jackknife pseudo-values n θ - (n - 1) θ₋ₑ of macro-F1, shape (E,): they average to the bias-corrected θ.
+
+    They make a ratio metric additive over examples, so that `crossed` applies. Exact by removing one example from
+    the counts, O(E · classes). Source: Tukey (1958).
+    """
+    hit, miss_predicted, miss_target = _counts(predicted_E, target_E, classes)
+    n, whole = len(target_E), macro_f1(predicted_E, target_E, classes)
+    one_hot = np.eye(classes, dtype=np.int64)
+    right_E = (predicted_E == target_E)[:, None]
+    said_EC, true_EC = one_hot[predicted_E], one_hot[target_E]
+    without_EC = _f1_of_counts(
+        hit - said_EC * right_E, miss_predicted - said_EC * ~right_E, miss_target - true_EC * ~right_E
+    )
+    return n * whole - (n - 1) * without_EC.mean(axis=-1)
+
+
+def _counts(predicted_E: Codes, target_E: Codes, classes: int) -> tuple[Codes, Codes, Codes]:
+    """True positives, false positives and false negatives a class."""
+    hit = np.bincount(target_E[predicted_E == target_E], minlength=classes)
+    said, true = (np.bincount(codes, minlength=classes) for codes in (predicted_E, target_E))
+    return hit, said - hit, true - hit
+
+
+def _f1_of_counts(hit: Codes, false_positive: Codes, false_negative: Codes) -> Floats:
+    total = 2 * hit + false_positive + false_negative
+    return np.divide(2 * hit, total, out=np.zeros(total.shape), where=total > 0)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjust p-values for several comparisons (Holm 1979), in the order given."""
+    order = np.argsort(p)
+    scaled = np.maximum.accumulate((len(p) - np.arange(len(p))) * np.asarray(p)[order])
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(scaled, 1.0)
+    return adjusted.tolist()
