@@ -10,9 +10,8 @@ test: $(VENV)/.installed lint
 lint: $(VENV)/.installed
 	$(BIN)/ruff check src tools tests
 	$(BIN)/ruff format --check src tools tests
-	$(BIN)/lint-imports
 
-# torch comes first and by exact number: an open range would fetch gigabytes of CUDA where a CPU build serves.
+# torch comes first and by exact number, so that an index that serves a CPU build of it is asked for just that one.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"

@@ -5,8 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tunetrial import models
+
+# A busy machine is no fault, and a run must find the same cases as the last one.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 
 @pytest.fixture
@@ -15,6 +20,8 @@ def outside_data() -> Path:
     folder = os.environ.get("TUNETRIAL_DATA")
     if not folder:
         pytest.skip("TUNETRIAL_DATA is not set: this test reads data that is not part of the repository")
+    if not Path(folder).is_dir():
+        pytest.fail(f"TUNETRIAL_DATA: no such folder, got {folder!r}; name the folder of the outside data")
     return Path(folder)
 
 

@@ -3,10 +3,12 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "src" / "tunetrial"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+TOOLS = sorted((PACKAGE.parent.parent / "tools").glob("*.py"))
 
 
 def test_imports_go_to_lower_levels_only():
@@ -19,12 +21,22 @@ def test_backward_occurs_in_one_file_at_most():
 
 
 def test_files_and_functions_stay_short():
-    for path in SOURCES:
+    for path in SOURCES + TOOLS:
         text = path.read_text()
         assert len(text.splitlines()) <= 400, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_every_third_party_import_is_declared():
+    declared = tomllib.loads((PACKAGE.parent.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {line.split(">")[0] for line in declared} | set(sys.stdlib_module_names) | {"tunetrial"}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            found = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            found += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert {name.split(".")[0] for name in found} <= names, path
 
 
 def test_importing_the_package_loads_no_heavy_library():

@@ -1,6 +1,7 @@
 """The tool that remakes the base, at toy size on the CPU."""
 
 import lzma
+import math
 import random
 
 import pytest
@@ -39,8 +40,8 @@ def test_losses_equal_an_independent_count(text):
     model = tool.build(tool.Recipe(1, 64, 64), text.tokenizer).eval()
     scored = tool.evaluate(model, text, tool.text_loss)
     stream = text.held["validation"].long()
-    sums, tokens = 0.0, 0
-    for start in range(0, len(stream) - 513, 512):
+    sums, tokens, size_bytes = 0.0, 0, 0
+    for start in range(0, len(stream) - 512, 512):
         ids = stream[None, start : start + 513]
         with torch.no_grad():
             embedded = model.model.embed_tokens(ids[:, :-1]).bfloat16()
@@ -48,6 +49,8 @@ def test_losses_equal_an_independent_count(text):
         for position, target in enumerate(ids[0, 1:].tolist()):
             if target != text.end:
                 sums, tokens = sums - float(log_p[position, target]), tokens + 1
+                size_bytes += len(text.tokenizer.decode([target]).encode())
+    assert scored["validation"]["bits_per_byte"] == pytest.approx(sums / math.log(2) / size_bytes, rel=0.02)
     assert scored["validation"]["nats_per_token"] == pytest.approx(sums / tokens, rel=1e-4)
 
 

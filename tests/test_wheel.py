@@ -9,7 +9,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*words: object, **settings) -> str:
-    return subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True, **settings).stdout
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, **settings)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_wheel_holds_everything_and_installs(tmp_path):

@@ -22,12 +22,12 @@ TICKETS_SPLITS = {"train": 320, "validation": 160, "test": 420}
 
 
 def read_items(task: str) -> list[dict]:
-    return [json.loads(line) for line in (SOURCES / task / "items.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (SOURCES / task / "items.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def read_reader(task: str, name: str) -> dict[str, dict[str, str]]:
     """Read one reader's labels, keyed by item id."""
-    with open(SOURCES / task / f"{name}.csv", newline="") as file:
+    with open(SOURCES / task / f"{name}.csv", newline="", encoding="utf-8") as file:
         return {row.pop("id"): row for row in csv.DictReader(file)}
 
 
@@ -45,16 +45,12 @@ def label_newsletter() -> list[dict]:
 
 
 def label_tickets() -> list[dict]:
-    """Join items with their labels: the author's queue and urgency, the blind reader's product.
-
-    An author knows which product was meant; the reader says what can be told from the message alone.
-    """
+    """Join items with the blind reader's labels: an author knows what was meant, a reader what can be told."""
     reader = read_reader("tickets", "reader")
     rows = []
     for item in read_items("tickets"):
-        item["product"] = reader[item["id"]]["product"]
-        fields = {name: item[name] for name in ("queue", "urgency", "product")}
-        rows.append(item | {"json": json.dumps(fields, separators=(",", ":"))})
+        fields = reader[item["id"]]
+        rows.append(item | fields | {"json": json.dumps(fields, separators=(",", ":"))})
     return rows
 
 

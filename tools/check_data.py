@@ -71,22 +71,26 @@ def report_rows(name: str, faults: list[str]) -> None:
     """Sizes, senders, token lengths and label shares of each split of a task."""
     task, tokenizer = tasks.find(name), AutoTokenizer.from_pretrained(models.resolve("embedded").folder)
     senders: dict[str, str] = {}
-    lengths = []
+    lengths, whole = [], []
     for split in task.splits:
         rows = tasks.read_rows(task, split)
         for row in rows:
             if senders.setdefault(row["sender"], split) != split:
                 faults.append(f"{name}: sender {row['sender']!r} stands in {senders[row['sender']]} and {split}")
         lengths += [len(tokenizer(tasks.render(task, row)).input_ids) for row in rows]
+        if task.kind == "generate":
+            whole += [len(tokenizer(tasks.render(task, row) + row[task.target]).input_ids) + 1 for row in rows]
         count = Counter(int(row[task.target]) if task.kind == "regress" else row[task.target] for row in rows)
         shown = "" if task.kind == "generate" else f", {dict(sorted(count.items()))}"
         print(f"{name} {split}: {len(rows)} rows, {len({row['sender'] for row in rows})} senders{shown}")
     print(f"{name}: prompt tokens median {statistics.median(lengths):g}, longest {max(lengths)}")
     if max(lengths) > LONGEST_TOKENS or statistics.median(lengths) > MEDIAN_TOKENS:
         faults.append(f"{name}: prompts are too long for a laptop; shorten or leave out the longest")
-    if task.kind == "generate":
-        whole = [len(tokenizer(tasks.render(task, r) + r[task.target]).input_ids) + 1 for r in rows]
-        print(f"{name} {split}: tokens with the answer median {statistics.median(whole):g}, longest {max(whole)}")
+    if whole:
+        second = sorted(whole)[-2]
+        print(
+            f"{name}: tokens with the answer median {statistics.median(whole):g}, longest {max(whole)}, then {second}"
+        )
 
 
 def report_agreement() -> None:

@@ -2,7 +2,7 @@
 
     python tools/pretrain_base.py --corpus CORPUS                       # remakes src/tunetrial/embedded/base
     python tools/pretrain_base.py --corpus CORPUS --evaluate src/tunetrial/embedded/base
-    python tools/pretrain_base.py --draw docs/pretrain_base.png         # the picture of the log
+    python tools/draw_pretraining.py                                    # the picture of the log
 
 CORPUS holds train.txt.xz and validation.txt.xz, documents ended by a line `<|endoftext|>`. One GPU makes
 the shipped recipe in about a quarter of an hour. `--recipes` trains other named recipes, whose logs show
@@ -30,6 +30,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from tunetrial.core.manifest import NAME, sha256, write_manifest
 
+SHIPPED = Path("src/tunetrial/embedded/base")
 CONTEXT = 512
 VOCABULARY = 8192
 END, PAD = "<|endoftext|>", "<|pad|>"
@@ -121,6 +122,7 @@ class Text:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer) if tokenizer else train_tokenizer(train)
         self.train = encode(self.tokenizer, train).to(device)
         self.held = {name: encode(self.tokenizer, docs).to(device) for name, docs in splits.items()}
+        self.documents = {"training": len(train), **{name: len(docs) for name, docs in splits.items()}}
         self.held_bytes = {name: sum(len(d.encode()) for d in docs) for name, docs in splits.items()}
         self.end = self.tokenizer.eos_token_id
 
@@ -341,48 +343,23 @@ def show_samples(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) ->
         print("---\n" + tokenizer.decode(made[0]))
 
 
-def draw(logs: dict, path: Path) -> None:
-    """Draw bits/byte on the validation file over tokens for every recipe, and the shipped one's other losses."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, log in logs.items():
-        tokens = [row["tokens"] / 1e6 for row in log["rows"]]
-        bits = [row["validation"]["bits_per_byte"] for row in log["rows"]]
-        left.plot(tokens, bits, label=f"{name} {bits[-1]:.3f}", lw=2.2 if name == "base" else 1)
-    left.set(title="validation file, every recipe", xlabel="million tokens", ylabel="bits/byte", ylim=(1.28, 1.7))
-    left.legend(fontsize=7)
-    rows = logs["base"]["rows"]
-    tokens = [row["tokens"] / 1e6 for row in rows]
-    right.plot(tokens, [row["train_nats"] for row in rows], label="training text, dropout on, mean since last point")
-    right.plot(tokens, [row["held_out"]["nats_per_token"] for row in rows], label="held-out training documents")
-    right.plot(tokens, [row["validation"]["nats_per_token"] for row in rows], label="validation file")
-    right.set(title="base", xlabel="million tokens", ylabel="nats/token", ylim=(2.9, 4.4))
-    right.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path)
-    parser.add_argument(
-        "--out", type=Path, default=Path("src/tunetrial/embedded/base"), help="folder of the last recipe's model"
-    )
-    parser.add_argument("--log", type=Path, default=Path("tools/pretrain_base.json"))
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help=f"folder for the last recipe's model; of `base`: {SHIPPED}")
+    parser.add_argument("--log", type=Path, help="JSON log to add to; of `base`: tools/pretrain_base.json")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["base"])
     parser.add_argument("--characters", type=int, help="read the first N characters alone, to try the script")
     parser.add_argument("--evaluate", type=Path, help="score a saved model on the held-out texts and stop")
-    parser.add_argument("--draw", type=Path, help="draw the losses in the log to this PNG and stop")
     args = parser.parse_args()
-    if args.draw:
-        return draw(json.loads(args.log.read_text()), args.draw)
-    if args.corpus is None:
-        parser.error("--corpus: missing; name the folder with train.txt.xz and validation.txt.xz")
+    if args.recipes == ["base"] and args.characters is None:
+        args.out, args.log = args.out or SHIPPED, args.log or Path("tools/pretrain_base.json")
+    elif not args.evaluate and (args.out is None or args.log is None):
+        parser.error("--out, --log: name both; a trial would otherwise replace the shipped model and its log")
     torch.set_float32_matmul_precision("high")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     text = Text(args.corpus, device=device, characters=args.characters, tokenizer=args.evaluate)
-    print(f"{len(text.train):,} training tokens, held out {text.held_bytes} bytes", flush=True)
+    print(f"{len(text.train):,} training tokens; documents {text.documents}; bytes {text.held_bytes}", flush=True)
     if args.evaluate:
         model = LlamaForCausalLM.from_pretrained(args.evaluate, dtype=torch.bfloat16).to(device)
         print(json.dumps(evaluate(model, text, text_loss)))
@@ -397,6 +374,7 @@ def main() -> None:
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "corpus_sha256": sha256(args.corpus / "train.txt.xz"),
             "training_tokens": len(text.train),
+            "documents": text.documents,
             "held_out_bytes": text.held_bytes,
         }
         logs[name] = log

@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 
 from tunetrial.core import manifest
-from tunetrial.core.errors import ModelError
+from tunetrial.core.errors import IntegrityError, ModelError
 from tunetrial.core.records import Record
 
 EMBEDDED = Path(__file__).parent / "embedded" / "base"
@@ -33,14 +33,14 @@ def resolve(base_model: str) -> PinnedModel:
         base_model: "embedded", or a folder with `config.json` and `*.safetensors`.
     Raises:
         ModelError: No such folder, or it lacks a config or safetensors weights.
-        IntegrityError: A file is missing, truncated or altered; the message names it and its expected SHA-256.
+        IntegrityError: A file is missing, truncated or altered (the message names it and its expected
+            SHA-256), or its manifest does not list the config or the weights.
     """
     folder = EMBEDDED if base_model == "embedded" else Path(base_model).expanduser()
     if not folder.is_dir():
         raise ModelError(f"base_model: no such folder, got {base_model!r}; name a local folder, or 'embedded'")
-    digests = {}
-    if folder == EMBEDDED or (folder / manifest.NAME).exists():
-        digests = manifest.check_manifest(folder)
+    sealed = folder == EMBEDDED or (folder / manifest.NAME).exists()
+    digests = manifest.check_manifest(folder) if sealed else {}
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; name a folder in the Hugging Face layout")
     weights = sorted(folder.glob("*.safetensors"))
@@ -48,6 +48,9 @@ def resolve(base_model: str) -> PinnedModel:
         kinds = sorted({path.suffix for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")})
         found = f"weights in {', '.join(kinds)}" if kinds else "no weights"
         raise ModelError(f"{folder}: no *.safetensors, got {found}; save the model as safetensors first")
+    for path in (folder / "config.json", *weights) if sealed else ():
+        if path.name not in digests:
+            raise IntegrityError(f"{path}: not listed in {manifest.NAME}; restore the folder or remove the file")
     lines = [f"{path.name}:{digests.get(path.name) or manifest.sha256(path)}" for path in weights]
     fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return PinnedModel(name=base_model, folder=folder, fingerprint=fingerprint)

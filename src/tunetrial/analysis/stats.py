@@ -57,25 +57,25 @@ class Estimate(Record):
 
     def p_not_zero(self) -> float:
         """Two-sided p of no difference."""
-        return float(2 * stats.t.sf(abs(self.effect) / self.se, self.df)) if self.se else float(self.effect == 0)
+        return float(2 * stats.t.sf(abs(self.effect) / self.se, self.df))
 
     def p_not_below(self, bound: float) -> float:
         """One-sided p of `true effect <= bound`; with bound = -margin it is the test of non-inferiority."""
-        return float(stats.t.sf((self.effect - bound) / self.se, self.df)) if self.se else float(self.effect <= bound)
+        return float(stats.t.sf((self.effect - bound) / self.se, self.df))
 
     def p_equivalent(self, margin: float) -> float:
         """p of two one-sided tests (Schuirmann 1987): small says that the effect lies within the margin."""
         if margin <= 0:
             raise EvidenceError(f"margin: must be above 0, got {margin}; state the smallest difference that matters")
-        upper = stats.t.cdf((self.effect - margin) / self.se, self.df) if self.se else float(self.effect >= margin)
-        return max(self.p_not_below(-margin), float(upper))
+        return max(self.p_not_below(-margin), float(stats.t.cdf((self.effect - margin) / self.se, self.df)))
 
 
 def components(diff_RE: Floats) -> Components:
     """Split the variation of differences among seeds, examples and the rest.
 
     Raises:
-        EvidenceError: Fewer than 2 seeds or 2 examples, or a value that is not finite.
+        EvidenceError: Fewer than 2 seeds or 2 examples, a value that is not finite, or no spread at all: equal
+            differences throughout would otherwise pass for certainty.
     """
     diff_RE = np.asarray(diff_RE, dtype=np.float64)
     if diff_RE.ndim != 2 or min(diff_RE.shape) < 2:
@@ -84,6 +84,8 @@ def components(diff_RE: Floats) -> Components:
         missing = int((~np.isfinite(diff_RE)).sum())
         raise EvidenceError(f"differences: {missing} values are not finite; rerun the trials that lack scores")
     replicates, examples = diff_RE.shape
+    if np.ptp(diff_RE) == 0:
+        raise EvidenceError(f"differences: all equal {diff_RE[0, 0]}, no spread to judge by; check that arms differ")
     mean_R, mean_E, mean = diff_RE.mean(axis=1), diff_RE.mean(axis=0), diff_RE.mean()
     residual_RE = diff_RE - mean_R[:, None] - mean_E[None, :] + mean
     return Components(
@@ -111,15 +113,17 @@ def crossed(diff_RE: Floats) -> Estimate:
         parts.ms_replicate**2 / (r - 1) + parts.ms_example**2 / (e - 1) + parts.ms_residual**2 / ((r - 1) * (e - 1))
     )
     variance = max(total, parts.ms_replicate, parts.ms_example) / (r * e)
-    df = max(total, parts.ms_replicate, parts.ms_example) ** 2 / squares if squares else float(r - 1)
+    df = max(total, parts.ms_replicate, parts.ms_example) ** 2 / squares
     return Estimate(effect=float(np.mean(diff_RE)), se=float(variance**0.5), df=float(df))
 
 
 def paired(diff_R: Floats) -> Estimate:
     """Estimate the mean of one difference a seed (Student 1908); the examples are held fixed."""
     diff_R = np.asarray(diff_R, dtype=np.float64)
-    if diff_R.ndim != 1 or len(diff_R) < 2 or not np.isfinite(diff_R).all():
-        raise EvidenceError(f"differences: need 2 or more finite values, got {diff_R.tolist()}; add seeds")
+    if diff_R.ndim != 1 or len(diff_R) < 2 or not np.isfinite(diff_R).all() or np.ptp(diff_R) == 0:
+        raise EvidenceError(
+            f"differences: need 2 or more finite values that are not all equal, got {diff_R.tolist()}; add seeds"
+        )
     return Estimate(effect=float(diff_R.mean()), se=float(stats.sem(diff_R)), df=float(len(diff_R) - 1))
 
 

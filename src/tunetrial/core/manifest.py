@@ -18,7 +18,7 @@ def sha256(path: Path) -> str:
 def write_manifest(folder: Path, names: list[str]) -> None:
     """Record digest and size of the named files of `folder` in its `manifest.json`."""
     files = {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(names)}
-    (folder / NAME).write_text(json.dumps({"files": files}, indent=1) + "\n")
+    (folder / NAME).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
 def check_manifest(folder: Path, names: list[str] | None = None) -> dict[str, str]:
@@ -28,17 +28,22 @@ def check_manifest(folder: Path, names: list[str] | None = None) -> dict[str, st
     the manifest lies in the same folder.
 
     Raises:
-        IntegrityError: The manifest is missing or unreadable, or a file is missing, unlisted or has other bytes.
+        IntegrityError: The manifest is missing or unreadable, or lists nothing; or a file is missing, is named
+            but not listed, or has other bytes.
     """
     manifest = folder / NAME
     try:
-        listed = json.loads(manifest.read_text())["files"]
-        wanted = {name: listed[name] for name in names or listed}
+        listed = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        wanted = {name: listed[name] for name in (listed if names is None else names)}
         expected = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in wanted.items()}
+        if not expected:
+            raise ValueError("no files listed")
     except FileNotFoundError:
         raise IntegrityError(f"{manifest}: file is missing; reinstall or restore the folder") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{manifest}: not a readable manifest, got {error}; reinstall or restore it") from None
+        raise IntegrityError(
+            f"{manifest}: not a manifest of these files, got {error!r}; restore or remove it"
+        ) from None
     for name, (digest, size_bytes) in expected.items():
         found = _describe(folder / name, digest, size_bytes)
         if found:

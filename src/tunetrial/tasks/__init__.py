@@ -6,8 +6,9 @@ rows = tasks.read_rows(task, "train")
 tasks.render(task, rows[0])
 """
 
+from tunetrial.core.errors import DataError
 from tunetrial.tasks.newsletter import NEWSLETTER
-from tunetrial.tasks.task import Task, find_in, read_rows, render
+from tunetrial.tasks.task import Task, read_rows, render
 from tunetrial.tasks.tickets import TICKETS
 from tunetrial.tasks.tickets_json import TICKETS_JSON
 
@@ -22,4 +23,6 @@ def find(name: str) -> Task:
     Raises:
         DataError: There is none; the message lists those that there are.
     """
-    return find_in(BUILT_IN, name)
+    if name not in BUILT_IN:
+        raise DataError(f"task: unknown, got {name!r}; use one of {', '.join(BUILT_IN)}")
+    return BUILT_IN[name]

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from jinja2 import StrictUndefined, Template
+from jinja2 import StrictUndefined, Template, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tunetrial.core.errors import DataError
@@ -32,13 +32,6 @@ class Task(Record):
     margin_reason: str
 
 
-def find_in(tasks: dict[str, Task], name: str) -> Task:
-    """Return the task of this name, or raise a DataError that lists the names there are."""
-    if name not in tasks:
-        raise DataError(f"task: unknown, got {name!r}; use one of {', '.join(tasks)}")
-    return tasks[name]
-
-
 def read_rows(task: Task, split: str) -> list[dict]:
     """Read one split in its pinned order, after checking its digest.
 
@@ -53,10 +46,19 @@ def read_rows(task: Task, split: str) -> list[dict]:
 
 
 def render(task: Task, row: dict) -> str:
-    """Render the prompt of one row; a field that the row lacks is an error, never an empty string."""
-    return _template(task.input).render(row)
+    """Render the prompt of one row, to the last newline.
+
+    Raises:
+        DataError: The row lacks a field that the template names.
+    """
+    try:
+        return _template(task.input).render(row)
+    except UndefinedError as error:
+        where = f"{task.name}: row {row.get('id', '?')}"
+        raise DataError(f"{where}: {error}, got fields {', '.join(row)}; add the field or change the input") from None
 
 
 @cache
 def _template(source: str) -> Template:
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False).from_string(source)
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    return environment.from_string(source)

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, ValidationError
 
 from tunetrial.core.records import Record
 from tunetrial.tasks.task import Task
-from tunetrial.tasks.tickets import TICKETS
+from tunetrial.tasks.tickets import QUEUES, TICKETS
 
 
 class Routing(Record):
@@ -19,7 +19,7 @@ class Routing(Record):
 
     model_config = ConfigDict(strict=True)
 
-    queue: Literal["billing", "delivery", "repair", "returns", "account", "advice"]
+    queue: Literal[QUEUES]
     urgency: Literal["low", "normal", "high"]
     product: Literal["bicycle", "stove", "lamp", "clock", "none"]
 
