@@ -40,7 +40,7 @@ BASE = models.resolve("embedded").folder
 RATES = {"full": (1e-4, 3e-4, 1e-3), "lora": (3e-4, 1e-3, 3e-3)}
 SST2_RATES = {"full": (3e-4,), "lora": (1e-3,)}
 SEEDS = (1, 2)
-PASSES = {"newsletter": 10, "tickets": 10, "tickets_json": 6}
+PASSES = {"newsletter": 10, "tickets": 6, "tickets_json": 6}
 # On a CPU the fused attention's backward costs more than all matrix products at these lengths.
 LOADING = dict(dtype=torch.float32, attn_implementation="eager")
 LORA = dict(r=8, lora_alpha=16, target_modules="all-linear")
