@@ -157,7 +157,7 @@ def test_a_prompt_keeps_the_newline_that_parts_it_from_the_answer():
     assert tasks.render(task, row) == row["message"] + "\n"
 
 
-def test_another_seed_would_deal_other_splits(monkeypatch):
+def test_splits_repeat_and_follow_the_labels_they_are_balanced_on():
     rows = build_data.shortest(build_data.label_tickets(), count=900, text="message")
     first = build_data.split_by_sender(rows, build_data.TICKETS_SPLITS, ("queue",))
     assert first == build_data.split_by_sender(rows, build_data.TICKETS_SPLITS, ("queue",))

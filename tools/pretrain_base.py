@@ -1,11 +1,11 @@
-"""Remake the embedded base model: tokenizer, weights, log and picture, from a folder of plain text.
+"""Remake the embedded base model: tokenizer, weights and log, from a folder of plain text.
 
     python tools/pretrain_base.py --corpus CORPUS                       # remakes src/tunetrial/embedded/base
     python tools/pretrain_base.py --corpus CORPUS --evaluate src/tunetrial/embedded/base
     python tools/draw_pretraining.py                                    # the picture of the log
 
 CORPUS holds train.txt.xz and validation.txt.xz, documents ended by a line `<|endoftext|>`. One GPU makes
-the shipped recipe in about a quarter of an hour. `--recipes` trains other named recipes, whose logs show
+the shipped recipe in about six minutes. `--recipes` trains other named recipes, whose logs show
 what the shipped one was chosen over. Same seed, machine and versions give the same tokenizer and data order;
 on a GPU the weights repeat to rounding, not to the byte.
 """
