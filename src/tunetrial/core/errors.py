@@ -1,10 +1,14 @@
 """Every error that tunetrial raises on purpose.
 
     TunetrialError
+    ├── SpecError        a study file cannot be read as a study
     ├── IntegrityError   a file is missing, truncated or altered against its manifest
     ├── ModelError       a base model cannot be used as named
     ├── DataError        a task, split or row cannot be used as named
-    └── EvidenceError    scores are missing, unpaired or too few for what is asked of them
+    ├── EvidenceError    scores are missing, unpaired or too few for what is asked of them
+    ├── StoreError       a study folder cannot be used now: held by another process, full, or of another study
+    ├── DivergedError    a trial's loss, gradient or weights are no longer finite: a result, not a fault
+    └── DoesNotFitError  a trial needs more memory than there is: a result, not a fault
 
 A message is one line: `where: what is wrong, got value; what to do`. To add an error, subclass
 TunetrialError only if a caller would catch it apart from the others, and draw it above.
@@ -13,6 +17,10 @@ TunetrialError only if a caller would catch it apart from the others, and draw i
 
 class TunetrialError(Exception):
     """Base of all: catch it to tell bad input or damaged files from a fault in tunetrial."""
+
+
+class SpecError(TunetrialError):
+    """A study file holds something that is not a study."""
 
 
 class IntegrityError(TunetrialError):
@@ -29,3 +37,15 @@ class DataError(TunetrialError):
 
 class EvidenceError(TunetrialError):
     """Scores are missing, unpaired or too few for the interval or test asked for."""
+
+
+class StoreError(TunetrialError):
+    """A study folder is held by another process, cannot be written, or belongs to another study."""
+
+
+class DivergedError(TunetrialError):
+    """A trial's numbers are no longer finite; it is recorded as diverged and counted as a failure."""
+
+
+class DoesNotFitError(TunetrialError):
+    """A trial does not fit in memory even one example at a time; it is recorded as infeasible."""

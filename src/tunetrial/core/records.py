@@ -1,4 +1,7 @@
-"""The base of all records: frozen, and strict about unknown fields."""
+"""The base of all records: frozen, strict about unknown fields, and with one digest."""
+
+import hashlib
+import json
 
 from pydantic import BaseModel, ConfigDict
 
@@ -6,4 +9,19 @@ from pydantic import BaseModel, ConfigDict
 class Record(BaseModel):
     """An immutable value; an unknown field is an error, so that a typo never passes silently."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON: equal for equal content, whatever the order of keys."""
+        return digest(self.model_dump(mode="json"))
+
+
+def canonical(value: object) -> str:
+    """Write a JSON value in one way only: sorted keys, no spaces, ASCII, shortest floats, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a JSON value's canonical form, in hexadecimal."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

@@ -1,0 +1,81 @@
+"""The accelerator seam: what trial/ asks of an engine. Examples go in; steps, predictions and facts come out.
+
+Two engines keep it: `engine.torch_engine` (weights and devices) and `engine.sim` (planted truth, no torch).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
+from tunetrial.core.study import Precision, Trial
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: mean loss of its examples, gradient norm before clipping, tokens of its batch, wall time."""
+
+    step: int
+    steps: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+
+
+class Run(Protocol):
+    """One trial in hand. `steps` first, to its end; then `predict` and `save` as often as wanted."""
+
+    def steps(self, checkpoint: Path | None) -> Iterator[Step]:
+        """Train, yielding every optimiser step once.
+
+        With a folder in `checkpoint` it saves there now and then, and begins at the newest valid one, whose earlier
+        steps are not yielded again (`first_step` says where it began).
+
+        Raises:
+            DivergedError: Loss, gradient or weights are not finite.
+            DoesNotFitError: Memory runs out even at a micro-batch of one example.
+        """
+
+    first_step: int
+
+    def predict(self, examples: Sequence[Example]) -> list[str] | list[float]:
+        """Predict a label or a number for each example, in order."""
+
+    def save(self, folder: Path) -> None:
+        """Write the artifact: an adapter, or a full model in the base's dtype, with its head."""
+
+    def facts(self) -> dict[str, Fact]:
+        """How it was executed: for `TrialRecord.resolved`."""
+
+    def measurements(self) -> dict[str, Measurement]:
+        """Trainable parameters, state bytes, tokens, steps."""
+
+    @property
+    def token_digest(self) -> str:
+        """SHA-256 of the token stream of training, in order: equal between arms of a pair."""
+
+
+class Session(Protocol):
+    """One base, resident."""
+
+    def start(self, trial: Trial, data: TaskData) -> Run:
+        """Prepare a trial: attach, initialise, tokenise.
+
+        Raises:
+            DataError: More than 10 % of the rows are longer than the controls allow.
+        """
+
+    def probe(self, trial: Trial, data: TaskData, folder: Path) -> dict[str, Measurement]:
+        """Measure cost alone on the machine: load, step (20 or more, timed after warm-up), evaluate, save, peak."""
+
+
+class Engine(Protocol):
+    """Opens sessions."""
+
+    synthetic: bool
+
+    def open(self, base: Path, precision: Precision) -> Session:
+        """Load a base that `models.resolve` has checked."""

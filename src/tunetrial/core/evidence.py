@@ -1,0 +1,207 @@
+"""What came of it: examples and their scores, records of trials, verdicts, the decision."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tunetrial.core.records import Record, digest
+from tunetrial.core.study import Kind, Lock, Trial
+
+Fact = bool | int | float | str | None
+ArmState = Literal["trained", "did not train", "diverged", "does not fit", "pending"]
+Words = Literal[
+    "BETTER",
+    "SAME (within your margin)",
+    "NOT WORSE",
+    "WORSE, negligibly",
+    "WORSE",
+    "CAN'T TELL YET",
+    "NOT COMPARABLE",
+]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, rendered. `cluster` groups rows of one source (a sender, a document); `target` is a label or number."""
+
+    id: str
+    cluster: str
+    prompt: str
+    target: str | float
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The rows of one task by split ("train", "validation", "test"), and what was left out or drawn, in words."""
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    splits: Mapping[str, tuple[Example, ...]]
+    remarks: tuple[str, ...] = ()
+
+    def digest(self, split: str) -> str:
+        """SHA-256 of a split's ids, clusters, prompts and targets, in order."""
+        return digest([[e.id, e.cluster, e.prompt, e.target] for e in self.splits[split]])
+
+
+class Measurement(Record):
+    """A number that was measured: its unit, and of how many it is the mean or median, if of several."""
+
+    value: float
+    unit: str
+    n: int | None = None
+
+
+class TrialRecord(Record):
+    """The end of one trial. An absent measurement is absent; errors and interruptions never become a record.
+
+    `resolved` says how it was executed (device, dtype, attention, micro-batch, threads): comparisons refuse to mix
+    these undeclared. `token_digest` is of the token stream trained on, in order. `legs_s` are the wall times of all
+    attempts that led here. `synthetic` marks the simulator's records.
+    """
+
+    schema_version: Literal[1] = 1
+    trial: Trial
+    attempt: int = 1
+    status: Literal["ok", "diverged", "infeasible"]
+    reason: str | None = None
+    measurements: dict[str, Measurement] = {}
+    scores_digest: str | None = None
+    token_digest: str | None = None
+    artifacts: dict[str, str] = {}
+    resolved: dict[str, Fact] = {}
+    provenance: dict[str, Fact] = {}
+    legs_s: tuple[float, ...] = ()
+    synthetic: bool = False
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-example outcomes of one trial over one split, axis E; targets and predictions are labels or numbers."""
+
+    example_id_E: tuple[str, ...]
+    cluster_E: tuple[str, ...]
+    target_E: np.ndarray
+    prediction_E: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the content, independent of file format."""
+        return digest(
+            [list(self.example_id_E), list(self.cluster_E), self.target_E.tolist(), self.prediction_E.tolist()]
+        )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that analysis and report are given: the lock, the records, and scores by (trial id, split)."""
+
+    lock: Lock
+    records: tuple[TrialRecord, ...]
+    scores: Mapping[tuple[str, str], Scores]
+    curves: Mapping[str, tuple[dict, ...]]
+
+    def of(self, *, purpose: str, task: str | None = None, arm: str | None = None) -> tuple[TrialRecord, ...]:
+        """The records of one purpose, in order of arm, rate and seed."""
+        chosen = (
+            r
+            for r in self.records
+            if r.trial.purpose == purpose
+            and (task is None or r.trial.task == task)
+            and (arm is None or r.trial.arm.name == arm)
+        )
+        return tuple(
+            sorted(chosen, key=lambda r: (r.trial.task, r.trial.arm.name, r.trial.learning_rate, r.trial.seed))
+        )
+
+
+class ArmResult(Record):
+    """What one arm did on one task's test split; `values` are the metric by final seed, `floor` the best constant's."""
+
+    task: str
+    arm: str
+    state: ArmState
+    learning_rate: float | None = None
+    at_edge: bool = False
+    values: dict[int, float] = {}
+    mean: float | None = None
+    sd: float | None = None
+    floor: float | None = None
+    failed: int = 0
+
+
+class Comparison(Record):
+    """Candidate minus reference on one task's test split, turned so that positive is better.
+
+    The interval holds at `level` (adjusted for looks and family). `mde` is the smallest effect that this many seeds
+    and examples would show with 80 % power. `needs` says in words what would settle an open verdict.
+    """
+
+    task: str
+    candidate: str
+    reference: str
+    metric: str
+    margin: float
+    words: Words
+    direction: Literal["better", "worse", "unresolved"] | None = None
+    size: Literal["within", "beyond", "unresolved"] | None = None
+    reason: str | None = None
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    mde: float | None = None
+    n_replicates: int = 0
+    n_examples: int = 0
+    n_clusters: int = 0
+    bound_by: Literal["seeds", "examples"] | None = None
+    needs: str | None = None
+    procedure: str | None = None
+
+
+class Check(Record):
+    """One line of the fairness ledger: what was compared, whether it holds, and what was found."""
+
+    what: str
+    holds: bool
+    found: str
+
+
+class Flip(Record):
+    """A point at which the recommendation would change: of a weight, a price or a margin."""
+
+    what: str
+    now: float
+    at: float
+    to: str
+
+
+class Abstention(Record):
+    """Why no arm is recommended; still the cheapest safe choice, what it may cost at worst, and the next spend."""
+
+    reason: str
+    safe_choice: str | None
+    at_worst: str | None
+    next_spend: str
+
+
+class Decision(Record):
+    """The outcome of a study: verdicts, then a recommendation or an abstention, with reasons and flip points."""
+
+    verdicts: tuple[Comparison, ...]
+    arms: tuple[ArmResult, ...]
+    costs: dict[str, dict[str, Measurement]]
+    recommendation: str | None
+    abstention: Abstention | None
+    because: tuple[str, ...]
+    flips: tuple[Flip, ...]
+    pareto: tuple[str, ...]
+    excluded: dict[str, str]
+    fairness: tuple[Check, ...]
+    post_hoc: tuple[str, ...]
+    study_digest: str
+    record_digests: dict[str, str]
+    synthetic: bool

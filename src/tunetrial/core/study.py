@@ -1,0 +1,190 @@
+"""What is asked: a study, its arms and tasks, and the trials that come of it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tunetrial.core.records import Record, digest
+
+Setting = bool | int | float | str | tuple[str, ...]
+Kind = Literal["classify", "regress"]
+Precision = Literal["bf16", "fp16", "fp32", "fp64"]
+Purpose = Literal["tune", "final", "probe"]
+
+
+class Arm(Record):
+    """One thing compared: a method and its settings, defaults filled in."""
+
+    name: str
+    method: str
+    settings: dict[str, Setting] = {}
+
+
+class TaskSpec(Record):
+    """One task of a study: where its rows are, how they are rendered, what is measured by which margin.
+
+    `data` is None for a built-in task, else the path of a JSONL, CSV or Parquet file, as are `validation` and `test`;
+    a split without a file of its own is drawn from `data`. `id` and `cluster` are fields; without them a row is
+    known by its number and stands alone. `margin` is in units of `metric`. `epochs` overrides the controls'.
+    """
+
+    name: str
+    kind: Kind
+    metric: str
+    margin: float = Field(gt=0)
+    data: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    input: str
+    target: str
+    id: str | None = None
+    cluster: str | None = None
+    epochs: int | None = Field(default=None, ge=1)
+
+
+class Controls(Record):
+    """All that is held equal between the arms of one task.
+
+    The optimiser is AdamW (0.9, 0.999, 1e-8), the schedule a linear warm-up over `warmup_share` of the steps and then
+    linear to 0. `base_fingerprint` names the base's weights. Rows longer than `max_tokens` are dropped in every arm.
+    """
+
+    base_fingerprint: str
+    epochs: int = Field(default=3, ge=1)
+    batch_examples: int = Field(default=16, ge=1)
+    max_tokens: int = Field(default=512, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    precision: Precision
+    readout: Literal["head"] = "head"
+
+
+class Tuning(Record):
+    """How each arm finds its learning rate: the same budget for every arm.
+
+    `points` half-decade steps around the method's centre ("auto") or the rates given; at most `max_points` after
+    extensions at an edge; `seeds` runs at the best point and its neighbours.
+    """
+
+    learning_rate: Literal["auto"] | tuple[float, ...] = "auto"
+    points: int = Field(default=5, ge=3)
+    max_points: int = Field(default=9, ge=3)
+    seeds: int = Field(default=3, ge=1)
+
+
+class Rule(Record):
+    """The decision rule, fixed before the first trial: family-wise level and the task that decides."""
+
+    level: float = Field(default=0.95, gt=0.5, lt=1)
+    primary: str
+
+
+class Criterion(Record):
+    """A criterion of the decision: its weight, and the anchors in natural units that mean 0 and 1."""
+
+    weight: float = Field(gt=0)
+    worst: float | None = None
+    best: float | None = None
+
+
+class Hardware(Record):
+    """What the user says of the machine; `usd_per_hour` prices the trials, and no price is assumed without it."""
+
+    gpu: str | None = None
+    usd_per_hour: float | None = Field(default=None, ge=0)
+
+
+class Study(Record):
+    """One question, resolved: every default filled in, nothing yet looked up on disk."""
+
+    question: str
+    base_model: str
+    tasks: tuple[TaskSpec, ...]
+    arms: tuple[Arm, ...]
+    reference: str
+    epochs: int = Field(default=3, ge=1)
+    batch_examples: int = Field(default=16, ge=1)
+    max_tokens: int = Field(default=512, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    precision: Literal["auto"] | Precision = "auto"
+    looks: tuple[int, ...] = (5, 10)
+    tuning: Tuning = Tuning()
+    rule: Rule
+    limits: dict[str, float] = {}
+    require: dict[str, str] = {}
+    criteria: dict[str, Criterion] = {}
+    hardware: Hardware = Hardware()
+    keep: Literal["median", "all"] = "median"
+    seed: int = Field(default=0, ge=0)
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def task(self, name: str) -> TaskSpec:
+        return next(task for task in self.tasks if task.name == name)
+
+
+class DataPin(Record):
+    """The rows of a task as they were when the study was locked: SHA-256 and count of each split, labels, remarks."""
+
+    digests: dict[str, str]
+    counts: dict[str, int]
+    labels: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class Lock(Record):
+    """The pre-registration: the study with base and data pinned. Its digest is printed in the report.
+
+    `parameters` counts the base's weights, which set the centre of the learning-rate grid. `engine` is "torch" or
+    "sim"; records of the latter are synthetic and never mix with measured ones.
+    """
+
+    study: Study
+    base_fingerprint: str
+    parameters: int
+    precision: Precision
+    data: dict[str, DataPin]
+    engine: str = "torch"
+
+    def controls(self, task: str) -> Controls:
+        """The controls of one task."""
+        study = self.study
+        return Controls(
+            base_fingerprint=self.base_fingerprint,
+            epochs=study.task(task).epochs or study.epochs,
+            batch_examples=study.batch_examples,
+            max_tokens=study.max_tokens,
+            weight_decay=study.weight_decay,
+            precision=self.precision,
+        )
+
+    def trial(self, arm: str, task: str, *, learning_rate: float, seed: int, purpose: Purpose) -> "Trial":
+        """The trial of one arm on one task."""
+        return Trial(
+            arm=self.study.arm(arm),
+            controls=self.controls(task),
+            task=task,
+            data_digest=digest(self.data[task].digests),
+            learning_rate=learning_rate,
+            seed=seed,
+            purpose=purpose,
+        )
+
+
+class Trial(Record):
+    """One arm, one task, one seed, one purpose: what is asked, and nothing of how it is executed."""
+
+    arm: Arm
+    controls: Controls
+    task: str
+    data_digest: str
+    learning_rate: float = Field(gt=0)
+    seed: int = Field(ge=0)
+    purpose: Purpose
+
+    @property
+    def id(self) -> str:
+        """The first 16 hexadecimal digits of the digest: the name of the trial's folder."""
+        return self.digest[:16]
