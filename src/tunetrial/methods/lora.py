@@ -1,0 +1,65 @@
+"""`lora`: low-rank updates beside frozen weights (Hu et al. 2021, arXiv:2106.09685)."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tunetrial.methods.method import AdapterSpec, Method, count, full_centre
+from tunetrial.models import ModelShape
+
+
+class Lora(Method):
+    """W + (alpha / rank) * B A on each target; rsLoRA divides by sqrt(rank) instead (Kalajdzievski 2023).
+
+    `alpha` is twice the rank unless given. `targets` names projections, or "all-linear" for all of the blocks'. A is
+    drawn as a linear layer of torch is by default, B is zero: at step 0 the model computes what the base does.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=0.0, ge=0)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    rslora: bool = False
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, value: object) -> object:
+        """A name alone or several joined by commas; sorted, since their order has no effect."""
+        if isinstance(value, str) and value != "all-linear":
+            value = value.split(",")
+        if isinstance(value, list | tuple):
+            names = sorted({str(name).strip() for name in value})
+            if not names or not all(names):
+                raise ValueError("must name at least one projection, or be 'all-linear'")
+            return tuple(names)
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alpha_defaults_to_twice_the_rank(cls, data: dict) -> dict:
+        rank = data.get("rank", 16)
+        if data.get("alpha") is None and isinstance(rank, int):
+            return {**data, "alpha": 2.0 * rank}
+        return data
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    def target_names(self, shape: ModelShape) -> tuple[str, ...]:
+        return tuple(shape.projections) if self.targets == "all-linear" else self.targets
+
+    def adapter(self, shape: ModelShape) -> AdapterSpec:
+        return AdapterSpec(rank=self.rank, scaling=self.scaling, targets=self.target_names(shape))
+
+    def trainable_parameters(self, shape: ModelShape, outputs: int) -> int:
+        """layers * sum over targets of rank * (in + out), and the head."""
+        in_blocks = shape.layers * count(shape.projections, self.target_names(shape), self.rank)
+        return in_blocks + shape.hidden * outputs
+
+    def artifact_bytes(self, shape: ModelShape, outputs: int, base_bytes_per_weight: int) -> int:
+        """Adapter and head, both in fp32."""
+        return 4 * self.trainable_parameters(shape, outputs)
+
+    def learning_rate_centre(self, parameters: int) -> float:
+        """Ten times full fine-tuning's (Schulman et al. 2025 found about ten), at most 2e-3."""
+        return min(10 * full_centre(parameters), 2e-3)
