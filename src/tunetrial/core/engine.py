@@ -1,6 +1,6 @@
 """The accelerator seam: what trial/ asks of an engine. Examples go in; steps, predictions and facts come out.
 
-Two engines keep it: `engine.torch_engine` (weights and devices) and `engine.sim` (planted truth, no torch).
+Two engines keep it: `engine.torch` (weights and devices) and `engine.sim` (planted truth, no torch).
 """
 
 from collections.abc import Iterator, Sequence
@@ -61,11 +61,16 @@ class Run(Protocol):
 class Session(Protocol):
     """One base, resident."""
 
-    def start(self, trial: Trial, data: TaskData) -> Run:
-        """Prepare a trial: attach, initialise, tokenise.
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of each prompt, so that rows longer than the controls allow are dropped alike in every arm."""
+
+    def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> Run:
+        """Prepare a trial: attach, initialise, tokenise. It ends the run started before: one at a time.
+
+        `micro_batch` caps the examples computed at once; the effective batch is the controls' all the same.
 
         Raises:
-            DataError: More than 10 % of the rows are longer than the controls allow.
+            DoesNotFitError: Not even the weights and optimiser states find room.
         """
 
     def probe(self, trial: Trial, data: TaskData, folder: Path) -> dict[str, Measurement]:
@@ -76,6 +81,9 @@ class Engine(Protocol):
     """Opens sessions."""
 
     synthetic: bool
+
+    def precision(self) -> Precision:
+        """The compute dtype native to this machine, for a study that says "auto"."""
 
     def open(self, base: Path, precision: Precision) -> Session:
         """Load a base that `models.resolve` has checked."""

@@ -8,7 +8,7 @@ from tunetrial.core.records import Record, digest
 
 Setting = bool | int | float | str | tuple[str, ...]
 Kind = Literal["classify", "regress"]
-Precision = Literal["bf16", "fp16", "fp32", "fp64"]
+Precision = Literal["bf16", "fp32", "fp64"]
 Purpose = Literal["tune", "final", "probe"]
 
 

@@ -31,7 +31,8 @@ def settle(method: str, settings: dict[str, Setting]) -> dict[str, Setting]:
     try:
         return METHODS[method].model_validate(settings).model_dump()
     except ValidationError as error:
-        raise SpecError("; ".join(_explain(METHODS[method], part) for part in error.errors())) from None
+        first = {part["loc"][:1]: part for part in reversed(error.errors())}
+        raise SpecError("; ".join(_explain(METHODS[method], part) for part in first.values())) from None
 
 
 def find(arm: Arm) -> Method:
@@ -47,5 +48,6 @@ def _explain(method: type[Method], part: dict) -> str:
     annotation = method.model_fields[field].annotation if field in method.model_fields else None
     literal = " or ".join(repr(value) for value in get_args(annotation) if isinstance(value, str))
     hint = f"use {literal}" if literal else "see the method's settings"
-    message = part["msg"].removeprefix("Value error, ")
-    return f"{field or 'settings'}: {message[0].lower()}{message[1:]}, got {part['input']!r}; {hint}"
+    message = part["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = message.replace("greater than or equal to", ">=").replace("greater than", ">")
+    return f"{field or 'settings'}: {message}, got {part['input']!r}; {hint}"

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from tunetrial.core.errors import SpecError
 from tunetrial.methods.method import AdapterSpec, Method, count, full_centre
 from tunetrial.models import ModelShape
 
@@ -16,7 +17,7 @@ class Lora(Method):
     """
 
     rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=0.0, ge=0)
+    alpha: float = Field(default=32.0, gt=0)
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     rslora: bool = False
 
@@ -46,7 +47,18 @@ class Lora(Method):
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def target_names(self, shape: ModelShape) -> tuple[str, ...]:
-        return tuple(shape.projections) if self.targets == "all-linear" else self.targets
+        """The projections to adapt.
+
+        Raises:
+            SpecError: The base has no projection of such a name.
+        """
+        if self.targets == "all-linear":
+            return tuple(shape.projections)
+        unknown = [name for name in self.targets if name not in shape.projections]
+        if unknown:
+            known = ", ".join(shape.projections)
+            raise SpecError(f"targets: no such projection in this base, got {unknown[0]!r}; use some of {known}")
+        return self.targets
 
     def adapter(self, shape: ModelShape) -> AdapterSpec:
         return AdapterSpec(rank=self.rank, scaling=self.scaling, targets=self.target_names(shape))
