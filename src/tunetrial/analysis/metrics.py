@@ -1,0 +1,298 @@
+"""Metrics of one trial on one split: targets and predictions in, a number and each example's part in it out.
+
+`value` is the metric as published. `contributions` is turned so that higher is better, and additive: its mean is the
+turned metric, for metrics that are no mean of examples up to the jackknife's bias. Differences of contributions are
+what `stats.crossed` takes. To add a metric, write its two functions and one entry of `METRICS`.
+
+Axis letter: E example. Targets and predictions are labels (text) for classify and finite numbers for regress.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+from scipy.stats import rankdata
+
+from tunetrial.analysis import stats
+from tunetrial.analysis.stats import Codes, Floats
+from tunetrial.core.errors import EvidenceError
+from tunetrial.core.study import Kind
+
+Values = np.ndarray | Sequence[str] | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of predictions against targets.
+
+    `value` is None where the metric is not defined, never 0 in its stead. `contributions` (shape (E,), higher is
+    better) raises EvidenceError there. `higher_is_better` is None for a metric that only describes: it decides
+    nothing, and asking for its contributions is an error. Both raise EvidenceError on unequal lengths, on no
+    examples, on labels that are no text and on numbers that are not finite.
+    """
+
+    name: str
+    kinds: tuple[Kind, ...]
+    unit: str
+    higher_is_better: bool | None
+    value: Callable[[Values, Values], float | None]
+    contributions: Callable[[Values, Values], Floats]
+
+
+def find(name: str) -> Metric:
+    """Return the metric of this name; EvidenceError with the nearest names if there is none."""
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS) or METRICS
+        raise EvidenceError(f"metric: unknown, got {name!r}; use {' or '.join(near)}")
+    return METRICS[name]
+
+
+def of_kind(kind: Kind) -> tuple[Metric, ...]:
+    """All metrics that a kind of task is measured by; those that only describe come last."""
+    return tuple(metric for metric in METRICS.values() if kind in metric.kinds)
+
+
+def accuracy(target_E: Values, prediction_E: Values) -> float:
+    """Share of examples whose label is right."""
+    return float(_hits(target_E, prediction_E).mean())
+
+
+def _hits(target_E: Values, prediction_E: Values) -> Floats:
+    target_E, prediction_E, _ = _codes(target_E, prediction_E)
+    return (target_E == prediction_E).astype(np.float64)
+
+
+def macro_f1(target_E: Values, prediction_E: Values) -> float:
+    """Mean F1 over the labels that occur among targets or predictions, as scikit-learn's `average="macro"`."""
+    target_E, prediction_E, classes = _codes(target_E, prediction_E)
+    return stats.macro_f1(prediction_E, target_E, classes)
+
+
+def _macro_f1_parts(target_E: Values, prediction_E: Values) -> Floats:
+    """Pseudo-values; the labels averaged over stay those of the whole split when an example is left out."""
+    target_E, prediction_E, classes = _codes(target_E, prediction_E)
+    _need("macro_f1", len(target_E), 2)
+    return stats.macro_f1_pseudo_values(prediction_E, target_E, classes)
+
+
+def mcc(target_E: Values, prediction_E: Values) -> float:
+    """Matthews correlation, for any number of labels R_K (Gorodkin 2004).
+
+    0 where it would be 0/0, that is when either side names one label only: the limit of its definition (Chicco &
+    Jurman 2020) and scikit-learn's value.
+    """
+    target_E, prediction_E, classes = _codes(target_E, prediction_E)
+    true_C, said_C = (np.bincount(codes, minlength=classes) for codes in (target_E, prediction_E))
+    hits = np.count_nonzero(target_E == prediction_E)
+    return float(_r_k(len(target_E), hits, true_C @ said_C, true_C @ true_C, said_C @ said_C))
+
+
+def _mcc_parts(target_E: Values, prediction_E: Values) -> Floats:
+    """Pseudo-values, exact by removing one example from the counts of R_K: O(E)."""
+    whole = mcc(target_E, prediction_E)
+    target_E, prediction_E, classes = _codes(target_E, prediction_E)
+    _need("mcc", len(target_E), 2)
+    true_C, said_C = (np.bincount(codes, minlength=classes) for codes in (target_E, prediction_E))
+    hit_E = (target_E == prediction_E).astype(np.int64)
+    without_E = _r_k(
+        len(target_E) - 1,
+        hit_E.sum() - hit_E,
+        true_C @ said_C - said_C[target_E] - true_C[prediction_E] + hit_E,
+        true_C @ true_C - 2 * true_C[target_E] + 1,
+        said_C @ said_C - 2 * said_C[prediction_E] + 1,
+    )
+    return _pseudo_values(whole, without_E)
+
+
+def _r_k(n: int, hits: Codes, true_said: Codes, true_true: Codes, said_said: Codes) -> Floats:
+    """R_K from hits and the inner products of the label counts of both sides."""
+    square = np.asarray(n * n - true_true, dtype=np.float64) * np.asarray(n * n - said_said, dtype=np.float64)
+    return np.divide(hits * n - true_said, np.sqrt(square), out=np.zeros(square.shape), where=square > 0)
+
+
+def mae(target_E: Values, prediction_E: Values) -> float:
+    """Mean absolute error, in the unit of the target."""
+    return float(-_turned_errors(target_E, prediction_E).mean())
+
+
+def _turned_errors(target_E: Values, prediction_E: Values) -> Floats:
+    target_E, prediction_E = _numbers(target_E, prediction_E)
+    return -np.abs(prediction_E - target_E)
+
+
+def rmse(target_E: Values, prediction_E: Values) -> float:
+    """Root of the mean squared error, in the unit of the target."""
+    return float((_turned_errors(target_E, prediction_E) ** 2).mean() ** 0.5)
+
+
+def _rmse_parts(target_E: Values, prediction_E: Values) -> Floats:
+    """Minus the pseudo-values. O(E); sums before and after an example, for a difference would lose small errors."""
+    square_E = _turned_errors(target_E, prediction_E) ** 2
+    _need("rmse", len(square_E), 2)
+    before_E, after_E = (np.concatenate(([0.0], np.cumsum(s)[:-1])) for s in (square_E, square_E[::-1]))
+    without_E = ((before_E + after_E[::-1]) / (len(square_E) - 1)) ** 0.5
+    return -_pseudo_values(square_E.mean() ** 0.5, without_E)
+
+
+def pearson(target_E: Values, prediction_E: Values) -> float | None:
+    """Pearson correlation; None when either side is all equal."""
+    return _correlation(*_numbers(target_E, prediction_E))
+
+
+def _pearson_parts(target_E: Values, prediction_E: Values) -> Floats:
+    """Pseudo-values by taking one example out of the centred sums: O(E).
+
+    Where one example carries all but a millionth of a sum the difference is rounding, so it is counted afresh.
+    """
+    target_E, prediction_E = _numbers(target_E, prediction_E)
+    whole, n = _defined("pearson", _correlation(target_E, prediction_E)), len(target_E)
+    x_E, y_E = _centred(target_E), _centred(prediction_E)
+    share = n / (n - 1)
+    xx_E, yy_E = x_E @ x_E - share * x_E**2, y_E @ y_E - share * y_E**2
+    lost_E = (xx_E < 1e-6 * (x_E @ x_E)) | (yy_E < 1e-6 * (y_E @ y_E))
+    square_E = np.where(lost_E, 1.0, xx_E * yy_E)
+    without_E = (x_E @ y_E - share * x_E * y_E) / square_E**0.5
+    for e in np.flatnonzero(lost_E):
+        without = _correlation(np.delete(target_E, e), np.delete(prediction_E, e))
+        without_E[e] = _defined(f"pearson without example {e}", without)
+    return _pseudo_values(whole, without_E)
+
+
+def spearman(target_E: Values, prediction_E: Values) -> float | None:
+    """Spearman correlation, ties at their mean rank; None when either side is all equal."""
+    return _correlation(*(rankdata(values) for values in _numbers(target_E, prediction_E)))
+
+
+def _spearman_parts(target_E: Values, prediction_E: Values) -> Floats:
+    """Pseudo-values: Pearson's of the ranks as they are once an example is gone. O(E^2) time, O(E) memory.
+
+    Without example e the rank of j falls by a_ej: 1 if j lies above e, 1/2 if they are tied. All sums are exact.
+    """
+    x_E, y_E = _numbers(target_E, prediction_E)
+    whole = _defined("spearman", spearman(x_E, y_E))
+    rank_E, rank2_E, n = rankdata(x_E), rankdata(y_E), len(x_E) - 1
+    fallen_E = _sum_above(x_E, rank2_E) + _sum_above(y_E, rank_E)
+    own_E = (rank_E - 0.5) * (rank2_E - 0.5)
+    product_E = rank_E @ rank2_E - fallen_E + _both_above(x_E, y_E) - own_E - n * ((n + 1) / 2) ** 2
+    square_E = _rank_squares_without(x_E) * _rank_squares_without(y_E)
+    for e in np.flatnonzero(square_E == 0):
+        _defined(f"spearman without example {e}", None)
+    return _pseudo_values(whole, product_E / square_E**0.5)
+
+
+def _sum_above(x_E: Floats, weight_E: Floats) -> Floats:
+    """For every example the sum of the weights of those above it, ties (itself too) by half."""
+    _, code_E = np.unique(x_E, return_inverse=True)
+    weight_C = np.bincount(code_E, weight_E)
+    return (weight_C.sum() - np.cumsum(weight_C) + weight_C / 2)[code_E]
+
+
+def _both_above(x_E: Floats, y_E: Floats) -> Floats:
+    """For every example the number above it on both sides; a tie counts half on its side."""
+    x_E, y_E = (np.unique(v, return_inverse=True)[1].astype(np.int32) for v in (x_E, y_E))
+    twice_twice = np.empty(len(x_E))
+    for start in range(0, len(x_E), 256):
+        part = slice(start, start + 256)
+        above, above2 = ((v > v[part, None]).view(np.int8) + (v >= v[part, None]).view(np.int8) for v in (x_E, y_E))
+        twice_twice[part] = (above * above2).sum(axis=1, dtype=np.int64)
+    return twice_twice / 4
+
+
+def _rank_squares_without(x_E: Floats) -> Floats:
+    """Sum of squared deviations of the tied ranks of all others, for every example (Kendall 1945)."""
+    _, code_E, size_C = np.unique(x_E, return_inverse=True, return_counts=True)
+    n, tied_C = len(x_E) - 1, size_C.astype(np.float64) ** 3 - size_C
+    left_E = size_C[code_E] - 1.0
+    return (n**3 - n - (tied_C.sum() - tied_C[code_E] + left_E**3 - left_E)) / 12
+
+
+def range_used(target_E: Values, prediction_E: Values) -> float | None:
+    """Largest minus smallest prediction, as a share of the same of the targets; None when the targets are all equal.
+
+    It describes and does not judge: 0 is a model that says one number, and more than 1 is not better than 1.
+    """
+    target_E, prediction_E = _numbers(target_E, prediction_E)
+    spread = np.ptp(target_E)
+    return float(np.ptp(prediction_E) / spread) if spread > 0 else None
+
+
+def _range_used_parts(target_E: Values, prediction_E: Values) -> NoReturn:
+    raise EvidenceError("range_used: describes and decides nothing, got a request for contributions; use mae")
+
+
+def _codes(target_E: Values, prediction_E: Values) -> tuple[Codes, Codes, int]:
+    """Number the labels that occur; returns both sides' numbers and how many labels there are."""
+    sides = [np.asarray(values, dtype=object) for values in (target_E, prediction_E)]
+    _check_lengths(*sides)
+    both = np.concatenate(sides)
+    wrong = [label for label in both if not isinstance(label, str)]
+    if wrong:
+        raise EvidenceError(f"labels: must be text, got {wrong[0]!r}; turn labels into text, or use a regress metric")
+    labels, code = np.unique(both, return_inverse=True)
+    return code[: len(sides[0])], code[len(sides[0]) :], len(labels)
+
+
+def _numbers(target_E: Values, prediction_E: Values) -> tuple[Floats, Floats]:
+    try:
+        sides = [np.asarray(values, dtype=np.float64) for values in (target_E, prediction_E)]
+    except (ValueError, TypeError):
+        raise EvidenceError("values: must be numbers, got labels; use a classify metric") from None
+    _check_lengths(*sides)
+    for name, side in zip(("targets", "predictions"), sides, strict=True):
+        missing = np.count_nonzero(~np.isfinite(side))
+        if missing:
+            raise EvidenceError(f"{name}: must be finite, got {missing} that are not; rerun the trial that made them")
+    return sides[0], sides[1]
+
+
+def _check_lengths(target_E: np.ndarray, prediction_E: np.ndarray) -> None:
+    if target_E.ndim != 1 or target_E.shape != prediction_E.shape or not len(target_E):
+        got = f"{target_E.shape} and {prediction_E.shape}"
+        raise EvidenceError(f"targets and predictions: need one each for every example, got shapes {got}; rerun")
+
+
+def _centred(x_E: Floats) -> Floats:
+    """Deviations from the mean, scaled to 1 at the largest so that no square is lost."""
+    deviation_E = x_E - x_E.mean()
+    return deviation_E / np.abs(deviation_E).max()
+
+
+def _correlation(x_E: Floats, y_E: Floats) -> float | None:
+    if np.ptp(x_E) == 0 or np.ptp(y_E) == 0:
+        return None
+    x_E, y_E = _centred(x_E), _centred(y_E)
+    return float(np.clip(x_E @ y_E / (x_E @ x_E * (y_E @ y_E)) ** 0.5, -1, 1))
+
+
+def _defined(name: str, value: float | None) -> float:
+    if value is None:
+        raise EvidenceError(f"{name}: not defined, targets or predictions are all equal; judge this trial by mae")
+    return value
+
+
+def _need(name: str, examples: int, least: int) -> None:
+    if examples < least:
+        raise EvidenceError(f"{name}: needs {least} or more examples to tell their parts, got {examples}; add rows")
+
+
+def _pseudo_values(whole: float, without_E: Floats) -> Floats:
+    """n θ - (n - 1) θ₋ₑ (Tukey 1958)."""
+    n = len(without_E)
+    return n * whole - (n - 1) * without_E
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", ("classify",), "share", True, accuracy, _hits),
+        Metric("macro_f1", ("classify",), "F1", True, macro_f1, _macro_f1_parts),
+        Metric("mcc", ("classify",), "correlation", True, mcc, _mcc_parts),
+        Metric("mae", ("regress",), "target units", False, mae, _turned_errors),
+        Metric("rmse", ("regress",), "target units", False, rmse, _rmse_parts),
+        Metric("pearson", ("regress",), "correlation", True, pearson, _pearson_parts),
+        Metric("spearman", ("regress",), "correlation", True, spearman, _spearman_parts),
+        Metric("range_used", ("regress",), "share of the targets' range", None, range_used, _range_used_parts),
+    )
+}
