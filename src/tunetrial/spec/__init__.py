@@ -1,0 +1,56 @@
+"""Study files: YAML in, a `Study` with every default filled in out, and back. The only reader of study files.
+
+from tunetrial import spec
+study = spec.read(Path("study.yaml"))
+print(spec.write(study))                       # the same study, nothing left unsaid
+"""
+
+from pathlib import Path
+
+from tunetrial.core.errors import SpecError
+from tunetrial.core.study import Study
+from tunetrial.spec.explain import explain, later
+from tunetrial.spec.faults import refuse
+from tunetrial.spec.form import StudyForm, json_schema
+from tunetrial.spec.resolve import resolve
+from tunetrial.spec.text import read_bytes, read_tree
+from tunetrial.spec.write import to_yaml
+
+__all__ = ["json_schema", "parse", "read", "write"]
+
+
+def read(path: str | Path) -> Study:
+    """Read a study file.
+
+    Paths inside are kept as written: they are relative to the file's folder. Nothing but this file is opened.
+
+    Raises:
+        SpecError: The file cannot be read, or is not a study; up to five faults, each a line of its own with file,
+            line, field, what is wrong and what to do.
+    """
+    return parse(read_bytes(Path(path)), str(path))
+
+
+def parse(text: str, where: str = "study.yaml") -> Study:
+    """Read a study from text; `where` names it in messages.
+
+    Raises:
+        SpecError: As `read`.
+    """
+    tree = read_tree(text, where)
+    refuse(where, tree, later(tree) + explain(tree))
+    study, faults = resolve(StudyForm.model_validate(tree.value, strict=True))
+    refuse(where, tree, faults)
+    return study
+
+
+def write(study: Study) -> str:
+    """Write a study as YAML that reads back as the same study, defaults spelled out.
+
+    Raises:
+        SpecError: The study is not one that a file can hold: made by hand, and refused by `parse`.
+    """
+    text = to_yaml(study)
+    if parse(text, "study") != study:
+        raise SpecError("study: does not read back as it was, got settings that differ; build it with spec.parse")
+    return text

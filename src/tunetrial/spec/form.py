@@ -1,0 +1,184 @@
+"""The file form of a study: what may stand in a study file, before defaults that depend on other fields.
+
+These records are the one source of what is accepted: they parse, they give the remedies in messages
+("give the <description>, such as <example>"), and they are exported as JSON Schema.
+"""
+
+import operator
+from functools import reduce
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, create_model
+from pydantic.json_schema import SkipJsonSchema
+
+from tunetrial.core.records import Record
+from tunetrial.core.study import Kind, Precision
+from tunetrial.methods import METHODS
+
+Absent = SkipJsonSchema[None]
+Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
+Text = Annotated[str, Field(pattern=r"\S", max_length=4000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Positive = Annotated[float, Field(gt=0)]
+Points = Annotated[int, Field(ge=3, le=99)]
+Price = Annotated[float, Field(ge=0)]
+Look = Annotated[int, Field(ge=2, le=900)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+def _task_by_name(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _arms_by_method(value: object) -> object:
+    """`[full, lora]` is short for `{full: {method: full}, lora: {method: lora}}`."""
+    if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+        return value
+    twice = {item for item in value if value.count(item) > 1}
+    if twice:
+        raise ValueError(f"the same method twice, got {sorted(twice)[0]!r}; write a mapping of names to settings")
+    return {item: {"method": item} for item in value}
+
+
+class TaskForm(Record):
+    """A built-in task with what differs, or a task of the user's own."""
+
+    name: Name = Field(description="name of the task", examples=["tickets"])
+    data: Text | Absent = Field(None, description="file of rows: JSONL, CSV or Parquet", examples=["data/rows.jsonl"])
+    validation: Text | Absent = Field(None, description="file of validation rows", examples=["data/validation.jsonl"])
+    test: Text | Absent = Field(None, description="file of test rows", examples=["data/test.jsonl"])
+    kind: Kind | Absent = Field(None, description="kind of the task: classify or regress", examples=["classify"])
+    input: Text | Absent = Field(None, description="template of the prompt", examples=["{{ title }}: {{ text }}"])
+    target: Text | Absent = Field(None, description="field to predict", examples=["label"])
+    id: Text | Absent = Field(None, description="field that names a row", examples=["id"])
+    cluster: Text | Absent = Field(None, description="field whose equal values keep rows together", examples=["sender"])
+    metric: Text | Absent = Field(None, description="metric of the comparison", examples=["macro_f1"])
+    margin: Positive | Absent = Field(
+        None, description="smallest difference that matters, in units of the metric", examples=[0.02]
+    )
+    epochs: Count | Absent = Field(None, description="passes over the training rows of this task", examples=[3])
+
+
+class RuleForm(Record):
+    level: float = Field(0.95, gt=0.5, lt=1, description="family-wise level of confidence", examples=[0.95])
+    primary: Text | Absent = Field(None, description="task that decides", examples=["newsletter"])
+
+
+class ReplicatesForm(Record):
+    looks: tuple[Look, ...] = Field(
+        (5, 10),
+        min_length=1,
+        max_length=10,
+        description="numbers of seeds after which the results are looked at",
+        examples=[[5, 10]],
+    )
+
+
+class TuningForm(Record):
+    learning_rate: Literal["auto"] | tuple[Rate, ...] = Field(
+        "auto", description="word auto, or three or more growing rates", examples=[[1e-4, 3e-4, 1e-3]]
+    )
+    points: Points | Absent = Field(None, description="number of learning rates tried first", examples=[5])
+    max_points: Points | Absent = Field(
+        None, description="most learning rates tried when the best is at an edge", examples=[9]
+    )
+    seeds: int = Field(3, ge=3, le=99, description="number of seeds at the best learning rate", examples=[3])
+
+
+class LimitsForm(Record):
+    """What no recommended arm may exceed."""
+
+    cost_usd: Positive | Absent = Field(None, description="most US dollars for one training run", examples=[2])
+    train_s: Positive | Absent = Field(None, description="most seconds for one training run", examples=[3600])
+    peak_gib: Positive | Absent = Field(None, description="most memory in GiB", examples=[24])
+    storage_mib: Positive | Absent = Field(None, description="most MiB for the saved artifact", examples=[500])
+    latency_ms: Positive | Absent = Field(None, description="most milliseconds for one example", examples=[40])
+
+
+class CriterionForm(Record):
+    weight: Positive = Field(description="weight of the step from worst to best", examples=[0.4])
+    worst: float | Absent = Field(None, description="value that counts 0, in natural units", examples=[100])
+    best: float | Absent = Field(None, description="value that counts 1, in natural units", examples=[10])
+
+
+class CriteriaForm(Record):
+    """What is weighed, each in its natural unit."""
+
+    quality: CriterionForm | Absent = Field(None, description="weight of the primary metric", examples=[{"weight": 1}])
+    cost_usd: CriterionForm | Absent = Field(None, description="weight of the US dollars of a run")
+    train_s: CriterionForm | Absent = Field(None, description="weight of the seconds of a run")
+    peak_gib: CriterionForm | Absent = Field(None, description="weight of the memory in GiB")
+    storage_mib: CriterionForm | Absent = Field(None, description="weight of the MiB of the saved artifact")
+    latency_ms: CriterionForm | Absent = Field(None, description="weight of the milliseconds for one example")
+
+
+class HardwareForm(Record):
+    gpu: Text | Absent = Field(None, description="name of the accelerator", examples=["l4"])
+    usd_per_hour: Price | Absent = Field(None, description="price of the machine in US dollars", examples=[0.8])
+
+
+_ARMS: list[type] = [
+    create_model(f"{method.__name__}Arm", __base__=method, __doc__=method.__doc__, method=(Literal[name], ...))
+    for name, method in METHODS.items()
+]
+Arm = Annotated[reduce(operator.or_, _ARMS), Discriminator("method")]
+Arms = Annotated[dict[Name, Arm], Field(min_length=2)]
+Methods = Annotated[list[Literal[tuple(METHODS)]], Field(min_length=2)]
+
+
+class StudyForm(Record):
+    """A study file."""
+
+    question: Text | Absent = Field(None, description="question in words", examples=["Is LoRA as good as full?"])
+    base_model: Text = Field(description="folder of the base model, or embedded", examples=["embedded"])
+    tasks: tuple[Annotated[TaskForm, BeforeValidator(_task_by_name, json_schema_input_type=Name | TaskForm)], ...] = (
+        Field(min_length=1, description="tasks, by name or described", examples=[["newsletter"]])
+    )
+    arms: Annotated[Arms, BeforeValidator(_arms_by_method, json_schema_input_type=Arms | Methods)] = Field(
+        description="two or more arms to compare", examples=[["full", "lora"]]
+    )
+    reference: Text | Absent = Field(None, description="arm that the others are compared with", examples=["full"])
+    rule: RuleForm = Field(default_factory=RuleForm, description="rule of decision", examples=[{"level": 0.95}])
+    replicates: ReplicatesForm = Field(
+        default_factory=ReplicatesForm, description="seeds of each arm", examples=[{"looks": [5, 10]}]
+    )
+    tuning: TuningForm = Field(
+        default_factory=TuningForm, description="search for the learning rate", examples=[{"seeds": 3}]
+    )
+    limits: LimitsForm = Field(default_factory=LimitsForm, description="limits on cost", examples=[{"peak_gib": 24}])
+    require: dict[str, Annotated[str, Field(max_length=100)]] = Field(
+        {}, description="floors as task.metric and a condition", examples=[{"newsletter.mae": "<= 1.5"}]
+    )
+    criteria: CriteriaForm = Field(
+        default_factory=CriteriaForm, description="criteria and their weights", examples=[{"quality": {"weight": 1}}]
+    )
+    hardware: HardwareForm = Field(
+        default_factory=HardwareForm, description="machine and its price", examples=[{"usd_per_hour": 1}]
+    )
+    epochs: Count = Field(3, description="passes over the training rows", examples=[3])
+    batch_examples: Count = Field(16, description="examples of one optimiser step", examples=[16])
+    max_tokens: Count = Field(512, description="most tokens of an example", examples=[512])
+    weight_decay: float = Field(0.0, ge=0, le=1, description="weight decay", examples=[0.01])
+    precision: Literal["auto"] | Precision = Field("auto", description="compute dtype", examples=["auto"])
+    keep: Literal["median", "all"] = Field("median", description="full weights that are kept", examples=["median"])
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the whole study", examples=[0])
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a study file, for editors and for checks without tunetrial.
+
+    It holds all that can be said of one field alone. It says nothing of relations between fields (that `reference`
+    names an arm, that a metric fits a kind, that a margin is due), nor of duplicate keys or empty values.
+    """
+    schema = StudyForm.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_tidy(schema)}
+
+
+def _tidy(schema: Any) -> Any:
+    """Absent is absent, so there is no null; and keys that fit no pattern are refused."""
+    if isinstance(schema, list):
+        return [_tidy(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    tidied = {key: _tidy(value) for key, value in schema.items() if not (key == "default" and value is None)}
+    return {**tidied, "additionalProperties": False} if "patternProperties" in schema else tidied

@@ -1,0 +1,130 @@
+"""The file form to a study: defaults that depend on other fields, and what must hold between fields."""
+
+import re
+from collections.abc import Iterator
+
+from tunetrial.analysis import metrics
+from tunetrial.core.study import Arm, Criterion, Hardware, Rule, Study, TaskSpec, Tuning
+from tunetrial.spec.faults import Fault, nearest, show
+from tunetrial.spec.form import CriteriaForm, StudyForm, TuningForm
+from tunetrial.spec.tasks import check_floor, resolve_tasks
+from tunetrial.spec.text import NUMBER
+
+POINTS, MAX_POINTS, FEWEST_RATES = 5, 9, 3
+
+
+def resolve(form: StudyForm) -> tuple[Study | None, list[Fault]]:
+    """The study, or what is wrong with it."""
+    tasks, faults = resolve_tasks(form.tasks)
+    arms = tuple(
+        Arm(name=name, method=a.method, settings=a.model_dump(exclude={"method"})) for name, a in form.arms.items()
+    )
+    require, floor_faults = _floors(form, tasks)
+    tuning, tuning_faults = _tuning(form.tuning)
+    faults += [*_arm_faults(form, arms), *_name_faults(form), *floor_faults, *tuning_faults, *_cost_faults(form, tasks)]
+    if faults:
+        return None, faults
+    names = [task.name for task in tasks]
+    shared = ("base_model", "epochs", "batch_examples", "max_tokens", "weight_decay", "precision", "keep", "seed")
+    study = Study(
+        question=form.question or f"{' or '.join(form.arms)} for {' and '.join(names)}?",
+        tasks=tasks,
+        arms=arms,
+        reference=form.reference or next((arm.name for arm in arms if arm.method == "full"), arms[0].name),
+        looks=form.replicates.looks,
+        tuning=tuning,
+        rule=Rule(level=form.rule.level, primary=form.rule.primary or names[0]),
+        limits=form.limits.model_dump(exclude_none=True),
+        require=require,
+        criteria={name: Criterion(**c) for name, c in form.criteria.model_dump(exclude_none=True).items()},
+        hardware=Hardware(**form.hardware.model_dump()),
+        **{name: getattr(form, name) for name in shared},
+    )
+    return study, []
+
+
+def _arm_faults(form: StudyForm, arms: tuple[Arm, ...]) -> Iterator[Fault]:
+    seen: dict[str, str] = {}
+    for arm in arms:
+        same = seen.setdefault(arm.model_copy(update={"name": ""}).digest, arm.name)
+        if same != arm.name:
+            yield Fault(("arms", arm.name), f"the same method and settings as {same!r}; change one or remove it")
+    if form.reference is not None and form.reference not in form.arms:
+        yield Fault(("reference",), f"not an arm, got {show(form.reference)}; {nearest(form.reference, form.arms)}")
+
+
+def _name_faults(form: StudyForm) -> Iterator[Fault]:
+    names = [task.name for task in form.tasks]
+    primary = form.rule.primary
+    if primary is not None and primary not in names:
+        yield Fault(("rule", "primary"), f"not a task, got {show(primary)}; {nearest(primary, names)}")
+    looks = form.replicates.looks
+    if list(looks) != sorted(set(looks)):
+        what = f"must grow from look to look, got {show(looks)}; write them in growing order, such as [5, 10]"
+        yield Fault(("replicates", "looks"), what)
+
+
+def _tuning(form: TuningForm) -> tuple[Tuning, list[Fault]]:
+    rates, keys = form.learning_rate, ("tuning", "learning_rate")
+    faults = []
+    if rates != "auto" and len(rates) < FEWEST_RATES:
+        reason = "with fewer the best rate has no neighbour on both sides"
+        faults.append(Fault(keys, f"must hold at least 3 rates, got {show(rates)}; {reason}: add rates or write auto"))
+    elif rates != "auto" and list(rates) != sorted(set(rates)):
+        faults.append(Fault(keys, f"must grow, got {show(rates)}; write each rate once, the smallest first"))
+    points = form.points or (POINTS if rates == "auto" else len(rates))
+    if rates != "auto" and points != len(rates):
+        remedy = "remove points, or let learning_rate be auto"
+        faults.append(Fault(("tuning", "points"), f"{len(rates)} rates are listed, got points {points}; {remedy}"))
+    most = form.max_points or max(MAX_POINTS, points)
+    if most < points:
+        faults.append(Fault(("tuning", "max_points"), f"must be >= points ({points}), got {most}; raise it"))
+    return Tuning.model_construct(learning_rate=rates, points=points, max_points=most, seeds=form.seeds), faults
+
+
+def _floors(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> tuple[dict[str, str], list[Fault]]:
+    """The floors in one spelling, "<= 1.5"."""
+    require, faults = {}, []
+    for key, condition in form.require.items():
+        found = re.fullmatch(rf"\s*([<>]=)\s*({NUMBER.pattern})\s*", condition)
+        task, _, metric = key.rpartition(".")
+        names = [t.name for t in form.tasks]
+        if task not in names:
+            what = f"names no task of this study; write task.metric with one of the tasks {', '.join(names)}"
+        elif found is None:
+            what = f"must be <= or >= and a number, got {show(condition)}; write a condition such as '<= 1.5'"
+        else:
+            require[key] = f"{found[1]} {float(found[2])!r}"
+            what = next((check_floor(t, metric, require[key]) for t in tasks if t.name == task), None)
+        if what:
+            faults.append(Fault(("require", key), what))
+    return require, faults
+
+
+def _cost_faults(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> Iterator[Fault]:
+    for part in ("limits", "criteria"):
+        if getattr(form, part).cost_usd is not None and form.hardware.usd_per_hour is None:
+            what = "needs a price, got no hardware.usd_per_hour; give the price of the machine, or remove this"
+            yield Fault((part, "cost_usd"), what)
+    primary = form.rule.primary or form.tasks[0].name
+    metric = next((metrics.METRICS[task.metric] for task in tasks if task.name == primary), None)
+    yield from _anchor_faults(form.criteria, quality_rises=metric.higher_is_better if metric else None)
+
+
+def _anchor_faults(criteria: CriteriaForm, *, quality_rises: bool | None) -> Iterator[Fault]:
+    for name in CriteriaForm.model_fields:
+        criterion, keys = getattr(criteria, name), ("criteria", name)
+        if criterion is None:
+            continue
+        worst, best = criterion.worst, criterion.best
+        rises = quality_rises if name == "quality" else False
+        got = f"got worst {show(worst)} and best {show(best)}"
+        if (worst is None) != (best is None):
+            given, missing = ("worst", "best") if best is None else ("best", "worst")
+            yield Fault(keys, f"has {given} without {missing}; give both, in natural units")
+        elif worst is None and name != "quality":
+            yield Fault(keys, "has no worst and best; give the values that count 0 and 1, such as worst: 100, best: 10")
+        elif worst is not None and worst == best:
+            yield Fault(keys, f"worst and best must differ, {got}; give the values that count 0 and 1")
+        elif worst is not None and rises is not None and rises != (worst < best):
+            yield Fault(keys, f"{'more' if rises else 'less'} is better here, {got}; exchange worst and best")

@@ -1,0 +1,50 @@
+"""A study as YAML, nothing left to defaults."""
+
+import re
+
+import yaml
+
+from tunetrial import tasks
+from tunetrial.core.study import Study, TaskSpec
+from tunetrial.spec.text import NUMBER
+
+_SHARED = ("epochs", "batch_examples", "max_tokens", "weight_decay", "precision", "keep", "seed")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either version of YAML would take for something else, and never uses aliases."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"({NUMBER.pattern})\Z"), list("-+.0123456789"))
+_Dumper.add_representer(tuple, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
+
+
+def to_yaml(study: Study) -> str:
+    """Write every field of a study."""
+    document = {
+        "question": study.question,
+        "base_model": study.base_model,
+        "tasks": [_task(task) for task in study.tasks],
+        "arms": {arm.name: {"method": arm.method, **arm.settings} for arm in study.arms},
+        "reference": study.reference,
+        "rule": study.rule.model_dump(),
+        "replicates": {"looks": study.looks},
+        "tuning": study.tuning.model_dump(),
+        "limits": study.limits,
+        "require": study.require,
+        "criteria": {name: c.model_dump(exclude_none=True) for name, c in study.criteria.items()},
+        "hardware": study.hardware.model_dump(exclude_none=True),
+    }
+    document |= {field: getattr(study, field) for field in _SHARED}
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+def _task(task: TaskSpec) -> dict:
+    """A built-in task by its name and what may differ; an own one in full."""
+    fields = task.model_dump(exclude_none=True)
+    if task.data is not None or task.name not in tasks.BUILT_IN:
+        return fields
+    return {key: fields[key] for key in ("name", "metric", "margin", "epochs") if key in fields}
