@@ -101,9 +101,12 @@ def test_macro_f1_and_its_pseudo_values_equal_a_count_that_leaves_one_out(seed, 
     assert stats.macro_f1_pseudo_values(predicted, target, classes) == pytest.approx(by_hand)
 
 
-def test_cluster_means_average_within_names():
-    diff = np.array([[1.0, 3.0, 5.0], [0.0, 0.0, 6.0]])
-    assert stats.cluster_means(diff, ["b", "b", "a"]).tolist() == [[5.0, 2.0], [6.0, 0.0]]
+def test_cluster_values_are_means_of_equal_clusters_and_keep_the_mean_of_unequal_ones():
+    diff = np.array([[1.0, 3.0, 5.0, 7.0], [0.0, 0.0, 6.0, 2.0]])
+    assert stats.cluster_values(diff, ["b", "b", "a", "a"]).tolist() == [[6.0, 2.0], [4.0, 0.0]]
+    unequal = stats.cluster_values(diff, ["a", "b", "b", "b"])
+    assert unequal.mean(axis=1) == pytest.approx(diff.mean(axis=1))
+    assert unequal[0] == pytest.approx([3 + (1 - 3) / 2, 3 + (0 + 2 + 4) / 2])
 
 
 def simulate(rng, *, seeds, examples, seed_sd, example_sd):
@@ -151,7 +154,7 @@ def test_bad_levels_margins_and_clusters_are_refused():
     for call in (
         lambda: estimate.interval(95),
         lambda: estimate.p_equivalent(0),
-        lambda: stats.cluster_means(GRID, ["a"]),
+        lambda: stats.cluster_values(GRID, ["a"]),
         lambda: stats.detectable_effect(1.0, 4.0, power=80),
     ):
         with pytest.raises(EvidenceError):

@@ -169,15 +169,19 @@ def detectable_effect(se: float, df: float, *, level: float = 0.95, power: float
     return float(optimize.brentq(shortfall, 0, top)) * se
 
 
-def cluster_means(diff_RE: Floats, cluster_E: Sequence[str]) -> Floats:
-    """Average examples within clusters (a sender, a document); shape (R, clusters), clusters in sorted order.
+def cluster_values(diff_RE: Floats, cluster_E: Sequence[str]) -> Floats:
+    """One value a seed and cluster (a sender, a document), shape (R, clusters), for `crossed` to take as examples.
 
-    The mean over clusters then stands for a new cluster, so every cluster weighs the same.
+    They are cluster means where clusters are of one size. Else a cluster's deviation from the grand mean is weighted
+    by its size, so that the mean over clusters stays the mean over examples: the difference of the metrics shown.
+    Source: the linearised ratio estimator (Cochran 1977, 6.3), as in clustered standard errors.
     """
     if len(cluster_E) != diff_RE.shape[1]:
         raise EvidenceError(f"clusters: need one an example, got {len(cluster_E)} for {diff_RE.shape[1]} examples")
-    names, code_E = np.unique(np.asarray(cluster_E), return_inverse=True)
-    return np.stack([diff_RE[:, code_E == code].mean(axis=1) for code in range(len(names))], axis=1)
+    _, code_E, size_C = np.unique(np.asarray(cluster_E), return_inverse=True, return_counts=True)
+    mean = diff_RE.mean()
+    sum_RC = np.stack([np.bincount(code_E, row) for row in diff_RE - mean])
+    return mean + sum_RC / size_C.mean()
 
 
 def macro_f1(predicted_E: Codes, target_E: Codes, classes: int) -> float:

@@ -1,0 +1,179 @@
+"""What each arm did on a task: its finals by seed, failed runs counted in, against the best constant prediction.
+
+Intention to treat, fixed here for every study: a final that diverged counts as if it had predicted the constant. An
+arm of which more than half diverged has the state "diverged" and is compared with nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tunetrial.analysis import metrics, stats
+from tunetrial.analysis.stats import Floats
+from tunetrial.core.errors import EvidenceError
+from tunetrial.core.evidence import ArmResult, ArmState, Evidence, Scores
+from tunetrial.core.study import Study
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An arm on one task: the result, and every counted final's contributions by seed, shape (E,)."""
+
+    result: ArmResult
+    parts: Mapping[int, Floats]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the finals that count, scored or diverged, in order."""
+        return tuple(sorted(self.parts))
+
+    def stack(self, seeds: tuple[int, ...]) -> Floats:
+        """Contributions of these seeds, shape (R, E)."""
+        return np.stack([self.parts[seed] for seed in seeds])
+
+
+def complete_look(seeds: int, looks: tuple[int, ...]) -> int | None:
+    """The last look for which so many seeds are enough; None before the first."""
+    return max((look for look in looks if look <= seeds), default=None)
+
+
+def reference(evidence: Evidence, task: str) -> str:
+    """The arm that the others are compared with: the study's, or the first that fits where that one does not."""
+    study = evidence.lock.study
+    order = [study.reference, *(arm.name for arm in study.arms)]
+    return next((arm for arm in order if not does_not_fit(evidence, task, arm)), study.reference)
+
+
+def does_not_fit(evidence: Evidence, task: str, arm: str) -> bool:
+    """Whether any trial of the arm ran out of memory at a micro-batch of one example."""
+    return any(r.status == "infeasible" and r.trial.task == task and r.trial.arm.name == arm for r in evidence.records)
+
+
+def scored_rows(evidence: Evidence, task: str) -> Scores | None:
+    """The first sound test scores of a task: the rows that all finals must share."""
+    found = (evidence.scores.get((r.trial.id, "test")) for r in evidence.of(purpose="final", task=task))
+    return next((scores for scores in found if sound(scores)), None)
+
+
+def sound(scores: Scores | None) -> bool:
+    """Whether scores are there, of one length, and finite where they are numbers."""
+    if scores is None or len(scores.example_id_E) < 2:
+        return False
+    lengths = {len(scores.example_id_E), len(scores.cluster_E), len(scores.target_E), len(scores.prediction_E)}
+    sides = (np.asarray(scores.target_E), np.asarray(scores.prediction_E))
+    return len(lengths) == 1 and all(np.isfinite(side).all() for side in sides if side.dtype.kind in "iuf")
+
+
+def same_rows(scores: Scores, others: Scores) -> bool:
+    """Whether two trials were scored on the same examples, clusters and targets, in the same order."""
+    rows, other_rows = ((s.example_id_E, s.cluster_E, list(s.target_E)) for s in (scores, others))
+    return rows == other_rows
+
+
+def constant(evidence: Evidence, task: str) -> str | float | None:
+    """The best constant prediction: most frequent label, median (mae) or mean, of the validation targets.
+
+    The validation split stands for training, whose targets are not part of the evidence; None without its scores.
+    """
+    spec = evidence.lock.study.task(task)
+    records = evidence.of(purpose="final", task=task) + evidence.of(purpose="tune", task=task)
+    found = (evidence.scores.get((r.trial.id, "validation")) for r in records)
+    scores = next((s for s in found if sound(s)), None)
+    if scores is None:
+        return None
+    if spec.kind == "regress":
+        return float(np.median(scores.target_E) if spec.metric == "mae" else np.mean(scores.target_E))
+    labels, count = np.unique(np.asarray(scores.target_E, dtype=str), return_counts=True)
+    return str(labels[count.argmax()])
+
+
+def outcome(evidence: Evidence, task: str, arm: str) -> Outcome:
+    """Gather an arm's finals on a task, at the last complete look, and give its state."""
+    spec, finals = evidence.lock.study.task(task), evidence.of(purpose="final", task=task, arm=arm)
+    metric, floor = metrics.find(spec.metric), _floor(evidence, task)
+    failed = {r.trial.seed for r in finals if r.status == "diverged"}
+    scored = {r.trial.seed: evidence.scores.get((r.trial.id, "test")) for r in finals if r.status == "ok"}
+    scored = {seed: s for seed, s in scored.items() if sound(s) and same_rows(s, floor.rows)}
+    seeds = sorted(failed | set(scored))
+    counted = seeds[: complete_look(len(seeds), evidence.lock.study.looks)]
+    values = {seed: metric.value(s.target_E, s.prediction_E) for seed, s in scored.items()}
+    values = {seed: values[seed] for seed in counted if values.get(seed) is not None}
+    parts = {seed: _parts(metric, s.target_E, s.prediction_E) for seed, s in scored.items()}
+    if floor.part_E is not None:
+        parts |= {seed: floor.part_E for seed in failed}
+    worth = [values.get(seed, floor.value or 0.0) for seed in counted]
+    rates = sorted({r.trial.learning_rate for r in finals})
+    result = ArmResult(
+        task=task,
+        arm=arm,
+        state=_state(evidence, task, arm, seeds, failed, parts, floor),
+        learning_rate=rates[0] if len(rates) == 1 else None,
+        at_edge=any(at_edge(evidence, task, arm, rate) for rate in rates),
+        values=values,
+        mean=float(np.mean(worth)) if worth else None,
+        sd=float(np.std(worth, ddof=1)) if len(worth) > 1 else None,
+        floor=floor.value,
+        failed=len(failed & set(counted)),
+    )
+    return Outcome(result=result, parts=parts)
+
+
+def at_edge(evidence: Evidence, task: str, arm: str, rate: float) -> bool:
+    """Whether a learning rate lies at or outside the ends of the rates that tuning tried."""
+    tried = [r.trial.learning_rate for r in evidence.of(purpose="tune", task=task, arm=arm)]
+    return not tried or rate <= min(tried) * (1 + 1e-9) or rate >= max(tried) * (1 - 1e-9)
+
+
+@dataclass(frozen=True)
+class _Floor:
+    """The best constant prediction on the test rows; a metric that a constant does not have counts as 0."""
+
+    rows: Scores | None = None
+    value: float | None = None
+    part_E: Floats | None = None
+
+
+def _floor(evidence: Evidence, task: str) -> _Floor:
+    guess, rows = constant(evidence, task), scored_rows(evidence, task)
+    if guess is None or rows is None:
+        return _Floor(rows)
+    metric, guess_E = metrics.find(evidence.lock.study.task(task).metric), np.full(len(rows.target_E), guess)
+    return _Floor(rows, metric.value(rows.target_E, guess_E), _parts(metric, rows.target_E, guess_E))
+
+
+def _parts(metric: metrics.Metric, target_E: np.ndarray, prediction_E: np.ndarray) -> Floats:
+    """Contributions; 0 for each example where the metric is undefined, as a correlation with a constant is."""
+    if metric.value(target_E, prediction_E) is None:
+        return np.zeros(len(target_E))
+    return metric.contributions(target_E, prediction_E)
+
+
+def _state(
+    evidence: Evidence, task: str, arm: str, seeds: list[int], failed: set[int], parts: dict[int, Floats], floor: _Floor
+) -> ArmState:
+    study = evidence.lock.study
+    if does_not_fit(evidence, task, arm):
+        return "does not fit"
+    tunes = evidence.of(purpose="tune", task=task, arm=arm)
+    if not seeds and len(tunes) >= study.tuning.points and all(r.status == "diverged" for r in tunes):
+        return "diverged"
+    look = complete_look(len(seeds), study.looks)
+    if look is None:
+        return "pending"
+    counted = seeds[:look]
+    if 2 * len(failed & set(counted)) > look:
+        return "diverged"
+    if floor.part_E is None:
+        return "pending"
+    above_RE = np.stack([parts[seed] for seed in counted]) - floor.part_E
+    return "trained" if _above_zero(above_RE, floor.rows, study) else "did not train"
+
+
+def _above_zero(above_RE: Floats, rows: Scores, study: Study) -> bool:
+    """Whether the one-sided bound of the mean lies above 0; no spread at all leaves no bound."""
+    try:
+        estimate = stats.crossed(stats.cluster_values(above_RE, rows.cluster_E))
+    except EvidenceError:
+        return False
+    return estimate.p_not_below(0.0) <= stats.per_look(1 - study.rule.level, study.looks, sides=1)
