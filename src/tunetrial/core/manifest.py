@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from tunetrial.core import files
 from tunetrial.core.errors import IntegrityError
 
 NAME = "manifest.json"
@@ -17,8 +18,19 @@ def sha256(path: Path) -> str:
 
 def write_manifest(folder: Path, names: list[str]) -> None:
     """Record digest and size of the named files of `folder` in its `manifest.json`."""
-    files = {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(names)}
-    (folder / NAME).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    listed = {
+        name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(names)
+    }
+    files.write(folder / NAME, (json.dumps({"files": listed}, indent=1) + "\n").encode())
+
+
+def seal(folder: Path) -> str:
+    """Bring all that lies below `folder` to the disk, list it in a manifest, and return the manifest's SHA-256."""
+    below = sorted(path for path in folder.rglob("*") if path != folder / NAME)
+    for path in (*below, folder):
+        files.sync(path)
+    write_manifest(folder, [path.relative_to(folder).as_posix() for path in below if path.is_file()])
+    return sha256(folder / NAME)
 
 
 def check_manifest(folder: Path, names: list[str] | None = None) -> dict[str, str]:

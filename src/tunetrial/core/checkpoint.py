@@ -1,0 +1,72 @@
+"""Checkpoints: folders `step-000123` of a trial in hand, each sealed by its manifest before it gets its name."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tunetrial.core import files, manifest
+from tunetrial.core.errors import IntegrityError
+
+
+def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
+    """Save what `write` puts into the folder it is given as the checkpoint after `step` optimiser steps.
+
+    It is written under a temporary name, brought to the disk with a manifest, and renamed; then all others but the
+    `keep` - 1 newest before it are removed, those of later steps too: they belong to a run that was given up.
+
+    Raises:
+        StoreError: The disk is full; earlier checkpoints remain and the temporary folder does not.
+    """
+    if keep < 1:
+        raise ValueError(f"keep: must be >= 1, got {keep}")
+    final = folder / f"step-{step:06d}"
+    temporary = folder / f"{final.name}.tmp"
+    with files.writing(final):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            write(temporary)
+            manifest.seal(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+            files.sync(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    drop_checkpoints(folder, after=step)
+    for path in [path for _, path in _saved(folder)][keep:]:
+        shutil.rmtree(path)
+    return final
+
+
+def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """Find the newest checkpoint whose files are all as sealed; `damaged_checkpoints` says what was passed over."""
+    return next(((step, path) for step, path in _saved(folder) if _damage(path) is None), None)
+
+
+def damaged_checkpoints(folder: Path) -> tuple[str, ...]:
+    """Say of each damaged checkpoint, newest first, which file has other bytes than were sealed."""
+    return tuple(found for _, path in _saved(folder) if (found := _damage(path)))
+
+
+def drop_checkpoints(folder: Path, *, after: int) -> None:
+    """Remove the checkpoints of steps beyond `after`, and what a killed save left behind."""
+    leftovers = list(folder.glob("step-*.tmp"))
+    for path in leftovers + [path for step, path in _saved(folder) if step > after]:
+        shutil.rmtree(path)
+
+
+def _saved(folder: Path) -> list[tuple[int, Path]]:
+    """List step and folder of every checkpoint, newest first, valid or not."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    found = [(re.fullmatch(r"step-(\d{6,})", path.name), path) for path in paths]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        manifest.check_manifest(path)
+    except IntegrityError as error:
+        return str(error)
+    return None

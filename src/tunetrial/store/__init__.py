@@ -1,0 +1,18 @@
+"""What a study leaves on disk: files are the truth, written whole, sealed, and checked before use.
+
+    <study>/study.yaml  study.lock.json  locks/       the question, the pre-registration, and what it was before
+            plan.json
+            trials/<id>/curve.jsonl  scores.parquet  artifact/  manifest.json  record.json
+            decision.json  report.html  report.md
+
+`record.json` is written last: a trial folder that has one is complete, and one that has none resumes or restarts.
+Every seal shows altered bytes, not a forger: whoever can write here can also seal anew.
+"""
+
+from tunetrial.store.frames import frames
+from tunetrial.store.ledger import Opening, TestLedger, home
+from tunetrial.store.retention import median_replicate, surplus
+from tunetrial.store.study import StudyFolder
+from tunetrial.store.trial import TrialFolder
+
+__all__ = ["Opening", "StudyFolder", "TestLedger", "TrialFolder", "frames", "home", "median_replicate", "surplus"]

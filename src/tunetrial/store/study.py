@@ -1,0 +1,205 @@
+"""The folder of one study: one process at a time writes, anybody reads."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tunetrial.core import files
+from tunetrial.core.errors import EvidenceError, IntegrityError, StoreError
+from tunetrial.core.evidence import Decision, Evidence, TrialRecord
+from tunetrial.core.study import Lock, Trial
+from tunetrial.store import sealed
+from tunetrial.store.trial import TrialFolder
+
+_LEASE = ".lease"
+_HOLDER = ".lease.json"
+_LOCK = "study.lock.json"
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The files of one study."""
+
+    path: Path
+
+    @contextmanager
+    def hold(self, wait_s: float = 0.0) -> Iterator[None]:
+        """Be the one process that writes here; wait at most `wait_s` for another to end.
+
+        The lease is the operating system's lock on a file: it ends with the process that holds it, however that
+        dies, so no stale one can block and no late writer can return. Network file systems without such locks are
+        refused.
+
+        Raises:
+            StoreError: Another process holds the study; the message says which, where and since when.
+        """
+        from filelock import FileLock, Timeout
+
+        with files.writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lease = FileLock(self.path / _LEASE, fallback_to_soft=False)
+            try:
+                lease.acquire(timeout=wait_s, poll_interval=0.05)
+            except Timeout:
+                raise StoreError(f"{self.path}: study is held by {self._holder()}; wait for it or stop it") from None
+        try:
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+            files.write(self.path / _HOLDER, json.dumps(holder).encode())
+            self._tidy()
+            yield
+        finally:
+            (self.path / _HOLDER).unlink(missing_ok=True)
+            lease.release()
+
+    def write_study(self, text: str) -> None:
+        """Keep the study file as its author wrote it."""
+        self._write("study.yaml", text)
+
+    def write_lock(self, lock: Lock) -> None:
+        """Register what will be asked. A lock under which a trial was completed is kept in the history.
+
+        Raises:
+            StoreError: The folder has results of another engine.
+        """
+        path = self.path / _LOCK
+        if path.exists():
+            former = self.read_lock()
+            if former == lock:
+                return
+            if any(self.path.glob("trials/*/record.json")):
+                if former.engine != lock.engine:
+                    raise StoreError(
+                        f"{path}: has results of engine {former.engine}, got {lock.engine}; use a new folder"
+                    )
+                self._keep(former)
+        with files.writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        sealed.write(path, {"lock": lock.model_dump(mode="json")})
+
+    def read_lock(self) -> Lock:
+        """Read the current lock.
+
+        Raises:
+            StoreError: There is none.
+            IntegrityError: It is not what was written.
+        """
+        if not (self.path / _LOCK).exists():
+            raise StoreError(f"{self.path}: no study here, got no {_LOCK}; name a study's folder or plan one")
+        return _read_lock(self.path / _LOCK)
+
+    def read_locks(self) -> tuple[Lock, ...]:
+        """Read the history, oldest first: every lock under which a trial was completed, and the current one last."""
+        locks = [_read_lock(path) for path in self._history()] + [self.read_lock()]
+        return tuple(lock for lock, following in zip(locks, [*locks[1:], None], strict=True) if lock != following)
+
+    def trial(self, trial: Trial) -> TrialFolder:
+        """The folder of one trial, whether or not it was begun."""
+        return TrialFolder(self.path / "trials" / trial.id)
+
+    def records(self) -> tuple[TrialRecord, ...]:
+        """Read the records of all complete trials, of former locks too, by trial id.
+
+        Raises:
+            IntegrityError: A file of a complete trial is missing, altered or foreign.
+        """
+        return tuple(TrialFolder(path.parent).record() for path in sorted(self.path.glob("trials/*/record.json")))
+
+    def evidence(self) -> Evidence:
+        """Read what the current lock's trials have shown: same arm settings, controls and data.
+
+        Raises:
+            EvidenceError: A record is synthetic in a study that measures, or the reverse.
+            IntegrityError: A file of a complete trial is missing, altered or foreign.
+        """
+        lock = self.read_lock()
+        records = tuple(record for record in self.records() if _belongs(record.trial, lock))
+        for record in records:
+            if record.synthetic != (lock.engine == "sim"):
+                kind = "synthetic" if record.synthetic else "measured"
+                raise EvidenceError(
+                    f"{self.trial(record.trial).path}: {kind} record in a study of engine {lock.engine}; "
+                    "remove the folder and run the study again"
+                )
+        scores = {
+            (record.trial.id, split): one
+            for record in records
+            for split, one in self.trial(record.trial).scores(record).items()
+        }
+        curves = {record.trial.id: self.trial(record.trial).curve() for record in records}
+        return Evidence(lock, records, scores, curves)
+
+    def write_plan(self, plan: dict) -> None:
+        """Keep the first wave, the upper bounds and the estimates."""
+        self._write("plan.json", json.dumps(plan, indent=1, allow_nan=False) + "\n")
+
+    def write_decision(self, decision: Decision) -> None:
+        """Keep the decision."""
+        self._write("decision.json", json.dumps(decision.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+
+    def write_report(self, name: str, text: str) -> None:
+        """Keep a report under its name, such as `report.html`."""
+        self._write(name, text)
+
+    def _write(self, name: str, text: str) -> None:
+        with files.writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        files.write(self.path / name, text.encode())
+
+    def _history(self) -> list[Path]:
+        return sorted(self.path.glob("locks/*.json"))
+
+    def _keep(self, former: Lock) -> None:
+        """Add a lock to the history, unless a process that died just after this has done so."""
+        history = self._history()
+        if history and _read_lock(history[-1]) == former:
+            return
+        folder = self.path / "locks"
+        with files.writing(folder):
+            folder.mkdir(exist_ok=True)
+        sealed.write(folder / f"{len(history) + 1:04d}.json", {"lock": former.model_dump(mode="json")})
+
+    def _holder(self) -> str:
+        try:
+            holder = json.loads((self.path / _HOLDER).read_bytes())
+            return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return "another process"
+
+    def _tidy(self) -> None:
+        """Remove what killed processes left: temporaries, and checkpoints of complete trials."""
+        for folder in (self.path, self.path / "locks"):
+            for path in folder.glob(".*.tmp"):
+                path.unlink()
+        for path in self.path.glob("trials/*"):
+            TrialFolder(path).tidy()
+
+
+def _read_lock(path: Path) -> Lock:
+    try:
+        return Lock.model_validate(sealed.read(path)["lock"])
+    except (ValidationError, KeyError) as error:
+        found = str(error).splitlines()[0]
+        raise IntegrityError(
+            f"{path}: not a lock of this version, got {found}; restore it or use a new folder"
+        ) from None
+
+
+def _belongs(trial: Trial, lock: Lock) -> bool:
+    """Whether the lock asks for this trial, of whatever rate, seed and purpose."""
+    names = {arm.name for arm in lock.study.arms}, {task.name for task in lock.study.tasks}
+    return (
+        trial.arm.name in names[0]
+        and trial.task in names[1]
+        and trial
+        == lock.trial(
+            trial.arm.name, trial.task, learning_rate=trial.learning_rate, seed=trial.seed, purpose=trial.purpose
+        )
+    )
