@@ -1,12 +1,27 @@
-"""Built-in tasks: pinned rows, the prompt, and what is measured by which margin. One file a task.
+"""Tasks: pinned rows, the prompt, and what is measured by which margin. One file a built-in task.
 
-from tunetrial import tasks
-task = tasks.find("newsletter")
-rows = tasks.read_rows(task, "train")
-tasks.render(task, rows[0])
+    from tunetrial import tasks
+    data = tasks.load(tasks.built_in("newsletter"), Path.cwd())   # or the TaskSpec of one's own files
+    data.splits["train"][0].prompt, data.remarks
+
+A task of one's own needs no code: its study names a JSONL, CSV or Parquet file, the template of the prompt and the
+field of the target. To add a built-in task:
+
+1. Put `train.jsonl`, `validation.jsonl`, `test.jsonl` and a card `README.md` into `embedded/<name>/`, one object a
+   line with `id`, a cluster field such as `sender` that never stands in two splits, and the target; seal them with
+   `core.manifest.write_manifest`.
+2. Write `tasks/<name>.py` with one `Task`: kind, prompt, target, metric, and the margin with its reason in words.
+3. Add it to `BUILT_IN` below.
 """
 
+import difflib
+from pathlib import Path
+
 from tunetrial.core.errors import DataError
+from tunetrial.core.evidence import TaskData
+from tunetrial.core.study import TaskSpec
+from tunetrial.tasks import loading
+from tunetrial.tasks.files import Row
 from tunetrial.tasks.newsletter import NEWSLETTER
 from tunetrial.tasks.task import Task, read_rows, render
 from tunetrial.tasks.tickets import TICKETS
@@ -14,7 +29,7 @@ from tunetrial.tasks.tickets_json import TICKETS_JSON
 
 BUILT_IN: dict[str, Task] = {task.name: task for task in (NEWSLETTER, TICKETS, TICKETS_JSON)}
 
-__all__ = ["BUILT_IN", "Task", "find", "read_rows", "render"]
+__all__ = ["BUILT_IN", "Task", "built_in", "find", "load", "read_rows", "render"]
 
 
 def find(name: str) -> Task:
@@ -26,3 +41,52 @@ def find(name: str) -> Task:
     if name not in BUILT_IN:
         raise DataError(f"task: unknown, got {name!r}; use one of {', '.join(BUILT_IN)}")
     return BUILT_IN[name]
+
+
+def built_in(name: str) -> TaskSpec:
+    """Return a built-in task as a study states it, with its own metric and margin.
+
+    Raises:
+        DataError: There is none, or studies cannot take its kind yet.
+    """
+    offered = [task.name for task in BUILT_IN.values() if task.kind != "generate"]
+    if name not in BUILT_IN:
+        near = difflib.get_close_matches(name, offered, n=1) or [", ".join(offered)]
+        raise DataError(f"tasks: no such built-in task, got {name!r}; use {near[0]}, or name your data")
+    task = BUILT_IN[name]
+    if name not in offered:
+        raise DataError(f"tasks: {name} generates text, which studies cannot take yet; use {', '.join(offered)}")
+    return TaskSpec(
+        name=name,
+        kind=task.kind,
+        metric=task.metric,
+        margin=task.margin,
+        input=task.input,
+        target=task.target,
+        id="id",
+        cluster=task.cluster,
+    )
+
+
+def load(spec: TaskSpec, root: Path) -> TaskData:
+    """Read, check and split the rows of a task, before anything is trained.
+
+    A built-in task (`spec.data` is None) has its pinned splits; else see `loading.assemble` on how splits are drawn and
+    kept apart. What was dropped or drawn stands in `remarks`.
+
+    Args:
+        root: The folder that relative paths of `spec` start from.
+    Raises:
+        DataError: A file or row cannot be used; the message names the file, the rows and what to do.
+        IntegrityError: The files of a built-in task are altered.
+    """
+    if spec.data is not None:
+        return loading.assemble(spec, loading.read_files(spec, root))
+    if spec.validation is not None or spec.test is not None:
+        raise DataError(f"{spec.name}: without data it is built in and has its own splits; name data, or no files")
+    task = find(built_in(spec.name).name)
+    return loading.assemble(spec, {split: (f"{spec.name}/{split}", _rows(task, split)) for split in loading.SPLITS})
+
+
+def _rows(task: Task, split: str) -> list[Row]:
+    return [Row(number, None, fields) for number, fields in enumerate(read_rows(task, split), start=1)]

@@ -11,6 +11,7 @@ NEWSLETTER = Task(
     splits=("train", "train_extra", "validation", "test"),
     input="{{ title }}: {{ snippet }} {{ sender }}",
     target="score",
+    cluster="sender",
     metric="mae",
     margin=0.25,
     margin_reason=(

@@ -1,23 +1,21 @@
 """What a task is, and how its rows are read and rendered."""
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Literal
-
-from jinja2 import StrictUndefined, Template, UndefinedError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tunetrial.core.errors import DataError
 from tunetrial.core.manifest import check_manifest
 from tunetrial.core.records import Record
+from tunetrial.tasks import prompt
 
 
 class Task(Record):
     """Pinned data, a prompt and a measure.
 
-    `input` is a Jinja template over a row's fields, rendered in a sandbox; `target` is the field to predict.
-    `margin` is the smallest difference that matters, in units of `metric`, set before any trial.
+    `input` is a Jinja template over a row's fields, rendered in a sandbox; `target` is the field to predict, `cluster`
+    the one that groups rows of one source: no two splits share a group. `margin` is the smallest difference that
+    matters, in units of `metric`, set before any trial.
     """
 
     name: str
@@ -26,6 +24,7 @@ class Task(Record):
     splits: tuple[str, ...]
     input: str
     target: str
+    cluster: str
     labels: tuple[str, ...] = ()
     metric: str
     margin: float
@@ -49,16 +48,10 @@ def render(task: Task, row: dict) -> str:
     """Render the prompt of one row, to the last newline.
 
     Raises:
-        DataError: The row lacks a field that the template names.
+        DataError: The row lacks a field that the template names, or has no value to print there.
     """
     try:
-        return _template(task.input).render(row)
-    except UndefinedError as error:
+        return prompt.fill(task.input, row)
+    except DataError as error:
         where = f"{task.name}: row {row.get('id', '?')}"
         raise DataError(f"{where}: {error}, got fields {', '.join(row)}; add the field or change the input") from None
-
-
-@cache
-def _template(source: str) -> Template:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
-    return environment.from_string(source)

@@ -13,6 +13,7 @@ TICKETS = Task(
     splits=("train", "validation", "test"),
     input="{{ message }}",
     target="queue",
+    cluster="sender",
     labels=QUEUES,
     metric="macro_f1",
     margin=0.05,

@@ -31,6 +31,7 @@ TICKETS_JSON = Task(
     splits=TICKETS.splits,
     input="{{ message }}\n",
     target="json",
+    cluster="sender",
     metric="field_accuracy",
     margin=0.05,
     margin_reason="One field in twenty is about one ticket in seven with something to correct by hand.",

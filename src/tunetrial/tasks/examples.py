@@ -1,0 +1,164 @@
+"""Examples of rows: the prompt rendered, the target as a label or a number, and every fault named by its row."""
+
+import difflib
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from tunetrial.core.errors import DataError
+from tunetrial.core.evidence import Example
+from tunetrial.core.study import TaskSpec
+from tunetrial.tasks import prompt
+from tunetrial.tasks.files import Row, refuse
+
+HIDDEN = "-1"
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The usable rows of one file as examples: how messages name the file, and each row by its example's id.
+
+    `hidden` counts the rows that were left out because their label is -1, the usual mark of a label not given.
+    """
+
+    where: str
+    examples: tuple[Example, ...]
+    row_of: dict[str, str]
+    hidden: int
+
+
+def examine(rows: Sequence[Row], spec: TaskSpec, where: str) -> Source:
+    """Make an example of every row.
+
+    Labels become text (1, 1.0 and "1" all "1"; true "true"), targets of `regress` finite numbers. Without the field
+    `spec.id` an example is known by its row's number; without `spec.cluster` it is a cluster of its own.
+
+    Raises:
+        DataError: A field is nowhere, or rows have faults; the message shows the first five by number.
+    """
+    _check_fields(rows, spec, where)
+    seen = [row for row in rows if spec.kind != "classify" or _plain(row.fields.get(spec.target)) != HIDDEN]
+    if spec.kind == "classify":
+        _check_types(seen, spec.target, where)
+    examples, row_of, faults = [], {}, []
+    for row in seen:
+        try:
+            example = _example(row, spec)
+            if example.id in row_of:
+                raise DataError(f"{spec.id} {example.id!r} repeats {row_of[example.id]}")
+        except DataError as fault:
+            faults.append(f"{row.where}: {fault}")
+        else:
+            examples.append(example)
+            row_of[example.id] = row.where
+    if faults:
+        _check_names(rows, spec, where)
+    refuse(where, faults, of=len(rows))
+    return Source(where=where, examples=tuple(examples), row_of=row_of, hidden=len(rows) - len(seen))
+
+
+def _example(row: Row, spec: TaskSpec) -> Example:
+    for field in filter(None, (spec.target, spec.id, spec.cluster)):
+        if field not in row.fields:
+            raise DataError(f"{field} is missing")
+    read_target = _label if spec.kind == "classify" else _number
+    name = str(row.number) if spec.id is None else _name(row.fields[spec.id], spec.id)
+    return Example(
+        id=name,
+        cluster=name if spec.cluster is None else _name(row.fields[spec.cluster], spec.cluster),
+        prompt=prompt.fill(spec.input, row.fields),
+        target=read_target(row.fields[spec.target], spec.target),
+    )
+
+
+def _check_fields(rows: Sequence[Row], spec: TaskSpec, where: str) -> None:
+    """A field that no row has is one mistake in the study, not one in every row."""
+    there = sorted({name for row in rows for name in row.fields})
+    for role in ("target", "id", "cluster"):
+        field = getattr(spec, role)
+        if field is not None and field not in there:
+            raise DataError(f"{where}: {role}: no row has this field, got {field!r}; {_advise(field, there)}")
+
+
+def _check_names(rows: Sequence[Row], spec: TaskSpec, where: str) -> None:
+    """The same for the fields of the prompt, which may be optional there: asked only once rows have faults."""
+    there = sorted({name for row in rows for name in row.fields})
+    for field in sorted(prompt.names(spec.input) - {"row", *there}):
+        raise DataError(f"{where}: input: no row has this field, got {field!r}; {_advise(field, there)}")
+
+
+def _advise(field: str, there: list[str]) -> str:
+    near = difflib.get_close_matches(field, there, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(there[:20])}"
+
+
+def _check_types(rows: Sequence[Row], field: str, where: str) -> None:
+    """1 and "1" and true in one column of labels are a mistake of the export, whichever was meant."""
+    types = [(row, _type(row.fields.get(field))) for row in rows]
+    counts = Counter(kind for _, kind in types if kind)
+    if len(counts) > 1:
+        usual = max(sorted(counts), key=counts.__getitem__)
+        odd = [(row, kind) for row, kind in types if kind and kind != usual]
+        faults = [f"{row.where}: {field} is {kind}, got {row.fields[field]!r}, most are {usual}" for row, kind in odd]
+        refuse(where, faults, of=len(rows))
+
+
+def _type(value: object) -> str | None:
+    """How a label is written; None for what is no label at all, which is another fault."""
+    if isinstance(value, bool):
+        return "true or false"
+    return "text" if isinstance(value, str) else "a number" if isinstance(value, int | float) else None
+
+
+def _plain(value: object) -> str | None:
+    """Labels and names as text; None for what is neither text nor a whole number nor a truth value."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | str) else None
+
+
+def _label(value: object, field: str) -> str:
+    label = _name(value, field)
+    if label != label.strip():
+        raise DataError(f"{field} has white space around it, got {label!r}")
+    return label
+
+
+def _name(value: object, field: str) -> str:
+    _refuse_empty(value, field)
+    name = _plain(value)
+    if name is None:
+        raise DataError(f"{field} is neither text nor a whole number, got {_short(value)}")
+    return name
+
+
+def _number(value: object, field: str) -> float:
+    _refuse_empty(value, field)
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    if not is_number and not (isinstance(value, str) and NUMBER.fullmatch(value.strip())):
+        raise DataError(f"{field} is no number, got {_short(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise DataError(f"{field} is not finite, got {_short(value)}")
+    return number
+
+
+def _refuse_empty(value: object, field: str) -> None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"{field} is empty, got {value!r}")
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise DataError(f"{field} is no valid Unicode, got {_short(value)}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,145 @@
+"""From a task of a study to its three splits: read, examined, drawn where not given, and kept apart."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tunetrial.core.errors import DataError
+from tunetrial.core.evidence import Example, TaskData
+from tunetrial.core.study import TaskSpec
+from tunetrial.tasks import files, prompt, splits
+from tunetrial.tasks.examples import HIDDEN, Source, examine
+from tunetrial.tasks.files import Row
+
+TEST_SHARE = 0.2
+VALIDATION_SHARE = 0.2
+SPLITS = ("train", "validation", "test")
+MOST_HIDDEN = 0.1
+
+
+def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]]) -> TaskData:
+    """Make the three splits of the rows at hand.
+
+    A missing test split is a fifth of train, a missing validation split a fifth of what is then left of train: never
+    of test. A prompt that repeats an earlier one of its split is dropped, one that stands in test is dropped from
+    train and validation, and one that stands in validation from train; a test split loses its own repeats alone.
+    Every row dropped is counted in the remarks.
+
+    Args:
+        rows_of: By split ("train" at least), how messages name the file, and its rows.
+    Raises:
+        DataError: Rows have faults, a split is empty or has one label only, or a label is unknown to train.
+    """
+    try:
+        prompt.names(spec.input)
+    except DataError as error:
+        raise DataError(f"{spec.name}: input: {error}; mend the template") from None
+    sources = {split: examine(rows, spec, where) for split, (where, rows) in rows_of.items()}
+    remarks: list[str] = []
+    parts = {split: _clean(source, split, remarks) for split, source in sources.items()}
+    for split, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
+        if split not in parts:
+            parts["train"], parts[split] = _draw(parts["train"], split, share, spec.cluster, remarks)
+    for split, others in (("validation", ("test",)), ("train", ("test", "validation"))):
+        parts[split] = _keep_apart(parts, split, others, remarks)
+    _check_sizes(spec, sources, parts)
+    labels = _check_labels(sources, parts, remarks) if spec.kind == "classify" else ()
+    if spec.cluster is not None:
+        _remark_shared_clusters(parts, spec.cluster, remarks)
+    ordered = {split: parts[split] for split in SPLITS}
+    return TaskData(name=spec.name, kind=spec.kind, labels=labels, splits=ordered, remarks=tuple(remarks))
+
+
+def read_files(spec: TaskSpec, root: Path) -> dict[str, tuple[str, Sequence[Row]]]:
+    """Read the files of a task, by split; their paths are relative to `root`, the folder of the study."""
+    named = {"train": spec.data, "validation": spec.validation, "test": spec.test}
+    return {split: (name, files.read(root / Path(name).expanduser(), name)) for split, name in named.items() if name}
+
+
+def _clean(source: Source, split: str, remarks: list[str]) -> tuple[Example, ...]:
+    """Note hidden labels and drop repeats."""
+    rows = len(source.examples) + source.hidden
+    if source.hidden:
+        remarks.append(f"{split}: {source.hidden} of {rows} rows with the hidden label {HIDDEN} were dropped")
+    if split == "train" and source.hidden > MOST_HIDDEN * rows:
+        got = f"got {source.hidden} of {rows} rows"
+        do = "remove these rows, or name it in words if it is a class"
+        raise DataError(f"{source.where}: label {HIDDEN} means hidden, {got}; {do}")
+    kept, dropped, conflicts = splits.drop_repeats(source.examples)
+    _remark(remarks, split, "repeat an earlier prompt", len(source.examples), dropped, conflicts)
+    return kept
+
+
+def _draw(
+    train: Sequence[Example], split: str, share: float, cluster: str | None, remarks: list[str]
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Part a split off train; without clusters the prompt itself says where a row goes."""
+    group = (lambda e: splits.normal(e.prompt)) if cluster is None else (lambda e: e.cluster)
+    rest, part = splits.draw(train, share, group=group)
+    whole = f", whole {cluster} groups" if cluster else ""
+    remarks.append(f"{split}: drawn from train, {len(part)} of {len(train)} rows{whole}")
+    return rest, part
+
+
+def _keep_apart(
+    parts: Mapping[str, Sequence[Example]], split: str, others: Sequence[str], remarks: list[str]
+) -> tuple[Example, ...]:
+    kept = tuple(parts[split])
+    for other in others:
+        before = len(kept)
+        kept, dropped, conflicts = splits.drop_shared(kept, parts[other])
+        _remark(remarks, split, f"have a prompt that stands in {other}", before, dropped, conflicts)
+    return kept
+
+
+def _remark(remarks: list[str], split: str, why: str, rows: int, dropped: int, conflicts: int) -> None:
+    if dropped:
+        other = f", {conflicts} of them with another target" if conflicts else ""
+        remarks.append(f"{split}: {dropped} of {rows} rows {why} and were dropped{other}")
+
+
+def _check_sizes(spec: TaskSpec, sources: Mapping[str, Source], parts: Mapping[str, Sequence[Example]]) -> None:
+    """No split may be empty, and a target that never varies can be neither learned nor judged."""
+    for split in SPLITS:
+        where = sources.get(split, sources["train"]).where
+        if not parts[split]:
+            do = "add rows" if split in sources else f"add rows, or name a {split} file"
+            raise DataError(f"{where}: {split} has no rows left, got 0; {do}")
+        targets = {example.target for example in parts[split]}
+        if len(targets) < 2 and (spec.kind == "classify" or split == "train"):
+            what = "classes" if spec.kind == "classify" else "different targets"
+            got = f"only {min(targets)!r} in {len(parts[split])} rows"
+            raise DataError(f"{where}: {split} needs 2 or more {what}, got {got}; add rows of others")
+
+
+def _check_labels(
+    sources: Mapping[str, Source], parts: Mapping[str, Sequence[Example]], remarks: list[str]
+) -> tuple[str, ...]:
+    """Check that train has every label; returns the labels in natural order."""
+    known = {example.target for example in parts["train"]}
+    for split in ("validation", "test"):
+        source = sources.get(split, sources["train"])
+        unknown = [e for e in parts[split] if e.target not in known]
+        faults = [f"{source.row_of[e.id]}: {split} has label {e.target!r}, train has none" for e in unknown]
+        files.refuse(source.where, faults, of=len(source.examples))
+    alike: dict[str, list[str]] = {}
+    for label in sorted(known):
+        alike.setdefault(label.casefold(), []).append(label)
+    remarks += [f"labels: {' and '.join(map(repr, same))} differ in case only" for same in alike.values() if same[1:]]
+    return tuple(sorted(known, key=_natural))
+
+
+def _natural(label: str) -> tuple:
+    """Numbers by value, before and within text: -1, 2, 10, a2, a10."""
+    if re.fullmatch(r"-?\d+", label):
+        return 0, int(label), (), label
+    return 1, 0, tuple((int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", label)), label
+
+
+def _remark_shared_clusters(parts: Mapping[str, Sequence[Example]], cluster: str, remarks: list[str]) -> None:
+    clusters = {split: {example.cluster for example in parts[split]} for split in SPLITS}
+    for split in ("validation", "test"):
+        shared = sorted(clusters["train"] & clusters[split])
+        if shared:
+            count = f"{len(shared)} of {len(clusters[split])} {cluster} groups"
+            remarks.append(f"{split}: {count} stand in train too, for example {shared[0]!r}")

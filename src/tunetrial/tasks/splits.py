@@ -1,0 +1,66 @@
+"""Splits: drawn without a seed from what the rows say, and kept apart."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from tunetrial.core.evidence import Example
+from tunetrial.core.records import digest
+
+Examples = tuple[Example, ...]
+
+
+def draw(examples: Sequence[Example], share: float, *, group: Callable[[Example], str]) -> tuple[Examples, Examples]:
+    """Part off about a share of the examples; returns the rest and the part, both in the given order.
+
+    Whole groups go to one side. Within each label (of a group: its most frequent one; numbers are one stratum)
+    groups are taken in the order of a digest of their name as long as the share is not overshot by more than half a
+    group. Hence neither a seed nor the order of the rows matters, the same rows always part in the same way, and a
+    label of one or two rows stays whole in the rest.
+    """
+    members: dict[str, list[Example]] = {}
+    for example in examples:
+        members.setdefault(group(example), []).append(example)
+    strata: dict[str, list[str]] = {}
+    for name in sorted(members, key=digest):
+        strata.setdefault(_stratum(members[name]), []).append(name)
+    taken: set[str] = set()
+    for names in strata.values():
+        wanted, got = share * sum(len(members[name]) for name in names), 0
+        for name in names:
+            if got + len(members[name]) / 2 <= wanted:
+                taken.add(name)
+                got += len(members[name])
+    return _without(examples, lambda e: group(e) in taken), _without(examples, lambda e: group(e) not in taken)
+
+
+def drop_repeats(examples: Sequence[Example]) -> tuple[Examples, int, int]:
+    """Keep the first of equal prompts; returns the kept, how many fell, and how many of these had another target."""
+    first: dict[str, Example] = {}
+    for example in examples:
+        first.setdefault(normal(example.prompt), example)
+    kept = tuple(first.values())
+    conflicts = sum(example.target != first[normal(example.prompt)].target for example in examples)
+    return kept, len(examples) - len(kept), conflicts
+
+
+def drop_shared(examples: Sequence[Example], others: Iterable[Example]) -> tuple[Examples, int, int]:
+    """Drop what has the prompt of one of the others; returns as `drop_repeats`."""
+    theirs = {normal(example.prompt): example.target for example in others}
+    kept = _without(examples, lambda e: normal(e.prompt) in theirs)
+    conflicts = sum(theirs.get(normal(e.prompt), e.target) != e.target for e in examples)
+    return kept, len(examples) - len(kept), conflicts
+
+
+def normal(prompt: str) -> str:
+    """A prompt as duplicates are compared: Unicode composed (NFC), each run of white space one space. Case counts."""
+    return " ".join(unicodedata.normalize("NFC", prompt).split())
+
+
+def _stratum(members: Sequence[Example]) -> str:
+    counts = Counter(example.target for example in members if isinstance(example.target, str))
+    return max(sorted(counts), key=counts.__getitem__, default="")
+
+
+def _without(examples: Sequence[Example], dropped: Callable[[Example], bool]) -> Examples:
+    return tuple(example for example in examples if not dropped(example))
