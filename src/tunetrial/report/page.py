@@ -1,0 +1,67 @@
+"""The HTML page: one file that needs no network, no script and no font of its own.
+
+Its policy forbids everything but the one style sheet whose digest it names: text from a study or a model cannot
+load, run or restyle anything, even if escaping were to fail.
+"""
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tunetrial.core.evidence import Decision, Evidence
+from tunetrial.report import facts, plots, words
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def html(evidence: Evidence, decision: Decision) -> str:
+    """Draw the report as one HTML document. Equal input gives equal bytes; it holds no date and no path."""
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    chosen = {(a.task, a.arm): (a.learning_rate, a.at_edge) for a in decision.arms if a.learning_rate is not None}
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            style=Markup(style),
+            policy=f"default-src 'none'; style-src 'sha256-{_digest(style)}'; base-uri 'none'; form-action 'none'",
+            evidence=evidence,
+            study=evidence.lock.study,
+            decision=decision,
+            order={arm.name: index for index, arm in enumerate(evidence.lock.study.arms)},
+            headline=facts.headline(evidence, decision),
+            verdicts=facts.verdicts(decision),
+            forests=plots.forests(decision.verdicts),
+            columns=facts.columns(evidence, decision),
+            rows=facts.rows(evidence, decision),
+            rate_panels=plots.rate_panels(evidence, chosen),
+            loss_panels=plots.loss_panels(evidence),
+            probe_bars=plots.probe_bars(evidence),
+            failures=facts.failures(evidence, decision),
+            provenance=facts.provenance(evidence, decision),
+            flips=tuple(facts.flip(point) for point in decision.flips),
+        )
+    )
+
+
+def _digest(style: str) -> str:
+    return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        clean=words.clean, name=words.name, metric=words.metric, rate=words.rate, plain=words.plain
+    )
+    environment.globals.update(higher_is_better=lambda name: facts.metrics.find(name).higher_is_better)
+    return environment

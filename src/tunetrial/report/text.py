@@ -1,0 +1,111 @@
+"""The report as Markdown, as JSON, and as a few lines to paste into a chat."""
+
+import json
+import re
+from functools import cache
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tunetrial.core.evidence import Decision, Evidence
+from tunetrial.report import facts, words
+from tunetrial.report.page import TEMPLATES
+
+LINES = 12
+SYNTHETIC = "SYNTHETIC: simulated runs with a planted truth; nothing was measured on a model."
+
+
+def markdown(evidence: Evidence, decision: Decision) -> str:
+    """Write the report as Markdown, without the plots. Every value is escaped, so that text stays text."""
+    text = (
+        _environment()
+        .get_template("report.md.jinja")
+        .render(
+            synthetic=SYNTHETIC if decision.synthetic else "",
+            study=evidence.lock.study,
+            decision=decision,
+            headline=facts.headline(evidence, decision),
+            verdicts=facts.verdicts(decision),
+            columns=facts.columns(evidence, decision),
+            rows=facts.rows(evidence, decision),
+            failures=facts.failures(evidence, decision),
+            provenance=facts.provenance(evidence, decision),
+        )
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def summary(evidence: Evidence, decision: Decision) -> str:
+    """Say it in at most 12 lines of plain text: the answer, its support, the other verdicts, what flips it."""
+    head = facts.headline(evidence, decision)
+    first = [SYNTHETIC] if decision.synthetic else []
+    first += [
+        f"tunetrial: {words.clean(evidence.lock.study.question, 120)}",
+        head.answer,
+        *head.support[:5],
+        *head.flips[:1],
+    ]
+    broken = [check for check in decision.fairness if not check.holds]
+    held = f"Fairness: {len(decision.fairness) - len(broken)} of {len(decision.fairness)} checks hold"
+    said = f"; broken: {', '.join(words.clean(check.what, 60) for check in broken[:3])}" if broken else ""
+    last = [f"{held}{said}. Study {decision.study_digest[:12]}."]
+    if decision.post_hoc:
+        last.insert(0, f"Post hoc: {'; '.join(words.clean(change, 60) for change in decision.post_hoc[:3])}.")
+    return "\n".join([*first, *_verdict_lines(evidence, decision, LINES - len(first) - len(last)), *last]) + "\n"
+
+
+def _verdict_lines(evidence: Evidence, decision: Decision, room: int) -> list[str]:
+    """As many verdicts as there is room for, and how many more there are; none that the headline already says."""
+    told = " ".join(facts.headline(evidence, decision).support)
+    lines = []
+    for c in decision.verdicts:
+        sentence = facts.sentence(evidence, c)
+        if sentence not in told:
+            lines.append(f"{words.name(c.task)}, {words.name(c.candidate)}: {c.words}; {sentence}.")
+    if len(lines) <= room:
+        return lines
+    kept = max(room - 1, 0)
+    return [*lines[:kept], f"… and {len(lines) - kept} more verdicts in the report."][:room]
+
+
+def to_json(evidence: Evidence, decision: Decision) -> str:
+    """Write decision and provenance as JSON. Keys are stable within a `schema_version`; absent numbers are null."""
+    head = facts.headline(evidence, decision)
+    study = evidence.lock.study
+    report = {
+        "schema_version": 1,
+        "synthetic": decision.synthetic,
+        "question": study.question,
+        "answer": head.answer,
+        "support": list(head.support),
+        "reference": study.reference,
+        "primary_task": study.rule.primary,
+        "runs": len(evidence.records),
+        "machine_s": sum(sum(r.legs_s) for r in evidence.records) if any(r.legs_s for r in evidence.records) else None,
+        "usd_per_hour": study.hardware.usd_per_hour,
+        "decision": decision.model_dump(mode="json"),
+        "failures": [
+            {"arm": f.arm, "task": f.task, "what": f.what, "why": f.why} for f in facts.failures(evidence, decision)
+        ],
+        "provenance": {title: dict(pairs) for title, pairs in facts.provenance(evidence, decision)},
+    }
+    return json.dumps(report, indent=1, allow_nan=False) + "\n"
+
+
+def escape(value: object) -> str:
+    """Make a value one line of Markdown that renders as itself: no markup, link, mention, HTML or table cell."""
+    text = words.clean(value, 1000).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text)
+    return text.replace("://", "&#58;//").replace("@", "&#64;").replace("www.", "www&#46;")
+
+
+@cache
+def _environment() -> Environment:
+    loader = FileSystemLoader(TEMPLATES)
+    return Environment(
+        loader=loader,
+        finalize=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )

@@ -1,0 +1,147 @@
+"""Numbers and strings as the report writes them: true minus signs, thin spaces, units, text that stays text."""
+
+import math
+import unicodedata
+
+from tunetrial.core.evidence import Measurement
+
+MINUS = "\N{MINUS SIGN}"
+THIN = "\N{NARROW NO-BREAK SPACE}"
+BINARY = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+
+UNITLESS = frozenset(("", "1", "share", "fraction", "coefficient", "F1", "correlation", "target units"))
+METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "mcc": "MCC",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "pearson": "Pearson r",
+    "spearman": "Spearman ρ",
+}
+CRITERIA = {
+    "quality": "Quality",
+    "peak_gib": "Peak memory",
+    "storage_mib": "Saved artifact",
+    "train_s": "Training time",
+    "cost_usd": "Training cost",
+    "latency_ms": "Latency, one example",
+}
+
+
+def clean(text: object, limit: int = 300) -> str:
+    """Make one line of printable text of at most `limit` characters; the middle of a longer one becomes an ellipsis.
+
+    Control characters, bidirectional overrides and lone surrogates become U+FFFD, white space one space.
+    """
+    line = " ".join(str(text).split())
+    line = "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") or c in _BIDI else c for c in line)
+    if len(line) <= limit:
+        return line
+    return line[: limit - limit // 3 - 1].rstrip() + "…" + line[-(limit // 3) :].lstrip()
+
+
+def name(text: object) -> str:
+    """Write a user's name for something inside a sentence; one that runs right to left is isolated from it."""
+    short = clean(text, 60)
+    turns = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in short)
+    return f"\u2068{short}\u2069" if turns else short
+
+
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+
+
+def metric(name: str) -> str:
+    """The usual spelling of a metric's name."""
+    return METRICS.get(name, clean(name, 40))
+
+
+def criterion(name: str) -> str:
+    """The report's heading of a criterion."""
+    return CRITERIA.get(name, clean(name, 40))
+
+
+def number(value: float, decimals: int) -> str:
+    """Write with so many decimals, thin spaces between thousands from five digits on."""
+    text = f"{abs(value):.{decimals}f}"
+    whole, _, rest = text.partition(".")
+    if len(whole) > 4:
+        whole = f"{int(whole):,}".replace(",", THIN)
+    sign = MINUS if value < 0 and float(text) else ""
+    return f"{sign}{whole}.{rest}" if rest else f"{sign}{whole}"
+
+
+def signed(value: float, decimals: int) -> str:
+    """Write with its sign; a value that rounds to zero has none."""
+    text = number(value, decimals)
+    return f"+{text}" if value > 0 and float(f"{value:.{decimals}f}") else text
+
+
+def decimals_for(margin: float) -> int:
+    """Decimals for effects: one more than the margin's leading digit needs."""
+    return max(0, 1 - math.floor(math.log10(margin)))
+
+
+def figure(value: float, digits: int = 3) -> str:
+    """Write with so many significant digits; whole numbers from 1000 on keep all of theirs."""
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if not -4 <= magnitude <= 14:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+    return number(value, max(0, digits - 1 - magnitude))
+
+
+def plain(value: float) -> str:
+    """Write a number that the user set, as short as it was set."""
+    text = f"{value:.10g}"
+    return text.replace("-", MINUS) if "e" in text else number(value, len(text.partition(".")[2]))
+
+
+def rate(value: float) -> str:
+    """Write a learning rate the way it is typed: 3e-4."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def percent(level: float) -> str:
+    """Write a level in (0, 1) with at most one decimal."""
+    return f"{100 * level:.1f}".removesuffix(".0") + f"{THIN}%"
+
+
+def size(value_bytes: float) -> str:
+    """Write bytes in the largest binary unit that leaves 0.1 or more."""
+    for unit, scale in BINARY:
+        if value_bytes >= 0.1 * scale:
+            return f"{figure(value_bytes / scale)}{THIN}{unit}"
+    return f"{number(value_bytes, 0)}{THIN}B"
+
+
+def duration(seconds: float) -> str:
+    """Write a time: milliseconds below a second, minutes and hours above."""
+    if seconds < 1:
+        return f"{figure(1000 * seconds)}{THIN}ms"
+    if seconds < 120:
+        return f"{figure(seconds)}{THIN}s"
+    minutes = round(seconds / 60)
+    return f"{minutes}{THIN}min" if minutes < 120 else f"{minutes // 60}{THIN}h {minutes % 60:02d}{THIN}min"
+
+
+def dollars(usd: float) -> str:
+    """Write a price: cents from a dollar on, two significant digits below."""
+    return f"${number(usd, 2)}" if usd >= 1 or usd == 0 else f"${figure(usd, 2)}"
+
+
+def quantity(measured: Measurement) -> str:
+    """Write a measurement in the unit that reads best."""
+    value, unit = measured.value, measured.unit
+    if unit in ("bytes", "B"):
+        return size(value)
+    if unit == "s":
+        return duration(value)
+    if unit.lower() in ("usd", "$"):
+        return dollars(value)
+    if unit in UNITLESS:
+        return figure(value)
+    return f"{figure(value)}{THIN}{clean(unit, 20)}"
