@@ -20,6 +20,16 @@ Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
 
+def t_tail(t: float, df: float) -> float:
+    """Probability that Student's t exceeds `t`."""
+    return float(special.stdtr(df, -t))
+
+
+def t_critical(tail: float, df: float) -> float:
+    """The value that Student's t exceeds with probability `tail`."""
+    return -float(special.stdtrit(df, tail))
+
+
 class Components(Record):
     """Mean squares of a crossed two-way layout without repeats, and the variances that they imply.
 
@@ -80,22 +90,22 @@ class Estimate(Record):
         """Two-sided t interval; `level` in (0, 1)."""
         if not 0 < level < 1:
             raise EvidenceError(f"level: must lie between 0 and 1, got {level}; 0.95 is usual")
-        half = float(stats.t.ppf((1 + level) / 2, self.df)) * self.se
+        half = t_critical((1 - level) / 2, self.df) * self.se
         return self.effect - half, self.effect + half
 
     def p_not_zero(self) -> float:
         """Two-sided p of no difference."""
-        return float(2 * stats.t.sf(abs(self.effect) / self.se, self.df))
+        return 2 * t_tail(abs(self.effect) / self.se, self.df)
 
     def p_not_below(self, bound: float) -> float:
         """One-sided p of `true effect <= bound`; with bound = -margin it is the test of non-inferiority."""
-        return float(stats.t.sf((self.effect - bound) / self.se, self.df))
+        return t_tail((self.effect - bound) / self.se, self.df)
 
     def p_equivalent(self, margin: float) -> float:
         """p of two one-sided tests (Schuirmann 1987): small says that the effect lies within the margin."""
         if margin <= 0:
             raise EvidenceError(f"margin: must be above 0, got {margin}; state the smallest difference that matters")
-        return max(self.p_not_below(-margin), float(stats.t.cdf((self.effect - margin) / self.se, self.df)))
+        return max(self.p_not_below(-margin), t_tail((margin - self.effect) / self.se, self.df))
 
 
 def components(diff_RE: Floats) -> Components:
@@ -157,7 +167,7 @@ def detectable_effect(se: float, df: float, *, level: float = 0.95, power: float
     """
     if not 1 - level < power < 1:
         raise EvidenceError(f"power: must lie between {1 - level:g} and 1, got {power}; 0.8 is usual")
-    critical = stats.t.ppf((1 + level) / 2, df)
+    critical = t_critical((1 - level) / 2, df)
 
     def shortfall(noncentrality: float) -> float:
         # The lower tail is written as an upper one: scipy's lower tail is NaN far from the centre.
@@ -233,31 +243,29 @@ def per_look(alpha: float, looks: tuple[int, ...], *, sides: Literal[1, 2]) -> f
     `looks` are the numbers of seeds at which the t test is made, the same level at each (Pocock 1977). Calibrated for
     differences that vary between seeds alone; noise of the examples, which the looks share, makes it conservative.
     """
-    p = _smallest_p(looks, sides)
-    return alpha if p is None else float(np.interp(alpha, _ranks(p), p))
+    if len(looks) == 1:
+        return alpha
+    smallest_p, share = _null_of_looks(looks, sides)
+    return float(np.interp(alpha, share, smallest_p))
 
 
 def over_looks(p: float, looks: tuple[int, ...], *, sides: Literal[1, 2]) -> float:
     """Adjust one look's p for all looks: the inverse of `per_look`."""
-    smallest = _smallest_p(looks, sides)
-    return p if smallest is None else float(np.interp(p, smallest, _ranks(smallest)))
-
-
-def _ranks(ordered: Floats) -> Floats:
-    return np.linspace(0, 1, len(ordered))
+    if len(looks) == 1:
+        return p
+    smallest_p, share = _null_of_looks(looks, sides)
+    return float(np.interp(p, smallest_p, share))
 
 
 @lru_cache
-def _smallest_p(looks: tuple[int, ...], sides: Literal[1, 2]) -> Floats | None:
-    """Sorted smallest p over the looks when there is no difference, from 0 to 1; None for a single look.
+def _null_of_looks(looks: tuple[int, ...], sides: Literal[1, 2]) -> tuple[Floats, Floats]:
+    """Distribution of the smallest p over the looks when there is no difference: values, and the share up to each.
 
     2**17 scrambled Sobol points with a fixed seed, one normal mean and one chi-square sum of squares a block of seeds:
     levels are good to 1 % of themselves.
     """
     if list(looks) != sorted(set(looks)) or not looks or looks[0] < 2:
         raise EvidenceError(f"looks: must rise from 2 or more seeds, got {list(looks)}; [5, 10] is usual")
-    if len(looks) == 1:
-        return None
     uniform = stats.qmc.Sobol(2 * len(looks), rng=20_240_501).random(2**17).T
     seeds, mean, squares, smallest = 0, np.zeros(2**17), np.zeros(2**17), np.ones(2**17)
     for block, normal, chi in zip(np.diff((0, *looks)), uniform[::2], uniform[1::2], strict=True):
@@ -267,4 +275,4 @@ def _smallest_p(looks: tuple[int, ...], sides: Literal[1, 2]) -> Floats | None:
         mean, seeds = (seeds * mean + block * fresh) / (seeds + block), seeds + block
         p = special.stdtr(seeds - 1, -mean * (seeds * (seeds - 1) / squares) ** 0.5)
         smallest = np.minimum(smallest, p if sides == 1 else 2 * np.minimum(p, 1 - p))
-    return np.concatenate([[0.0], np.sort(smallest), [1.0]])
+    return np.concatenate([[0.0], np.sort(smallest), [1.0]]), np.linspace(0, 1, len(smallest) + 2)

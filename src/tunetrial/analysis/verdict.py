@@ -1,0 +1,152 @@
+"""From estimates to words: levels for looks and family, two fields, and what would settle an open question.
+
+Two fields, read off separately: direction (is there a difference?) and size (does it matter?).
+
+| direction  | within margin             | beyond margin | size unresolved              |
+|------------|---------------------------|---------------|------------------------------|
+| better     | SAME (within your margin) | BETTER        | BETTER                       |
+| worse      | WORSE, negligibly         | WORSE         | WORSE                        |
+| unresolved | SAME (within your margin) | cannot occur  | NOT WORSE, or CAN'T TELL YET |
+
+NOT WORSE says that a loss as large as the margin is ruled out. A gain that does not matter is no victory, and a loss
+that does not matter is still named. Direction is a two-sided test of no difference. "Within" is two one-sided tests
+against the margin, "not worse" the lower one of them; both at the one-sided level. "Beyond" is a two-sided interval
+that lies outside the margins. Each kind of claim has its own family, all (task, candidate) pairs of the study with
+Holm's procedure (1979), and levels that allow for the looks: false claims of a kind, anywhere in the study, have
+probability 1 - level or less. NOT COMPARABLE is not decided here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+import numpy as np
+
+from tunetrial.analysis.stats import Components, Estimate, holm, over_looks, per_look, t_critical
+from tunetrial.core.evidence import Words
+
+Direction = Literal["better", "worse", "unresolved"]
+Size = Literal["within", "beyond", "unresolved"]
+
+SAFE: frozenset[Words] = frozenset({"BETTER", "SAME (within your margin)", "NOT WORSE", "WORSE, negligibly"})
+OPEN: frozenset[Words] = frozenset({"CAN'T TELL YET", "NOT WORSE"})
+MANY_SEEDS, MANY_EXAMPLES = 10_000, 10_000_000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The two fields and their words; the interval holds at `level`, the one-sided bound at `bound_level`."""
+
+    direction: Direction
+    size: Size
+    words: Words
+    low: float
+    high: float
+    level: float
+    bound: float
+    bound_level: float
+
+
+def judge(
+    estimates: Sequence[Estimate | None], margins: Sequence[float], *, alpha: float, looks: tuple[int, ...]
+) -> list[Verdict | None]:
+    """Judge a family of comparisons at one look; None stands for one that is planned and has no estimate."""
+    pairs = list(zip(estimates, margins, strict=True))
+    differ = _levels([e and e.p_not_zero() for e in estimates], alpha, looks, sides=2)
+    same = _levels([e and e.p_equivalent(m) for e, m in pairs], alpha, looks, sides=1)
+    not_worse = _levels([e and e.p_not_below(-m) for e, m in pairs], alpha, looks, sides=1)
+    return [e and _verdict(e, m, *levels) for (e, m), *levels in zip(pairs, differ, same, not_worse, strict=True)]
+
+
+def _levels(p: Sequence[float | None], alpha: float, looks: tuple[int, ...], *, sides: Literal[1, 2]) -> list[float]:
+    """Each comparison's level a look, so that p at or below its own level is exactly what Holm's procedure rejects."""
+    known = [1.0 if x is None else over_looks(x, looks, sides=sides) for x in p]
+    rejected = sum(q <= alpha for q in holm(known))
+    rank = np.argsort(np.argsort(known, kind="stable"), kind="stable")
+    return [per_look(alpha / (len(p) - min(int(r), rejected)), looks, sides=sides) for r in rank]
+
+
+def _verdict(estimate: Estimate, margin: float, differ: float, same: float, not_worse: float) -> Verdict:
+    low, high = estimate.interval(1 - differ)
+    bound = estimate.effect - t_critical(not_worse, estimate.df) * estimate.se
+    direction: Direction = "better" if low > 0 else "worse" if high < 0 else "unresolved"
+    # A proven loss that is proven less than the margin is within, whatever the other family's step was.
+    within = estimate.p_equivalent(margin) <= same or (direction == "worse" and bound > -margin)
+    size: Size = "within" if within else "beyond" if low > margin or high < -margin else "unresolved"
+    return Verdict(
+        direction=direction,
+        size=size,
+        words=words(direction, size, not_worse=bound > -margin),
+        low=low,
+        high=high,
+        level=1 - differ,
+        bound=bound,
+        bound_level=1 - not_worse,
+    )
+
+
+def words(direction: Direction, size: Size, *, not_worse: bool) -> Words:
+    """The table at the head of this file."""
+    if size == "within":
+        return "WORSE, negligibly" if direction == "worse" else "SAME (within your margin)"
+    if direction != "unresolved":
+        return "BETTER" if direction == "better" else "WORSE"
+    return "NOT WORSE" if not_worse else "CAN'T TELL YET"
+
+
+def bound_by(parts: Components) -> Literal["seeds", "examples"]:
+    """What dominates the interval: that of which infinitely many would take more from the variance."""
+    seeds = max(parts.var_replicate, 0.0) / parts.replicates
+    return "seeds" if seeds >= max(parts.var_example, 0.0) / parts.examples else "examples"
+
+
+def needs(
+    parts: Components, estimate: Estimate, verdict: Verdict, margin: float, *, rows_per_example: float = 1.0
+) -> str | None:
+    """Say what would settle an open verdict if effect and variances stay as they are; None for a settled one.
+
+    An example is what `parts` counts, a cluster of `rows_per_example` rows where there are clusters. Half of the time
+    it will take more: the variances are themselves estimates.
+    """
+    if verdict.words not in OPEN:
+        return None
+    now = (parts.replicates, parts.examples)
+
+    def settled(replicates: int, examples: int) -> bool:
+        planned = parts.at(replicates, examples)
+        side, both = (
+            t_critical(p, planned.df) * planned.se for p in (1 - verdict.bound_level, (1 - verdict.level) / 2)
+        )
+        enough = abs(estimate.effect) > both or margin - abs(estimate.effect) > side
+        return enough or (verdict.words == "CAN'T TELL YET" and margin + estimate.effect > side)
+
+    seeds = _least(lambda r: settled(r, now[1]), now[0], MANY_SEEDS)
+    examples = _least(lambda e: settled(now[0], e), now[1], MANY_EXAMPLES)
+    rows = None if examples is None else _round_up((examples - now[1]) * rows_per_example)
+    if seeds is not None and (bound_by(parts) == "seeds" or rows is None):
+        return f"about {seeds - now[0]} more {'seed' if seeds - now[0] == 1 else 'seeds'}"
+    if rows is not None:
+        return ("no number of seeds can settle this: " if seeds is None else "") + f"about {rows} more test rows"
+    both = _least(lambda r: settled(r, now[1] * r // now[0]), now[0], MANY_SEEDS)
+    if both is None:
+        return "no affordable number of seeds or test rows: the margin is too small for this task"
+    rows = _round_up((now[1] * both // now[0] - now[1]) * rows_per_example)
+    return f"about {both - now[0]} more seeds and {rows} more test rows together"
+
+
+def _least(enough: Callable[[int], bool], start: int, limit: int) -> int | None:
+    """The smallest number above `start` that is enough, by bisection; None if even `limit` is not."""
+    low, high = start, limit
+    if not enough(limit):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _round_up(rows: float) -> int:
+    """Two significant digits, upwards: 283 becomes 290."""
+    step = 10 ** max(0, len(str(ceil(rows))) - 2)
+    return ceil(rows / step) * step
