@@ -10,10 +10,10 @@ from pathlib import Path
 from tunetrial.core.errors import SpecError
 from tunetrial.core.study import Study
 from tunetrial.spec.explain import explain, later
-from tunetrial.spec.faults import refuse
+from tunetrial.spec.faults import refuse, show
 from tunetrial.spec.form import StudyForm, json_schema
 from tunetrial.spec.resolve import resolve
-from tunetrial.spec.text import read_bytes, read_tree
+from tunetrial.spec.text import read_text, read_tree
 from tunetrial.spec.write import to_yaml
 
 __all__ = ["json_schema", "parse", "read", "write"]
@@ -28,7 +28,8 @@ def read(path: str | Path) -> Study:
         SpecError: The file cannot be read, or is not a study; up to five faults, each a line of its own with file,
             line, field, what is wrong and what to do.
     """
-    return parse(read_bytes(Path(path)), str(path))
+    where = str(path) if str(path).isprintable() else show(str(path))
+    return parse(read_text(Path(path), where), where)
 
 
 def parse(text: str, where: str = "study.yaml") -> Study:

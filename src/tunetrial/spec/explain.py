@@ -84,7 +84,10 @@ def _place(tree: Tree, part: dict) -> Keys:
         if isinstance(listed, tuple) and isinstance(key, str) and key in listed:
             key = listed.index(key)
         keys = (*keys, key) if (*keys, key) in tree.lines else keys
-    return (*keys, part["loc"][-1]) if part["type"] == "missing" else keys
+    if part["type"] == "missing":
+        return (*keys, part["loc"][-1])
+    method = (*keys, "method")
+    return method if part["type"] == "union_tag_invalid" and method in tree.lines else keys
 
 
 def _put(tree: Tree, schema: dict, keys: Keys, parts: list[dict]) -> Fault:
@@ -149,7 +152,7 @@ def _subschema(schema: dict, location: tuple) -> dict:
         inner = next((step for step in steps if step is not None), None)
         if inner is not None:
             here = inner
-            if "title" in here:
+            if "title" in here or "description" in here:
                 said = {k: here[k] for k in ("description", "examples") if k in here}
     merged: dict = {}
     for candidate in _alternatives(schema, here):

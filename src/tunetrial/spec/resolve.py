@@ -64,7 +64,7 @@ def _name_faults(form: StudyForm) -> Iterator[Fault]:
         yield Fault(("replicates", "looks"), what)
 
 
-def _tuning(form: TuningForm) -> tuple[Tuning, list[Fault]]:
+def _tuning(form: TuningForm) -> tuple[Tuning | None, list[Fault]]:
     rates, keys = form.learning_rate, ("tuning", "learning_rate")
     faults = []
     if rates != "auto" and len(rates) < FEWEST_RATES:
@@ -79,7 +79,9 @@ def _tuning(form: TuningForm) -> tuple[Tuning, list[Fault]]:
     most = form.max_points or max(MAX_POINTS, points)
     if most < points:
         faults.append(Fault(("tuning", "max_points"), f"must be >= points ({points}), got {most}; raise it"))
-    return Tuning.model_construct(learning_rate=rates, points=points, max_points=most, seeds=form.seeds), faults
+    if faults:
+        return None, faults
+    return Tuning(learning_rate=rates, points=points, max_points=most, seeds=form.seeds), []
 
 
 def _floors(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> tuple[dict[str, str], list[Fault]]:

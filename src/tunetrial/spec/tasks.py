@@ -1,5 +1,7 @@
 """Tasks of a study file: built-in ones with what differs, own ones with what is due, and the metrics they name."""
 
+import os
+
 from jinja2 import TemplateError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -76,6 +78,9 @@ def _own(form: TaskForm) -> tuple[TaskSpec | None, dict[str, str]]:
         wrong["margin"] = _choose_margin(metric)
     else:
         wrong |= _check_margin(metric, form.margin)
+    paths = [os.path.normpath(path) for path in (form.data, form.validation, form.test) if path]
+    if len(set(paths)) < len(paths):
+        wrong["data"] = "the same file for two splits, got " + show(paths) + "; name one file for each, or data alone"
     if form.input and form.target and (bad := _check_input(form.input, form.target)):
         wrong["input"] = bad
     return (None, wrong) if wrong else (TaskSpec(**form.model_dump() | {"metric": metric}), {})

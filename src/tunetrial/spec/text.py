@@ -18,6 +18,7 @@ from tunetrial.spec.faults import Fault, Keys, Tree, refuse, show
 
 LARGEST_BYTES = 256 * 1024
 DEEPEST = 8
+MOST_ENTRIES = 2000
 LONGEST_INTEGER = 18
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -32,12 +33,13 @@ _REMEDIES = {
     "cannot start any token": "put quotes round text that begins with one of @ ` % { [ * & ! | >",
     "key that is not": 'put quotes round text that begins with {{, [ or {, such as "{{ title }}"',
     "nesting of more": "a study is flatter",
+    "entries": "a study is a page of YAML, its rows belong in their own files",
     "mapping values are not allowed": "put quotes round text that holds ': ', or mend the indentation",
 }
 
 
-def read_bytes(path: Path) -> str:
-    """Read a file as UTF-8, with or without a byte order mark.
+def read_text(path: Path, where: str) -> str:
+    """Read a file as UTF-8, with or without a byte order mark; `where` names it in messages.
 
     Raises:
         SpecError: It is missing, no plain file, unreadable, larger than 256 KiB or not UTF-8.
@@ -45,19 +47,19 @@ def read_bytes(path: Path) -> str:
     try:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing there"
-            raise SpecError(f"{path}: not a file, got {found}; name a study file such as study.yaml")
+            raise SpecError(f"{where}: not a file, got {found}; name a study file such as study.yaml")
         with path.open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SpecError(f"{str(path)!r}: cannot be read, got {reason}; name a file that you may read") from None
+        raise SpecError(f"{where}: cannot be read, got {reason}; name a file that you may read") from None
     if len(content) > LARGEST_BYTES:
-        raise SpecError(f"{path}: larger than 256 KiB; a study is a page of YAML, its rows belong in their own files")
+        raise SpecError(f"{where}: larger than 256 KiB; a study is a page of YAML, its rows belong in their own files")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise SpecError(f"{path}:{line}: not UTF-8, got byte 0x{content[error.start]:02x}; save it as UTF-8") from None
+        raise SpecError(f"{where}:{line}: not UTF-8, got byte 0x{content[error.start]:02x}; save it as UTF-8") from None
 
 
 def read_tree(text: str, where: str) -> Tree:
@@ -115,6 +117,8 @@ class _Reader:
     def node(self, events: Iterator[yaml.Event], event: yaml.Event, keys: Keys) -> object:
         if len(keys) > DEEPEST:
             raise yaml.MarkedYAMLError(problem=f"nesting of more than {DEEPEST} levels", problem_mark=event.start_mark)
+        if len(self.lines) > MOST_ENTRIES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MOST_ENTRIES} entries", problem_mark=event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             self.fault(keys, f"aliases are not read, got '*{event.anchor}'; write the value itself", event)
             return None

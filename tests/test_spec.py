@@ -1,0 +1,322 @@
+"""Study files: what they mean, what is refused and in which words, and that writing and reading agree."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunetrial import spec
+from tunetrial.core.errors import SpecError
+from tunetrial.core.study import Arm, Criterion, Study
+from tunetrial.methods import settle
+
+SHORTEST = "base_model: embedded\ntasks: [newsletter]\narms: [full, lora]\n"
+OWN = "{name: mine, data: rows.csv, kind: classify, input: '{{ text }}', target: label, margin: 0.02%s}"
+WHOLE = """\
+question: Can LoRA replace full fine-tuning for our newsletter scoring?
+base_model: models/llama
+tasks:
+  - {name: newsletter, epochs: 5, margin: 0.3}
+  - name: queues
+    data: data/queues.jsonl
+    test: data/queues-test.jsonl
+    kind: classify
+    input: "{{ subject }}\\n{{ body }}"
+    target: queue
+    cluster: customer
+    metric: accuracy
+    margin: 2e-2
+arms:
+  everything: {method: full}
+  small: {method: lora, rank: 8, targets: [q_proj, v_proj], rslora: true}
+  usual: {method: lora}
+reference: everything
+rule: {level: 0.9, primary: queues}
+replicates: {looks: [4, 8]}
+tuning: {learning_rate: [1e-4, 3e-4, 1e-3, 3e-3], seeds: 4}
+limits: {peak_gib: 24, cost_usd: 2}
+require: {newsletter.mae: "<=1.5", queues.macro_f1: ">= 0.6"}
+criteria: {quality: {weight: 0.4}, cost_usd: {weight: 0.2, worst: 20, best: 0}}
+hardware: {gpu: l4, usd_per_hour: 0.80}
+epochs: 2
+batch_examples: 8
+weight_decay: 1e-4
+precision: fp32
+keep: all
+seed: 7
+"""
+
+
+def own(extra: str = "") -> str:
+    return f"base_model: embedded\ntasks:\n- {OWN % extra}\narms: [full, lora]\n"
+
+
+def refusal(text: str) -> list[str]:
+    with pytest.raises(SpecError) as error:
+        spec.parse(text)
+    return str(error.value).split("\n")
+
+
+def test_the_shortest_study_gets_the_stated_defaults():
+    study = spec.parse(SHORTEST)
+    assert study.question == "full or lora for newsletter?"
+    assert [(arm.name, arm.method) for arm in study.arms] == [("full", "full"), ("lora", "lora")]
+    assert study.arm("lora").settings == settle("lora", {})
+    assert (study.reference, study.rule.primary, study.rule.level) == ("full", "newsletter", 0.95)
+    task = study.task("newsletter")
+    assert (task.kind, task.metric, task.margin, task.data, task.epochs) == ("regress", "mae", 0.25, None, None)
+    assert (study.epochs, study.batch_examples, study.weight_decay, study.looks) == (3, 16, 0.0, (5, 10))
+    tuning = study.tuning
+    assert (tuning.learning_rate, tuning.points, tuning.max_points, tuning.seeds) == ("auto", 5, 9, 3)
+    assert (study.limits, study.require, study.criteria, study.keep, study.seed) == ({}, {}, {}, "median", 0)
+
+
+def test_a_whole_study_is_read_as_written():
+    study = spec.parse(WHOLE)
+    newsletter, queues = study.tasks
+    assert (newsletter.epochs, newsletter.margin, newsletter.metric) == (5, 0.3, "mae")
+    assert (queues.data, queues.test, queues.validation) == ("data/queues.jsonl", "data/queues-test.jsonl", None)
+    assert (queues.input, queues.metric, queues.margin) == ("{{ subject }}\n{{ body }}", "accuracy", 0.02)
+    small = {"rank": 8, "targets": ("q_proj", "v_proj"), "rslora": True}
+    assert study.arms[1] == Arm(name="small", method="lora", settings=settle("lora", small))
+    assert study.tuning.learning_rate == (1e-4, 3e-4, 1e-3, 3e-3)
+    assert (study.tuning.points, study.tuning.max_points) == (4, 9)
+    assert study.limits == {"peak_gib": 24, "cost_usd": 2}
+    assert study.require == {"newsletter.mae": "<= 1.5", "queues.macro_f1": ">= 0.6"}
+    assert study.criteria["cost_usd"] == Criterion(weight=0.2, worst=20, best=0)
+    assert (study.hardware.usd_per_hour, study.looks, study.seed, study.keep) == (0.8, (4, 8), 7, "all")
+
+
+def test_the_default_reference_is_the_full_arm_or_else_the_first():
+    arms = "arms: {a: {method: lora}, b: {method: full}}\n"
+    assert spec.parse(SHORTEST.replace("arms: [full, lora]\n", arms)).reference == "b"
+    arms = "arms: {a: {method: lora}, b: {method: lora, rank: 8}}\n"
+    assert spec.parse(SHORTEST.replace("arms: [full, lora]\n", arms)).reference == "a"
+
+
+def test_own_data_gets_the_metric_of_its_kind():
+    assert spec.parse(own()).tasks[0].metric == "macro_f1"
+    assert spec.parse(own().replace("classify", "regress")).tasks[0].metric == "mae"
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("1e-4", 1e-4), ("1E-4", 1e-4), (".5", 0.5), ("1.", 1.0), ("+0.1", 0.1), ("-0.0", 0.0), ("0", 0.0)],
+)
+def test_numbers_are_read_as_they_look(written, value):
+    study = spec.parse(f"{SHORTEST}weight_decay: {written}\n")
+    assert repr(study.weight_decay) == repr(value)
+
+
+@pytest.mark.parametrize("word", "yes no on off y 010 1_000 0x1F 0o17 1:30 2024-01-01 nan inf 1e 1e5x '1' '' =".split())
+def test_what_looks_like_no_number_is_none(word):
+    assert refusal(f"{SHORTEST}weight_decay: {word}\n")[0].startswith("study.yaml:4: weight_decay: must be a number")
+
+
+@pytest.mark.parametrize("word", "yes no on off 010 1_000 1:30 2024-01-01 nan".split())
+def test_what_looks_like_text_is_text(word):
+    assert spec.parse(f"{SHORTEST}question: {word}\n").question == word
+
+
+GIVE_ARMS = "give the two or more arms to compare, such as [full, lora]"
+KEYS = ", ".join(json.loads(json.dumps(spec.json_schema()))["properties"])
+ADDED = [
+    ("epochs: 0", "epochs: must be >= 1, got 0; give the passes over the training rows, such as 3"),
+    ("epoch: 3", "epoch: unknown key; did you mean 'epochs'?"),
+    ("<<: {epochs: 4}", f"<<: unknown key; use one of {KEYS}"),
+    ("seed: true", "seed: must be a whole number, got true; give the seed of the whole study, such as 0"),
+    ("epochs:", "epochs: has no value; write one, or remove the line"),
+    ("epochs: ~", "epochs: has no value; write one, or remove the line"),
+    ("weight_decay: .inf", "weight_decay: must be a finite number, got .inf; write a number"),
+    ("weight_decay: .NaN", "weight_decay: must be a finite number, got .NaN; write a number"),
+    ("weight_decay: 1e999", "weight_decay: too large a number, got '1e999'; write a smaller one"),
+    ("seed: 1000000000000000000000", "seed: too large a number, got '1000000000000000000000'; write a smaller one"),
+    ("question: &a What?", "question: anchors are not read, got '&a'; remove it"),
+    ("question: *a", "question: aliases are not read, got '*a'; write the value itself"),
+    ("epochs: !!int 3", "epochs: tags are not read, got '!!int'; remove it"),
+    ('question: "a\\x07"', "question: holds a control character, got 'a\\x07'; remove it"),
+    ("precision: fp8", "precision: must be 'auto' or 'bf16' or 'fp32' or 'fp64', got 'fp8'; give the compute dtype,"),
+    ("rule: 0.95", "rule: must be a mapping, got 0.95; give the rule of decision, such as {level: 0.95}"),
+    ("rule: {level: 95}", "rule.level: must be < 1, got 95; give the family-wise level of confidence, such as 0.95"),
+    ("rule: {primary: newsleter}", "rule.primary: not a task, got 'newsleter'; did you mean 'newsletter'?"),
+    ("reference: ful", "reference: not an arm, got 'ful'; did you mean 'full'?"),
+    ("replicates: {looks: [10, 5]}", "replicates.looks: must grow from look to look, got [10, 5]; write them in"),
+    ("replicates: {looks: [5, 5]}", "replicates.looks: must grow from look to look, got [5, 5]; write them in"),
+    ("replicates: {looks: [1, 5]}", "replicates.looks[1]: must be >= 2, got 1; give the numbers of seeds after"),
+    ("tuning: {learning_rate: 1e-4}", "tuning.learning_rate: must be 'auto' or a list, got 0.0001; give the word"),
+    ("tuning: {learning_rate: [1e-4]}", "tuning.learning_rate: must hold at least 3 rates, got [0.0001]; with fewer"),
+    ("tuning: {learning_rate: [1, 1e-4, 1]}", "tuning.learning_rate: must grow, got [1.0, 0.0001, 1.0]; write each"),
+    ("tuning: {learning_rate: [.1, .2, .3], points: 5}", "tuning.points: 3 rates are listed, got points 5; remove"),
+    ("tuning: {points: 7, max_points: 5}", "tuning.max_points: must be >= points (7), got 5; raise it"),
+    ("tuning: {seeds: 1}", "tuning.seeds: must be >= 3, got 1; give the number of seeds at the best learning rate"),
+    ("limits: {peak_gb: 3}", "limits.peak_gb: unknown key; did you mean 'peak_gib'?"),
+    ("limits: {cost_usd: 3}", "limits.cost_usd: needs a price, got no hardware.usd_per_hour; give the price"),
+    ("require: {newsletter.mae: '>= 1'}", "require.newsletter.mae: mae is better when lower, got '>= 1.0'; write '<="),
+    ("require: {newsletter.mae: 1.5}", "require.newsletter.mae: must be text, got 1.5; give the floors as task.metric"),
+    ("require: {newsletter.mae: '< 1'}", "require.newsletter.mae: must be <= or >= and a number, got '< 1'; write a"),
+    ("require: {tickets.mae: '<= 1'}", "require.tickets.mae: names no task of this study; write task.metric with"),
+    ("require: {newsletter.mcc: '>= 1'}", "require.newsletter.mcc: mcc is a metric of classify tasks, got a regress"),
+    ("require: {newsletter.range_used: '>= 1'}", "require.newsletter.range_used: range_used only describes, got a"),
+    ("criteria: {quality: {weight: 0}}", "criteria.quality.weight: must be > 0, got 0; give the weight of the step"),
+    ("criteria: {train_s: {weight: 1}}", "criteria.train_s: has no worst and best; give the values that count 0 and 1"),
+    ("criteria: {train_s: {weight: 1, best: 1}}", "criteria.train_s: has best without worst; give both, in natural"),
+    ("criteria: {train_s: {weight: 1, best: 2, worst: 1}}", "criteria.train_s: less is better here, got worst 1.0 and"),
+    ("criteria: {quality: {weight: 1, best: 2, worst: 1}}", "criteria.quality: less is better here, got worst 1.0 and"),
+    ("retention: [x]", "retention: this version does not do that yet, got ['x']; remove it"),
+    ("budget: {usd: 5}", "budget: this version does not do that yet, got a mapping; remove it (limits bound the cost"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), ADDED)
+def test_a_wrong_line_is_named_with_its_remedy(line, said):
+    [message] = refusal(f"{SHORTEST}{line}\n")
+    assert message.startswith(f"study.yaml:4: {said}")
+    assert re.search(r"; .|\?$", message)
+
+
+TASKS = [
+    ("newsleter", "newsleter: no built-in task, got 'newsleter'; did you mean 'newsletter'?"),
+    ("tickets_json", "tickets_json: tickets_json generates text, which studies cannot take yet; use newsletter"),
+    ("Tickets", "Tickets: must have 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit, got"),
+    ("{name: a/b}", "[1].name: must have 1 to 64 of a-z"),
+    ("{name: ../../x}", "[1].name: must have 1 to 64 of a-z"),
+    (f"{{name: {'a' * 65}}}", "[1].name: must have 1 to 64 of a-z"),
+    ("{name: tickets, input: x}", "tickets.input: 'tickets' is built in, with rows and prompt of its own; remove"),
+    ("{name: tickets, metric: mae}", "tickets.metric: mae is a metric of regress tasks, got a classify task; use one"),
+    ("{name: tickets, metric: mcc}", "tickets.margin: is missing; give the smallest difference in mcc that would"),
+    ("{name: tickets, margin: 5}", "tickets.margin: macro_f1 is at most 1, so no difference could matter, got 5.0;"),
+    ("{name: tickets, kind: generate}", "tickets.kind: this version does not do that yet, got 'generate'; use"),
+    ("{name: tickets, margin: 95% of gain}", "tickets.margin: this version does not do that yet, got '95% of gain'"),
+    ("{name: mine, kind: classify}", "mine.data: is missing; give the file of rows, such as data/rows.jsonl"),
+    (OWN % ", test: ./rows.csv", "mine.data: the same file for two splits, got ['rows.csv', 'rows.csv']; name"),
+    (OWN % ", metric: f1", "mine.metric: unknown metric, got 'f1'; use one of accuracy, macro_f1, mcc"),
+    (OWN.replace("{{ text }}", "text") % "", "mine.input: names no field, so every prompt is the same, got 'text';"),
+    (OWN.replace("{{ text }}", "{{ text }") % "", "mine.input: no template (unexpected '}'), got '{{ text }'; write"),
+    (OWN.replace("text", "label") % "", "mine.input: shows the model the target 'label', got '{{ label }}'; remove"),
+    (OWN.replace("text", "row['label']").replace("'{", '"{').replace("}'", '}"') % "", "mine.input: shows the model"),
+    (OWN.replace(", margin: 0.02", "") % "", "mine.margin: is missing; give the smallest difference in macro_f1 that"),
+    (OWN.replace("rows.csv", "'hub:a/b'") % "", "mine.data: this version does not do that yet, got 'hub:a/b'; save"),
+    (OWN.replace(", target: label", "") % "", "mine.target: is missing; give the field to predict, such as 'label'"),
+    ("3", "[1]: must be a mapping, got 3; give the tasks, by name or described, such as [newsletter]"),
+]
+
+
+@pytest.mark.parametrize(("task", "said"), TASKS)
+def test_a_wrong_task_is_named_with_its_remedy(task, said):
+    [message] = refusal(f"base_model: embedded\narms: [full, lora]\ntasks:\n- {task}\n")
+    place = "tasks" if said.startswith("[") else "tasks."
+    assert message.startswith(f"study.yaml:4: {place}{said}")
+
+
+ARMS = [
+    ("[full]", f": must hold at least 2, got ['full']; {GIVE_ARMS}"),
+    ("full", f": must be a mapping, got 'full'; {GIVE_ARMS}"),
+    ("[full, full]", ": the same method twice, got 'full'; write a mapping of names to settings"),
+    ("[full, qlora]", ".qlora: this version does not do that yet, got 'qlora'; use full or lora"),
+    ("[full, lorra]", ".lorra: unknown method, got 'lorra'; did you mean 'lora'?"),
+    ("{a: {method: full}, b: {method: peft}}", ".b.method: this version does not do that yet, got 'peft'; use full"),
+    ("{a: {method: full}, b: {method: lora, dora: true}}", ".b.dora: this version does not do that yet, got true;"),
+    ("{a: {method: full}, b: {rank: 3}}", f".b: has no method; {GIVE_ARMS}"),
+    ("{a: {method: full}, b: lora}", ".b: must be a mapping"),
+    ("{a: {method: full}, B: {method: lora}}", ".B: must have 1 to 64 of a-z"),
+    ("{a: {method: full}, b: {method: lora, rank: 0}}", ".b.rank: must be >= 1, got 0; "),
+    ("{a: {method: full}, b: {method: lora, rank: true}}", ".b.rank: must be a whole number, got true; "),
+    ("{a: {method: full}, b: {method: lora, rank: '8'}}", ".b.rank: must be a whole number, got '8'; "),
+    ("{a: {method: full}, b: {method: lora, rnk: 8}}", ".b.rnk: unknown key; did you mean 'rank'?"),
+    ("{a: {method: lora}, b: {method: full, rank: 8}}", ".b.rank: unknown key; use method"),
+    ("{a: {method: lora}, b: {method: lora, rank: 16}}", ".b: the same method and settings as 'a'; change one or"),
+]
+
+
+@pytest.mark.parametrize(("arms", "said"), ARMS)
+def test_a_wrong_arm_is_named_with_its_remedy(arms, said):
+    [message] = refusal(f"base_model: embedded\ntasks: [newsletter]\narms: {arms}\n")
+    assert message.startswith(f"study.yaml:3: arms{said}")
+
+
+BROKEN = [
+    ("", "study.yaml: not a study, got an empty file; begin with base_model:, tasks: and arms:"),
+    ("# nothing\n", "study.yaml: not a study, got an empty file; begin"),
+    ("- a\n", "study.yaml: not a study, got ['a']; begin"),
+    ("epochs: 3\n\tseed: 1\n", "study.yaml:2: cannot be read as YAML, found character '\\t' that cannot start any"),
+    ("question: Can LoRA: do\n", "study.yaml:1: cannot be read as YAML, mapping values are not allowed here; put"),
+    ("input: {{ text }}\n", "study.yaml:1: cannot be read as YAML, a key that is not plain text; put quotes round"),
+    ("a: 1\n---\nb: 2\n", "study.yaml:2: a second document begins; keep one study in a file"),
+    ("a: \0\n", "study.yaml:1: not text, got character U+0000; remove it"),
+    ('a: "\\U00110000"\n', "study.yaml: cannot be read as YAML, got chr() arg not in range(0x110000); write a valid"),
+    ("[" * 50_000, "study.yaml:1: cannot be read as YAML, nesting of more than 8 levels; a study is flatter"),
+    ("- " * 50_000, "study.yaml:1: cannot be read as YAML, nesting of more than 8 levels; a study is flatter"),
+    ("a: 1\n" * 3000, "study.yaml:2: a: given twice, first at line 1; remove one"),
+    ("".join(f"k{n}: 1\n" for n in range(9999)), "study.yaml:2001: cannot be read as YAML, more than 2000 entries; a"),
+    ("a" * 300_000, "study.yaml: larger than 256 KiB; a study is a page of YAML, its rows belong in their own files"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), BROKEN)
+def test_broken_text_is_refused_soon_with_its_line(text, said):
+    began = time.process_time()
+    assert refusal(text)[0].startswith(said)
+    assert time.process_time() - began < 5
+
+
+def test_a_bomb_of_aliases_is_refused():
+    levels = "".join(f"x{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
+    assert "anchors are not read" in refusal("x0: &a0 [lol]\n" + levels)[0]
+
+
+def test_a_key_given_twice_is_named_once_with_both_lines():
+    text = "base_model: embedded\narms:\n  a: {method: lora,\n    rank: 8}\n  a: {method: lora, rank: 8}\n"
+    assert refusal(text) == ["study.yaml:5: arms.a: given twice, first at line 3; remove one"]
+
+
+def test_five_faults_are_shown_in_the_order_of_the_file():
+    text = "seed: -1\nepochs: 0\ntasks: [newsletter]\narms: [full, lora]\nkeep: no\nlimits: {a: 1, b: 2}\n"
+    shown = refusal(text)
+    places = ["", ":1", ":2", ":5", ":6"]
+    assert [message.split(": ")[0] for message in shown] == [f"study.yaml{place}" for place in places + [""]]
+    assert shown[0].startswith("study.yaml: base_model: is missing; give the folder of the base model")
+    assert shown[-1] == "study.yaml: and 1 more; mend these first"
+
+
+def test_a_file_is_read_with_or_without_a_byte_order_mark(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(SHORTEST + "question: Wie früh?\n", encoding="utf-8")
+    plain = spec.read(path)
+    path.write_text(SHORTEST.replace("\n", "\r\n") + "question: Wie früh?\n", encoding="utf-8-sig")
+    assert spec.read(str(path)) == plain
+    assert spec.parse("\ufeff" + SHORTEST) == spec.parse(SHORTEST)
+
+
+def test_files_that_are_no_study_are_refused_by_name(tmp_path):
+    def said(path: Path | str) -> str:
+        with pytest.raises(SpecError) as error:
+            spec.read(path)
+        return str(error.value)
+
+    path = tmp_path / "study.yaml"
+    assert said(path).startswith(f"{path}: not a file, got nothing there;")
+    assert said(tmp_path).startswith(f"{tmp_path}: not a file, got a folder;")
+    assert said("/dev/zero").startswith("/dev/zero: not a file")
+    assert said("a\0b").startswith("'a\\x00b': not a file")
+    assert said("x" * 5000).endswith("name a file that you may read")
+    path.write_bytes(SHORTEST.encode("utf-16"))
+    assert said(path) == f"{path}:1: not UTF-8, got byte 0xff; save it as UTF-8"
+    path.write_bytes(SHORTEST.encode() + "question: Wie früh?".encode("latin-1"))
+    assert said(path) == f"{path}:4: not UTF-8, got byte 0xfc; save it as UTF-8"
+    path.write_bytes(b"a" * 300_000)
+    assert said(path).startswith(f"{path}: larger than 256 KiB;")
+    path.write_text(SHORTEST + "epochs: 0\n")
+    assert said(path).startswith(f"{path}:4: epochs: must be >= 1")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_is_refused(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.touch(mode=0)
+    with pytest.raises(SpecError, match="Permission denied"):
+        spec.read(path)
