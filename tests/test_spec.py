@@ -7,12 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tunetrial import spec
 from tunetrial.core.errors import SpecError
-from tunetrial.core.study import Arm, Criterion, Study
+from tunetrial.core.study import Arm, Criterion
 from tunetrial.methods import settle
 
 SHORTEST = "base_model: embedded\ntasks: [newsletter]\narms: [full, lora]\n"
