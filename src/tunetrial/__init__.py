@@ -1,4 +1,146 @@
-"""tunetrial: find out by trial whether to fine-tune fully, with LoRA or with QLoRA."""
+"""tunetrial: find out by trial whether to fine-tune fully, with LoRA or with QLoRA.
+
+from tunetrial import Study
+study = Study.load("study.yaml")
+study.plan()                  # what it will take, before anything is spent
+decision = study.run().decide()
+study.report()                # report.html, report.md
+study.frames()["trials"]      # pandas
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tunetrial.core.evidence import Decision, Evidence
+    from tunetrial.plan import Plan
+    from tunetrial.trial import Outcome, Progress
 
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["Study", "__version__"]
+
+
+class Study:
+    """A study file and the folder of its results.
+
+    Everything heavy is imported by the method that needs it. Errors in files, data or machine are
+    `tunetrial.core.errors.TunetrialError`, one line that says where, what and what to do.
+    """
+
+    def __init__(self, path: str | Path, *, folder: str | Path | None = None, engine: str = "torch") -> None:
+        from tunetrial import spec
+
+        self.path = Path(path)
+        self.folder = Path(folder) if folder else self.path.with_name(f"{self.path.stem}-results")
+        self.engine = engine
+        self.asked = spec.read(self.path)
+        self.outcome: Outcome | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, *, folder: str | Path | None = None, engine: str = "torch") -> Study:
+        """Read a study file.
+
+        Args:
+            folder: Where the results are; if not said `<name>-results` beside `<name>.yaml`.
+            engine: "torch", "sim", or "package.module:attribute".
+        """
+        return cls(path, folder=folder, engine=engine)
+
+    def plan(self) -> Plan:
+        """Say what it will take, before anything is spent: trials, memory, time, and the smallest effect shown."""
+        from tunetrial import trial
+
+        return trial.preview(self.asked, self.path.parent, self.folder, engine=self.engine)
+
+    def run(self, *, wait_s: float = 0.0, tell: Callable[[Progress], None] | None = None) -> Study:
+        """Carry it out, or go on where an earlier run was stopped. `outcome` says how it went.
+
+        Args:
+            wait_s: How long to wait while another process holds the folder.
+            tell: Called as it moves on.
+        Raises:
+            KeyboardInterrupt: It was asked to stop; what was done is kept, and `run` goes on from there.
+        """
+        from tunetrial import trial
+
+        self.outcome = trial.run(
+            self.asked,
+            self.path.parent,
+            self.folder,
+            engine=self.engine,
+            source=self.path.read_text(encoding="utf-8"),
+            wait_s=wait_s,
+            tell=tell or (lambda progress: None),
+        )
+        if self.outcome.status == "interrupted":
+            raise KeyboardInterrupt
+        return self
+
+    def decide(self) -> Decision:
+        """Decide from the records there are; margins or weights changed since they were made are named post hoc."""
+        return self._conclude()[1]
+
+    def report(self) -> Path:
+        """Write report.html and report.md, and return the path of the page."""
+        from tunetrial import report
+        from tunetrial.store import StudyFolder
+
+        evidence, decision = self._conclude()
+        store = StudyFolder(self.folder)
+        store.write_report("report.md", report.markdown(evidence, decision))
+        store.write_report("report.html", report.html(evidence, decision))
+        return self.folder / "report.html"
+
+    def summary(self) -> str:
+        """Say the outcome in at most 12 lines."""
+        from tunetrial import report
+
+        return report.summary(*self._conclude())
+
+    def to_json(self) -> str:
+        """The decision and what it rests on, as JSON."""
+        from tunetrial import report
+
+        return report.to_json(*self._conclude())
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """Trials, learning curves and per-example scores as pandas frames."""
+        from tunetrial.store import StudyFolder, frames
+
+        return frames(StudyFolder(self.folder).evidence())
+
+    def _conclude(self) -> tuple[Evidence, Decision]:
+        from tunetrial import trial
+
+        return trial.conclude(self.asked, self.folder)
+
+    def _done(self) -> int:
+        return len(list(self.folder.glob("trials/*/record.json")))
+
+    def __repr__(self) -> str:
+        arms = " × ".join(arm.name for arm in self.asked.arms)
+        tasks = ", ".join(task.name for task in self.asked.tasks)
+        return f"<Study {self.path.name}: {arms} on {tasks}; {self._done()} trials done, in {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = {
+            "question": self.asked.question,
+            "base model": self.asked.base_model,
+            "arms": ", ".join(
+                f"{a.name} (reference)" if a.name == self.asked.reference else a.name for a in self.asked.arms
+            ),
+            "tasks": ", ".join(f"{t.name}: {t.metric}, margin {t.margin:g}" for t in self.asked.tasks),
+            "trials done": self._done(),
+            "results in": self.folder,
+        }
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{k}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items()
+        )
+        return f"<table>{cells}</table>"

@@ -1,0 +1,72 @@
+"""From what is on disk to a decision: no training, and what was changed after results is named."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tunetrial import analysis
+from tunetrial.core.errors import StoreError
+from tunetrial.core.evidence import Decision, Evidence
+from tunetrial.core.study import Lock, Study
+from tunetrial.store import StudyFolder
+from tunetrial.trial.openings import count_openings
+
+# What may be changed once trials have run without running any again; a change of the first group is post hoc.
+CHOICES = ("reference", "rule", "limits", "require", "criteria")
+WORDS = ("question", "hardware", "keep")
+TASK_CHOICES = ("metric", "margin")
+
+
+def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
+    """Decide from the records there are, by the rule, margins and weights that the study states now.
+
+    Raises:
+        StoreError: There are no results yet, another process holds them, or the study asks for other trials than
+            those that ran.
+        IntegrityError, EvidenceError: A record is missing parts, altered, or does not belong.
+    """
+    store = StudyFolder(folder)
+    current = store.read_lock()
+    with store.hold():
+        store.write_lock(_relock(current, study, folder))
+        evidence = store.evidence()
+        decision = analysis.decide(
+            evidence, test_openings=count_openings(evidence.lock), post_hoc=post_hoc(store.read_locks())
+        )
+        store.write_decision(decision)
+    return evidence, decision
+
+
+def post_hoc(locks: Sequence[Lock]) -> tuple[str, ...]:
+    """Name each choice of the current, last lock that differs from the first under which a trial was completed.
+
+    A price is no choice and may be corrected; arms may be added, which the test ledger counts.
+    """
+    changes = _changes(locks[0].study, locks[-1].study, (*CHOICES, "looks"), TASK_CHOICES)
+    return tuple(f"{what}: was {before}, is now {now}" for what, before, now in changes)
+
+
+def _relock(lock: Lock, study: Study, folder: Path) -> Lock:
+    """Put the study's choices into the lock that its trials ran under."""
+    asked = set(Study.model_fields) - set(CHOICES) - set(WORDS) - {"tasks"}
+    task_asked = {name for task in study.tasks for name in type(task).model_fields} - set(TASK_CHOICES)
+    changed = list(_changes(lock.study, study, sorted(asked), sorted(task_asked)))
+    if {task.name for task in lock.study.tasks} != {task.name for task in study.tasks}:
+        changed.append(("tasks", [t.name for t in lock.study.tasks], [t.name for t in study.tasks]))
+    if changed:
+        what, before, now = changed[0]
+        raise StoreError(
+            f"{folder}: {what}: differs from the trials' {before}, got {now}; run the study, or restore it"
+        )
+    return lock.model_copy(update={"study": study})
+
+
+def _changes(
+    before: Study, now: Study, names: Sequence[str], task_names: Sequence[str]
+) -> Iterator[tuple[str, object, object]]:
+    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    yield from ((name, old[name], new[name]) for name in names if old[name] != new[name])
+    tasks = {task["name"]: task for task in old["tasks"]}
+    for task in new["tasks"]:
+        for name in task_names if task["name"] in tasks else ():
+            if tasks[task["name"]][name] != task[name]:
+                yield f"tasks.{task['name']}.{name}", tasks[task["name"]][name], task[name]

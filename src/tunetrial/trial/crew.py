@@ -1,0 +1,188 @@
+"""A crew of workers that carries out trials, and what becomes of a trial whose worker dies."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from tunetrial.core.errors import TunetrialError
+from tunetrial.core.study import Trial
+from tunetrial.store import StudyFolder
+from tunetrial.trial.execution import SPLITS, record_killed
+from tunetrial.trial.pinning import Pinned
+from tunetrial.trial.pool import Worker, cores
+from tunetrial.trial.progress import Running, label
+
+DEATHS = 3
+STOP_S = 60.0
+
+Ended = Callable[[Trial, str | None], None]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial to carry out. One whose worker was killed for memory is tried once more, `shrunk` and alone."""
+
+    trial: Trial
+    micro_batch: int | None = None
+    shrunk: bool = False
+    deaths: int = 0
+    running: Running | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Must nothing else be at work? A probe measures cost, and a shrunk trial is to have all memory."""
+        return self.shrunk or self.trial.purpose == "probe"
+
+
+class Crew:
+    """Workers that carry out trials: side by side, one thread each, on a CPU; one at a time elsewhere.
+
+    They live on from one call of `carry_out` to the next. A trial that must be alone gets a fresh worker, and a probe
+    all threads.
+    """
+
+    def __init__(self, pinned: Pinned, folder: Path) -> None:
+        self._pinned, self._folder = pinned, folder
+        self._size, self._threads = (cores(), 1) if pinned.device == "cpu" else (1, cores())
+        self._inbox: SimpleQueue = SimpleQueue()
+        self._queue: deque[Assignment] = deque()
+        self._busy: dict[Worker, Assignment] = {}
+        self._idle: list[Worker] = []
+        self._wishes = 0
+        self._kill_at = float("inf")
+
+    @property
+    def stopping(self) -> bool:
+        return self._wishes > 0
+
+    @property
+    def running(self) -> tuple[Running, ...]:
+        return tuple(a.running or Running(label(a.trial)) for a in self._busy.values())
+
+    def stop(self) -> None:
+        """Begin no trial any more, and let those under way stop at their next step. Safe in a signal handler.
+
+        Asked twice, or after a minute, the workers are killed: it costs the steps since their last checkpoints.
+        """
+        self._wishes += 1
+        self._inbox.put((None, None))
+
+    def carry_out(self, trials: Sequence[Trial], ended: Ended, moved: Callable[[], None]) -> None:
+        """Carry out these trials as far as that goes; those that must be alone come last.
+
+        Args:
+            ended: Told of each trial that came to an end, with the error that left it without a record, or None.
+            moved: Called whenever something may have moved, once a second or more often.
+        Raises:
+            TunetrialError: A worker cannot load the base.
+        """
+        self._queue.extend(sorted((Assignment(trial) for trial in trials), key=lambda a: a.alone))
+        self._hand_out()
+        while self._busy:
+            try:
+                worker, message = self._inbox.get(timeout=1.0)
+            except Empty:
+                worker, message = None, None
+            if worker is not None:
+                self._hear(worker, message, ended)
+            self._heed_stop()
+            self._hand_out()
+            moved()
+
+    def kill(self) -> None:
+        """End all workers now."""
+        for worker in (*self._busy, *self._idle):
+            worker.kill()
+        self._busy.clear()
+        self._idle.clear()
+
+    def _hand_out(self) -> None:
+        """Give waiting trials to workers; a trial that must be alone waits until all others have ended."""
+        while self._queue and not self.stopping:
+            alone = self._queue[0].alone or any(a.alone for a in self._busy.values())
+            if len(self._busy) >= (1 if alone else self._size):
+                return
+            if alone:
+                self._dismiss()
+            assignment = self._queue.popleft()
+            worker = self._idle.pop() if self._idle else self._hire(assignment)
+            self._busy[worker] = assignment
+            trial = assignment.trial
+            worker.send_data(self._pinned.data[trial.task], ("train", *SPLITS[trial.purpose]))
+            terms = self._pinned.terms(trial, micro_batch=assignment.micro_batch)
+            order = {"do": "trial", "trial": trial.model_dump(mode="json"), "study": str(self._folder)}
+            worker.send({**order, "terms": asdict(terms)})
+
+    def _hire(self, assignment: Assignment) -> Worker:
+        threads = cores() if assignment.trial.purpose == "probe" else self._threads
+        worker = Worker(self._inbox, threads=threads, log=self._folder / "worker.log")
+        pinned = self._pinned
+        order = {"do": "open", "engine": pinned.engine, "base": str(pinned.base), "precision": pinned.lock.precision}
+        worker.send(order)
+        return worker
+
+    def _dismiss(self) -> None:
+        """End the idle workers, and free what they hold."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _hear(self, worker: Worker, message: dict | None, ended: Ended) -> None:
+        """Take in a report, or the end, of a worker. One that was ended on purpose is no longer listened to."""
+        assignment = self._busy.get(worker)
+        if assignment is None:
+            if message is None and worker in self._idle:
+                self._idle.remove(worker)
+        elif message is None:
+            del self._busy[worker]
+            self._bury(worker, assignment, ended)
+        elif message["event"] == "broken":
+            raise TunetrialError(message["error"])
+        elif message["event"] == "started":
+            self._busy[worker] = replace(assignment, micro_batch=message["micro_batch"])
+        elif message["event"] == "step":
+            running = Running(label(assignment.trial), message["step"], message["steps"], message["loss"])
+            self._busy[worker] = replace(assignment, running=running)
+        elif message["event"] in ("recorded", "failed", "interrupted"):
+            self._release(worker)
+            if message["event"] != "interrupted":
+                ended(assignment.trial, message.get("error"))
+            elif not self.stopping:
+                self.stop()
+
+    def _release(self, worker: Worker) -> None:
+        """Let a worker wait for its next trial; one that worked alone has served."""
+        if self._busy.pop(worker).alone:
+            worker.close()
+        else:
+            self._idle.append(worker)
+
+    def _bury(self, worker: Worker, dead: Assignment, ended: Ended) -> None:
+        """Decide what becomes of a trial whose worker has died."""
+        trial, cause = dead.trial, worker.exit_in_words()
+        if self.stopping:
+            return
+        if worker.died_of_memory() and dead.shrunk:
+            terms = self._pinned.terms(trial, micro_batch=dead.micro_batch)
+            record_killed(trial, StudyFolder(self._folder).trial(trial), terms=terms)
+            ended(trial, None)
+        elif worker.died_of_memory():
+            half = max(1, (dead.micro_batch or trial.controls.batch_examples) // 2)
+            self._queue.appendleft(Assignment(trial, micro_batch=half, shrunk=True, deaths=dead.deaths))
+        elif dead.deaths + 1 < DEATHS:
+            self._queue.appendleft(replace(dead, deaths=dead.deaths + 1, running=None))
+        else:
+            log = self._folder / "worker.log"
+            ended(trial, f"its worker process died {DEATHS} times, the last one {cause}; see {log}, then run again")
+
+    def _heed_stop(self) -> None:
+        """Pass a wish to stop on to the workers; kill them when it was repeated or has gone unheard."""
+        if self.stopping and self._kill_at == float("inf"):
+            self._kill_at = time.monotonic() + STOP_S
+            self._queue.clear()
+            for worker in self._busy:
+                worker.send({"do": "stop"})
+        if self._wishes > 1 or time.monotonic() > self._kill_at:
+            self.kill()

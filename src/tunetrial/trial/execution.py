@@ -1,0 +1,186 @@
+"""Carrying out one trial: train, evaluate, record. The one place where an engine's steps become a record."""
+
+import importlib.metadata
+import math
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from tunetrial.analysis import metrics
+from tunetrial.core.engine import Run, Session, Step
+from tunetrial.core.errors import DivergedError, DoesNotFitError
+from tunetrial.core.evidence import Example, Fact, Measurement, Scores, TaskData, TrialRecord
+from tunetrial.core.study import Trial
+from tunetrial.store import TrialFolder
+
+SPLITS = {"tune": ("validation",), "final": ("validation", "test"), "probe": ("validation",)}
+LIBRARIES = ("numpy", "safetensors", "torch", "transformers", "tunetrial")
+LAST_SHARE = 0.1
+
+
+class Interrupted(Exception):
+    """The trial was asked to stop between two steps. What is on disk is kept, and the next attempt goes on from it."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a trial is carried out: the task's metric, whose contributions are kept with the scores; whether
+    the engine is a simulator; how many examples may be computed at once, if less than the engine would."""
+
+    metric: str
+    synthetic: bool
+    micro_batch: int | None = None
+
+
+class Watch(Protocol):
+    """Hears how a trial goes; may raise Interrupted from `stepped`."""
+
+    def started(self, facts: Mapping[str, Fact]) -> None: ...
+
+    def stepped(self, step: Step) -> None: ...
+
+
+def carry_out(
+    trial: Trial,
+    data: TaskData,
+    session: Session,
+    folder: TrialFolder,
+    *,
+    terms: Terms,
+    watch: Watch,
+) -> TrialRecord:
+    """Carry out a trial, or what an earlier attempt left of it, and record it.
+
+    The engine is given only the splits that the trial may see: the test split goes to final trials alone. Diverging
+    and not fitting are results and are recorded; any other error leaves the trial without a record.
+
+    Raises:
+        Interrupted: `watch` said so; nothing is recorded.
+    """
+    if folder.done:
+        return folder.record()
+    seen = replace(data, splits={name: data.splits[name] for name in ("train", *SPLITS[trial.purpose])})
+    folder.begin()
+    started_s = time.monotonic()
+    try:
+        if trial.purpose == "probe":
+            record, scores = _probe(trial, seen, session, folder), {}
+        else:
+            record, scores = _train(trial, seen, session, folder, watch=watch, micro_batch=terms.micro_batch)
+    except (DivergedError, DoesNotFitError) as error:
+        status = "diverged" if isinstance(error, DivergedError) else "infeasible"
+        record, scores = TrialRecord(trial=trial, status=status, reason=str(error)), {}
+    finally:
+        folder.leg(time.monotonic() - started_s)
+    record = record.model_copy(update={"synthetic": terms.synthetic, "provenance": provenance()})
+    return folder.finish(record, scores, _contributions(metrics.find(terms.metric), scores))
+
+
+def record_killed(trial: Trial, folder: TrialFolder, *, terms: Terms) -> None:
+    """Record a trial whose process was killed for memory twice, the second time alone on the machine."""
+    folder.begin()
+    reason = f"killed for memory by the kernel twice, at last alone and with a micro-batch of {terms.micro_batch}"
+    record = TrialRecord(trial=trial, status="infeasible", reason=reason, synthetic=terms.synthetic)
+    folder.finish(record.model_copy(update={"provenance": provenance()}), {})
+
+
+def _train(
+    trial: Trial, data: TaskData, session: Session, folder: TrialFolder, *, watch: Watch, micro_batch: int | None
+) -> tuple[TrialRecord, dict[str, Scores]]:
+    """Train to the last step, keep the artifact of a final, predict every split it may see."""
+    run = session.start(trial, data, micro_batch=micro_batch)
+    watch.started(run.facts())
+    for step in run.steps(folder.checkpoint):
+        folder.append(step)
+        watch.stepped(step)
+    if trial.purpose == "final":
+        folder.save_artifact(run.save)
+    started_s = time.monotonic()
+    scores = {split: _score(run, data.splits[split], trial) for split in SPLITS[trial.purpose]}
+    found = {
+        **run.measurements(),
+        **_training(folder.curve()),
+        "evaluate_s": Measurement(value=time.monotonic() - started_s, unit="s"),
+        **_quality(data, scores),
+    }
+    if trial.purpose == "final":
+        found["artifact_bytes"] = Measurement(value=_size_bytes(folder.artifact), unit="bytes")
+    record = TrialRecord(
+        trial=trial,
+        status="ok",
+        measurements=found,
+        token_digest=run.token_digest,
+        resolved=run.facts(),
+    )
+    return record, scores
+
+
+def _probe(trial: Trial, data: TaskData, session: Session, folder: TrialFolder) -> TrialRecord:
+    """Measure cost; what it saves for that is not kept."""
+    found = session.probe(trial, data, folder.path / ".probe.tmp")
+    return TrialRecord(trial=trial, status="ok", measurements=found)
+
+
+def _score(run: Run, examples: tuple[Example, ...], trial: Trial) -> Scores:
+    predictions = run.predict(examples)
+    numbers = [p for p in predictions if not isinstance(p, str)]
+    if not all(math.isfinite(number) for number in numbers):
+        raise DivergedError(f"trial {trial.id}: a prediction is not finite; lower the learning rate")
+    return Scores(
+        example_id_E=tuple(e.id for e in examples),
+        cluster_E=tuple(e.cluster for e in examples),
+        target_E=np.array([e.target for e in examples], dtype=float if numbers else object),
+        prediction_E=np.array(predictions, dtype=float if numbers else object),
+    )
+
+
+def _training(curve: tuple[dict, ...]) -> dict[str, Measurement]:
+    """What the whole curve says, all attempts together; `train.loss` is the mean over the last tenth of the steps."""
+    last = curve[-max(1, math.ceil(LAST_SHARE * len(curve))) :]
+    return {
+        "train.loss": Measurement(value=math.fsum(s["loss"] for s in last) / len(last), unit="loss", n=len(last)),
+        "train_s": Measurement(value=math.fsum(s["seconds"] for s in curve), unit="s"),
+        "tokens": Measurement(value=sum(s["tokens"] for s in curve), unit="tokens"),
+        "steps": Measurement(value=len(curve), unit="steps"),
+    }
+
+
+def _quality(data: TaskData, scores: Mapping[str, Scores]) -> dict[str, Measurement]:
+    """Every metric of the kind on every split, where it is defined."""
+    found = {}
+    for split, one in scores.items():
+        for metric in metrics.of_kind(data.kind):
+            value = metric.value(one.target_E, one.prediction_E)
+            if value is not None:
+                name = f"{split}.{metric.name}"
+                found[name] = Measurement(value=value, unit=metric.unit, n=len(one.example_id_E))
+    return found
+
+
+def _contributions(metric: metrics.Metric, scores: Mapping[str, Scores]) -> dict[str, np.ndarray]:
+    """Each example's part in the task's metric, for splits where the metric is defined."""
+    return {
+        split: metric.contributions(one.target_E, one.prediction_E)
+        for split, one in scores.items()
+        if metric.value(one.target_E, one.prediction_E) is not None
+    }
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def provenance() -> dict[str, Fact]:
+    """Under what a trial was executed: versions and kind of machine, and nothing that names it or its user."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine(), **versions}

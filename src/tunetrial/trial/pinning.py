@@ -1,0 +1,111 @@
+"""Locking a study: its base, its rows and its precision are looked up, checked and pinned before the first trial."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+
+from tunetrial import models, tasks
+from tunetrial.core.errors import DataError, TunetrialError
+from tunetrial.core.evidence import TaskData
+from tunetrial.core.study import DataPin, Lock, Study, Trial
+from tunetrial.trial.execution import Terms
+from tunetrial.trial.pool import Worker, cores
+
+OVER_LONG_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A locked study, with what its trials need: rows by task, the base's folder, the engine and its device."""
+
+    lock: Lock
+    data: dict[str, TaskData]
+    base: Path
+    engine: str
+    device: str
+
+    def terms(self, trial: Trial, *, micro_batch: int | None) -> Terms:
+        """On what terms a trial of this study is carried out."""
+        metric = self.lock.study.task(trial.task).metric
+        return Terms(metric=metric, synthetic=self.lock.engine == "sim", micro_batch=micro_batch)
+
+
+def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned:
+    """Resolve and check all that a study names. Paths in it are relative to `root`.
+
+    The rows are read once, here, and every trial is given these very rows. Rows whose prompt has more tokens than
+    the controls allow are left out, alike in every arm, and the remarks say how many.
+
+    Raises:
+        ModelError, IntegrityError, DataError, SpecError: Base, rows or engine cannot be used as named; or more than
+            10 % of the rows of a split are too long.
+    """
+    base = models.resolve(_located(study.base_model, root))
+    loaded = {spec.name: tasks.load(spec, root) for spec in study.tasks}
+    survey = _Survey(log)
+    try:
+        machine = survey.ask({"do": "open", "engine": engine, "base": str(base.folder), "precision": study.precision})
+        data = {name: _fitting(rows, study.max_tokens, survey) for name, rows in loaded.items()}
+    finally:
+        survey.close()
+    lock = Lock(
+        study=study,
+        base_fingerprint=base.fingerprint,
+        parameters=models.shape(base.folder).parameters,
+        precision=machine["precision"],
+        data={name: _data_pin(rows) for name, rows in data.items()},
+        engine="sim" if machine["synthetic"] else "torch",
+    )
+    return Pinned(lock=lock, data=data, base=base.folder, engine=engine, device=machine["device"])
+
+
+class _Survey:
+    """A worker that is asked about machine and tokenizer; no trial runs in it, so it may see every prompt."""
+
+    def __init__(self, log: Path) -> None:
+        self._inbox: SimpleQueue = SimpleQueue()
+        self._log = log
+        self._worker = Worker(self._inbox, threads=cores(), log=log)
+
+    def ask(self, order: dict) -> dict:
+        self._worker.send(order)
+        _, answer = self._inbox.get()
+        if answer is None:
+            raise TunetrialError(f"engine: its process ended, got {self._worker.exit_in_words()}; see {self._log}")
+        if "error" in answer:
+            raise TunetrialError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+def _located(base_model: str, root: Path) -> str:
+    return base_model if base_model == "embedded" else str(root / Path(base_model).expanduser())
+
+
+def _fitting(data: TaskData, max_tokens: int, survey: _Survey) -> TaskData:
+    """Leave out the rows that are too long."""
+    splits, remarks = {}, list(data.remarks)
+    for split, rows in data.splits.items():
+        tokens = survey.ask({"do": "lengths", "prompts": [example.prompt for example in rows]})["tokens"]
+        kept = tuple(example for example, n in zip(rows, tokens, strict=True) if n <= max_tokens)
+        dropped = len(rows) - len(kept)
+        if dropped > OVER_LONG_SHARE * len(rows):
+            raise DataError(
+                f"{data.name}: {split}: more than 10 % of the rows are longer than max_tokens, got {dropped} of "
+                f"{len(rows)} above {max_tokens} tokens (longest {max(tokens)}); raise max_tokens or shorten the input"
+            )
+        if dropped:
+            remarks.append(f"{split}: {dropped} of {len(rows)} rows left out: longer than {max_tokens} tokens")
+        splits[split] = kept
+    return replace(data, splits=splits, remarks=tuple(remarks))
+
+
+def _data_pin(data: TaskData) -> DataPin:
+    return DataPin(
+        digests={split: data.digest(split) for split in data.splits},
+        counts={split: len(rows) for split, rows in data.splits.items()},
+        labels=data.labels,
+        remarks=data.remarks,
+    )

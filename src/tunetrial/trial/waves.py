@@ -1,0 +1,147 @@
+"""Carrying out a study: one wave of trials after the other, each planned from the records of those before."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tunetrial import models, plan
+from tunetrial.core.evidence import Evidence
+from tunetrial.core.study import Study, Trial
+from tunetrial.plan import Plan, Wave
+from tunetrial.store import StudyFolder, surplus
+from tunetrial.trial.crew import Crew
+from tunetrial.trial.openings import note_openings
+from tunetrial.trial.pinning import Pinned, pin
+from tunetrial.trial.progress import Pace, Progress, label
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a study ended: `failed` names the trials that erred, by label, and what went wrong in each."""
+
+    status: Literal["done", "failed", "interrupted"]
+    evidence: Evidence
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def preview(study: Study, root: Path, folder: Path, *, engine: str = "torch") -> Plan:
+    """Say what a study will take before anything is spent, and keep it as the folder's `plan.json`.
+
+    Raises:
+        TunetrialError: The study cannot be locked; see `pin`.
+    """
+    pinned = pin(study, root, engine=engine, log=folder / "worker.log")
+    return _write_plan(pinned, StudyFolder(folder))
+
+
+def run(
+    study: Study,
+    root: Path,
+    folder: Path,
+    *,
+    engine: str = "torch",
+    source: str = "",
+    wait_s: float = 0.0,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:
+    """Carry a study out, or what an earlier run left of it. No trial that has a record is repeated.
+
+    A trial that errs harms no other: all that can be carried out without it is. SIGINT and SIGTERM stop the trials
+    at their next step and keep what they have.
+
+    Args:
+        root: Where the paths in the study start.
+        folder: Where the results are; one run at a time holds it.
+        source: The study file's text, kept beside the results.
+        engine: A name of `worker.ENGINES`, or "package.module:attribute".
+        wait_s: How long to wait while another run holds the folder.
+    Raises:
+        StoreError: Another run holds the folder.
+        TunetrialError: The study cannot be locked (see `pin`), or its base cannot be loaded.
+    """
+    store = StudyFolder(folder)
+    with store.hold(wait_s):
+        pinned = pin(study, root, engine=engine, log=folder / "worker.log")
+        store.write_lock(pinned.lock)
+        store.write_study(source)
+        _write_plan(pinned, store)
+        crew = Crew(pinned, folder)
+        with _Signals(crew):
+            return _Course(pinned, store, crew, tell).follow()
+
+
+def _write_plan(pinned: Pinned, store: StudyFolder) -> Plan:
+    made = plan.preview(pinned.lock, models.shape(pinned.base))
+    store.write_plan(made.model_dump(mode="json"))
+    return made
+
+
+class _Course:
+    """A study under way."""
+
+    def __init__(self, pinned: Pinned, store: StudyFolder, crew: Crew, tell: Callable[[Progress], None]) -> None:
+        self._pinned, self._store, self._crew, self._tell = pinned, store, crew, tell
+        self._failed: dict[str, tuple[Trial, str]] = {}
+        self._started_s = time.monotonic()
+
+    def follow(self) -> Outcome:
+        """Go from wave to wave until nothing is left to do, or nothing that can be done."""
+        while True:
+            evidence = self._store.evidence()
+            wave = plan.next_wave(evidence)
+            done = {record.trial.id for record in evidence.records}
+            trials = [t for t in wave.trials if t.id not in self._failed and t.id not in done] if wave else []
+            if self._crew.stopping:
+                return self._outcome("interrupted", evidence)
+            if not trials:
+                if wave is None:
+                    self._drop_weights(evidence)
+                return self._outcome("failed" if self._failed else "done", evidence)
+            self._carry_out(wave, trials, before=len(done))
+
+    def _carry_out(self, wave: Wave, trials: list[Trial], *, before: int) -> None:
+        """Carry out the trials of a wave, and keep count."""
+        pace = Pace(wave.why, before, len(trials), self._started_s, self._pinned.lock.study.hardware.usd_per_hour)
+
+        def ended(trial: Trial, error: str | None) -> None:
+            if error is None:
+                pace.done += 1
+            else:
+                pace.failed += 1
+                self._failed[trial.id] = (trial, error)
+
+        note_openings(self._pinned.lock, trials)
+        self._crew.carry_out(trials, ended, lambda: self._tell(pace.moment(self._crew.running)))
+
+    def _drop_weights(self, evidence: Evidence) -> None:
+        """Keep no more weights than the study says, now that no further final will come."""
+        ids = set(surplus(evidence))
+        for record in evidence.records:
+            if record.trial.id in ids:
+                self._store.trial(record.trial).drop_artifact()
+
+    def _outcome(self, status: Literal["done", "failed", "interrupted"], evidence: Evidence) -> Outcome:
+        failed = {label(trial): error for trial, error in self._failed.values()}
+        return Outcome(status=status, evidence=evidence, failed=failed)
+
+
+class _Signals:
+    """While entered, SIGINT and SIGTERM stop a crew, and no worker outlives it; other threads leave signals alone."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, lambda *_: self._crew.stop())
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._crew.kill()

@@ -1,0 +1,144 @@
+"""A worker process: one session over one base, carrying out the trials that it is sent, one after the other.
+
+`python -m tunetrial.trial.worker`: started by `pool.Worker`, never by hand. Orders come in on stdin, reports go out on
+what was stdout, a JSON object a line; stdout itself is joined to stderr, so that no library's print breaks the talk.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Thread
+
+from tunetrial.core.engine import Engine, Session, Step
+from tunetrial.core.errors import SpecError, TunetrialError
+from tunetrial.core.evidence import Example, Fact, TaskData
+from tunetrial.core.study import Trial
+from tunetrial.store import StudyFolder
+from tunetrial.trial.execution import Interrupted, Terms, carry_out
+
+ENGINES = {"torch": "tunetrial.engine.torch_engine:TorchEngine", "sim": "tunetrial.engine.sim:SimEngine"}
+REPORT_EVERY_S = 0.2
+
+
+def find_engine(name: str) -> Engine:
+    """Make the engine of this name: a known one, or "package.module:attribute" to be called without arguments.
+
+    Raises:
+        SpecError: There is none of this name.
+    """
+    module, _, attribute = ENGINES.get(name, name).partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError, ValueError) as error:
+        known = ", ".join(ENGINES)
+        raise SpecError(f"engine: not found, got {name!r} ({error}); use {known} or package.module:attribute") from None
+
+
+class Service:
+    """What a worker has in hand: its session, and the rows of the tasks that it was sent."""
+
+    def __init__(self, report: Callable[[dict], None], stop: Event) -> None:
+        self._report, self._stop = report, stop
+        self._session: Session | None = None
+        self._data: dict[str, TaskData] = {}
+
+    def open(self, order: dict) -> None:
+        """Open the base; say what the machine is like."""
+        engine = find_engine(order["engine"])
+        precision = engine.precision() if order["precision"] == "auto" else order["precision"]
+        self._session = engine.open(Path(order["base"]), precision)
+        device = getattr(engine, "device", "cpu")
+        self._report({"event": "ready", "precision": precision, "device": device, "synthetic": engine.synthetic})
+
+    def lengths(self, order: dict) -> None:
+        """Count the tokens of prompts."""
+        rows = [Example(id="", cluster="", prompt=prompt, target="") for prompt in order["prompts"]]
+        self._report({"event": "lengths", "tokens": self._session.lengths(rows)})
+
+    def data(self, order: dict) -> None:
+        """Take in the rows of a task; the test split comes with the first final trial, not before."""
+        splits = {name: tuple(Example(*row) for row in rows) for name, rows in order["splits"].items()}
+        held = self._data.get(order["task"])
+        splits = {**(held.splits if held else {}), **splits}
+        self._data[order["task"]] = TaskData(order["task"], order["kind"], tuple(order["labels"]), splits)
+
+    def trial(self, order: dict) -> None:
+        """Carry out one trial and report its end."""
+        trial = Trial.model_validate(order["trial"])
+        folder = StudyFolder(Path(order["study"])).trial(trial)
+        terms, watch = Terms(**order["terms"]), Watch(self._report, self._stop)
+        record = carry_out(trial, self._data[trial.task], self._session, folder, terms=terms, watch=watch)
+        self._report({"event": "recorded", "status": record.status})
+
+
+class Watch:
+    """What `carry_out` tells as it goes; raises Interrupted at the first step after a stop was asked for."""
+
+    def __init__(self, report: Callable[[dict], None], stop: Event) -> None:
+        self._report, self._stop, self._next_s = report, stop, 0.0
+
+    def started(self, facts: dict[str, Fact]) -> None:
+        self._report({"event": "started", "micro_batch": facts.get("micro_batch")})
+
+    def stepped(self, step: Step) -> None:
+        if self._stop.is_set():
+            raise Interrupted
+        if time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + REPORT_EVERY_S
+            self._report({"event": "step", "step": step.step, "steps": step.steps, "loss": step.loss})
+
+
+def main() -> None:
+    """Serve orders until stdin closes."""
+    talk = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    orders: SimpleQueue[dict] = SimpleQueue()
+    stop = Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator hears it and sends "stop"
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    Thread(target=_listen, args=(orders, stop), daemon=True).start()
+
+    def report(message: dict) -> None:
+        talk.write(json.dumps(message) + "\n")
+        talk.flush()
+
+    service = Service(report, stop)
+    while True:
+        _serve(service, orders.get(), report)
+
+
+def _serve(service: Service, order: dict, report: Callable[[dict], None]) -> None:
+    """Carry out one order. What goes wrong in a trial is reported and harms no other; without a base there is none."""
+    try:
+        getattr(service, order["do"])(order)
+    except Interrupted:
+        report({"event": "interrupted"})
+    except Exception as error:
+        traceback.print_exc()
+        text = str(error) if isinstance(error, TunetrialError) else f"{type(error).__name__}: {error}"
+        if order["do"] == "open":
+            report({"event": "broken", "error": text})
+            os._exit(1)
+        report({"event": "failed", "error": text})
+
+
+def _listen(orders: SimpleQueue, stop: Event) -> None:
+    """Take in orders as they come. When the coordinator is gone, end at once: a successor may hold the study."""
+    for line in sys.stdin.buffer:
+        order = json.loads(line)
+        if order["do"] == "stop":
+            stop.set()
+        else:
+            orders.put(order)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

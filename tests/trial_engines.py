@@ -1,0 +1,92 @@
+"""Engines for tests of trial/, made by name in worker processes: the simulator, slowed, watched or hurt."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunetrial.core.engine import Step
+from tunetrial.engine.sim import SimEngine, SimRun, SimSession, Truth, World
+
+WORLD = World(
+    arms={
+        "full": Truth(quality=0.8, best_rate=1e-3),
+        "lora": Truth(quality=0.8, best_rate=3e-3),
+        "divergent": Truth(failure=1.0),
+        "huge": Truth(fits=False),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A simulator that calls `before_step` before each step it yields; one thing that goes wrong a test."""
+
+    synthetic: bool = True
+    device: str = "cpu"
+
+    def precision(self) -> str:
+        return "fp32"
+
+    def open(self, base: Path, precision: str) -> "HookSession":
+        return HookSession(SimEngine(WORLD).open(base, precision), self)
+
+    def before_step(self, run: SimRun, step: Step) -> None:
+        pass
+
+
+@dataclass
+class HookSession:
+    inner: SimSession
+    hook: Hook
+
+    def lengths(self, examples):
+        return self.inner.lengths(examples)
+
+    def start(self, trial, data, *, micro_batch=None):
+        run = self.inner.start(trial, data, micro_batch=micro_batch)
+        steps = run.steps
+
+        def hooked(checkpoint: Path | None) -> Iterator[Step]:
+            for step in steps(checkpoint):
+                self.hook.before_step(run, step)
+                yield step
+
+        run.steps = hooked
+        return run
+
+    def probe(self, trial, data, folder):
+        return self.inner.probe(trial, data, folder)
+
+
+def plain() -> SimEngine:
+    return SimEngine(WORLD)
+
+
+class Slow(Hook):
+    """Takes its time over each step, so that a signal finds it at work."""
+
+    def before_step(self, run: SimRun, step: Step) -> None:
+        time.sleep(float(os.environ.get("TEST_STEP_S", "0.005")))
+
+
+class Buggy(Hook):
+    """Has a bug in one trial."""
+
+    def before_step(self, run: SimRun, step: Step) -> None:
+        if run.trial.arm.name == "lora" and run.trial.purpose == "tune" and step.step == 2:
+            raise ZeroDivisionError("a bug in one trial")
+
+
+class Mortal(Hook):
+    """Its process dies at one trial, as often as the file named by TEST_LIVES says."""
+
+    def before_step(self, run: SimRun, step: Step) -> None:
+        if run.trial.arm.name == "lora" and run.trial.purpose == "tune" and step.step == 2:
+            lives = Path(os.environ["TEST_LIVES"])
+            left = int(lives.read_text())
+            if left:
+                lives.write_text(str(left - 1))
+                os.kill(os.getpid(), signal.SIGKILL)
