@@ -1,0 +1,235 @@
+"""The fairness ledger: rules that a pair of arms must keep before a difference between them is anybody's finding.
+
+A rule that breaks makes the pair NOT COMPARABLE, with what was found as the reason; nothing is repaired or skipped.
+To add a rule, write a function `(Pair) -> (holds, found)` and one entry of `RULES`.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isclose, log
+
+from tunetrial.analysis import arms, metrics
+from tunetrial.core.evidence import Check, Evidence, TrialRecord
+
+# How an execution may differ without a difference in what is computed: a smaller micro-batch at the same batch.
+MAY_DIFFER = frozenset({"micro_batch"})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A candidate and its reference on one task, with the records of their finals and tuning trials."""
+
+    evidence: Evidence
+    task: str
+    candidate: str
+    reference: str
+
+    def of(self, purpose: str) -> tuple[TrialRecord, ...]:
+        """Records of one purpose, of both arms."""
+        both = (self.candidate, self.reference)
+        return tuple(r for arm in both for r in self.evidence.of(purpose=purpose, task=self.task, arm=arm))
+
+    def seeds(self, arm: str) -> dict[int, TrialRecord]:
+        """An arm's finals by seed."""
+        return {r.trial.seed: r for r in self.evidence.of(purpose="final", task=self.task, arm=arm)}
+
+    @property
+    def shared(self) -> list[int]:
+        """Seeds that both arms have finals of."""
+        return sorted(set(self.seeds(self.candidate)) & set(self.seeds(self.reference)))
+
+
+Found = tuple[bool, str]
+
+
+def ledger(evidence: Evidence) -> tuple[Check, ...]:
+    """Check every rule on every pair; one line a rule. Empty until two arms of a task have finals."""
+    study = evidence.lock.study
+    pairs = []
+    for task in study.tasks:
+        against = arms.reference(evidence, task.name)
+        pairs += [Pair(evidence, task.name, arm.name, against) for arm in study.arms if arm.name != against]
+    pairs = [p for p in pairs if p.seeds(p.candidate) and p.seeds(p.reference)]
+    checks = [_check(what, [(pair, *rule(pair)) for pair in pairs]) for what, rule in RULES.items()] if pairs else []
+    return (*checks, *_one_machine(evidence))
+
+
+def obstacles(evidence: Evidence, task: str, candidate: str, reference: str) -> list[str]:
+    """Why a pair cannot be compared: what each broken rule found; empty when all hold."""
+    pair = Pair(evidence, task, candidate, reference)
+    found = (rule(pair) for rule in RULES.values())
+    return [text for holds, text in found if not holds]
+
+
+def _check(what: str, results: list[tuple[Pair, bool, str]]) -> Check:
+    holds = all(kept for _, kept, _ in results)
+    shown = {f"{p.task}, {p.candidate} and {p.reference}: {text}": None for p, kept, text in results if kept == holds}
+    return Check(what=what, holds=holds, found="; ".join(shown))
+
+
+def _same_study(pair: Pair) -> Found:
+    lock, records = pair.evidence.lock, (*pair.of("final"), *pair.of("tune"))
+    for record in records:
+        t = record.trial
+        asked = lock.trial(t.arm.name, t.task, learning_rate=t.learning_rate, seed=t.seed, purpose=t.purpose)
+        differ = [name for name in ("arm", "controls", "data_digest") if getattr(t, name) != getattr(asked, name)]
+        if differ:
+            return False, f"trial {t.id} ({t.arm.name}) is of another study: its {', '.join(differ)} differ"
+    return True, f"{len(records)} trials with the controls, data and arms of the lock"
+
+
+def _one_world(pair: Pair) -> Found:
+    wanted, records = pair.evidence.lock.engine == "sim", (*pair.of("final"), *pair.of("tune"))
+    wrong = [r for r in records if r.synthetic != wanted]
+    if wrong:
+        kind = "synthetic" if wrong[0].synthetic else "measured"
+        other = "synthetic" if wanted else "measured"
+        return False, f"trial {wrong[0].trial.id} ({wrong[0].trial.arm.name}) is {kind} in a {other} study"
+    return True, "all synthetic (simulated)" if wanted else "all measured"
+
+
+def _paired_seeds(pair: Pair) -> Found:
+    for arm in (pair.candidate, pair.reference):
+        finals = pair.evidence.of(purpose="final", task=pair.task, arm=arm)
+        rates = sorted({r.trial.learning_rate for r in finals})
+        if len(rates) > 1:
+            return False, f"{arm} has finals at {len(rates)} learning rates: {', '.join(f'{r:g}' for r in rates)}"
+        seed, times = Counter(r.trial.seed for r in finals).most_common(1)[0] if finals else (0, 1)
+        if times > 1:
+            return False, f"{arm} has {times} finals of seed {seed}"
+    ours, theirs = set(pair.seeds(pair.candidate)), set(pair.seeds(pair.reference))
+    look, alone = min(len(ours), len(theirs)), ours ^ theirs
+    first = pair.evidence.lock.study.looks[0]
+    if look >= first and not set(sorted(ours | theirs)[:first]) <= ours & theirs:
+        return False, f"seeds are not paired: {', '.join(map(str, sorted(alone)))} have a final of one arm alone"
+    return True, f"{len(pair.shared)} pairs with one seed each"
+
+
+def _same_tokens(pair: Pair) -> Found:
+    ours, theirs = pair.seeds(pair.candidate), pair.seeds(pair.reference)
+    finished = [s for s in pair.shared if ours[s].status == theirs[s].status == "ok"]
+    for seed in finished:
+        digests = ours[seed].token_digest, theirs[seed].token_digest
+        if None in digests:
+            return False, f"seed {seed}: no digest of the token stream is recorded"
+        if digests[0] != digests[1]:
+            return False, f"seed {seed}: the arms trained on different token streams"
+    return True, f"{len(finished)} pairs trained on the same tokens in the same order"
+
+
+def _same_examples(pair: Pair) -> Found:
+    scores, counts = pair.evidence.scores, {}
+    for split in ("test", "validation"):
+        first = None
+        for record in pair.of("final"):
+            mine = scores.get((record.trial.id, split))
+            if record.status != "ok":
+                continue
+            name = f"{split} scores of trial {record.trial.id} ({record.trial.arm.name}, seed {record.trial.seed})"
+            if not arms.sound(mine):
+                return False, f"{name} are {'missing' if mine is None else 'incomplete or not finite'}"
+            first = first or mine
+            if not arms.same_rows(mine, first):
+                return False, f"{name} are of other examples, clusters or targets"
+        counts[split] = len(first.example_id_E) if first else 0
+    return True, f"the same {counts['test']} test and {counts['validation']} validation examples"
+
+
+def _scores_match_records(pair: Pair) -> Found:
+    metric, checked = metrics.find(pair.evidence.lock.study.task(pair.task).metric), 0
+    for record in pair.of("final"):
+        for split in ("test", "validation"):
+            scores = pair.evidence.scores.get((record.trial.id, split))
+            stated = record.measurements.get(f"{split}.{metric.name}")
+            if stated is None or not arms.sound(scores):
+                continue
+            value, checked = metric.value(scores.target_E, scores.prediction_E), checked + 1
+            if value is None or not isclose(value, stated.value, rel_tol=1e-9, abs_tol=1e-12):
+                got = f"{split}.{metric.name} {stated.value:g} is recorded, its scores give {value}"
+                return False, f"trial {record.trial.id} ({record.trial.arm.name}): {got}"
+    return True, f"{checked} recorded values equal those of their scores"
+
+
+def _same_execution(pair: Pair) -> Found:
+    finals = [r for r in pair.of("final") if r.status == "ok"]
+    for name in sorted({name for r in finals for name in r.resolved} - MAY_DIFFER):
+        values = {repr(r.resolved.get(name)): r for r in finals}
+        if len(values) > 1:
+            shown = ", ".join(
+                f"{value} ({r.trial.arm.name})" for value, r in sorted(values.items(), key=lambda v: v[0])
+            )
+            return False, f"{name} differs: {shown}"
+    facts = finals[0].resolved if finals else {}
+    return True, ", ".join(f"{name} {facts[name]}" for name in sorted(facts) if name not in MAY_DIFFER) or "no facts"
+
+
+def _interior_rate(pair: Pair) -> Found:
+    shown = []
+    for arm in (pair.candidate, pair.reference):
+        for rate in sorted({r.trial.learning_rate for r in pair.seeds(arm).values()}):
+            tried = sorted({r.trial.learning_rate for r in pair.evidence.of(purpose="tune", task=pair.task, arm=arm)})
+            if not tried:
+                return False, f"{arm} has no tuning trials: its learning rate {rate:g} was not searched for"
+            if arms.at_edge(pair.evidence, pair.task, arm, rate):
+                return False, f"{arm} is best at the edge of its rates, {rate:g} of {tried[0]:g} to {tried[-1]:g}"
+            shown.append(f"{arm} {rate:g} in {tried[0]:g} to {tried[-1]:g}")
+    return True, ", ".join(shown)
+
+
+def _same_tuning(pair: Pair) -> Found:
+    tuning, shown = pair.evidence.lock.study.tuning, []
+    least = tuning.points if tuning.learning_rate == "auto" else len(tuning.learning_rate)
+    for arm in (pair.candidate, pair.reference):
+        trials = pair.evidence.of(purpose="tune", task=pair.task, arm=arm)
+        tried = {r.trial.learning_rate for r in trials}
+        finals = pair.seeds(arm)
+        both = {r.trial.seed for r in trials} & set(finals)
+        if both:
+            return False, f"{arm}: seed {min(both)} is used for tuning and for a final"
+        if not least <= len(tried) <= max(least, tuning.max_points):
+            return False, f"{arm} tried {len(tried)} rates, the study asks for {least} to {tuning.max_points}"
+        for rate in {r.trial.learning_rate for r in finals.values()}:
+            nearest = min(tried, key=lambda other: abs(log(other / rate)))
+            seeds = {r.trial.seed for r in trials if r.trial.learning_rate == nearest}
+            if len(seeds) < tuning.seeds:
+                return (
+                    False,
+                    f"{arm} was tuned on {len(seeds)} of {tuning.seeds} seeds at {nearest:g}, where it is best",
+                )
+        shown.append(f"{arm} {len(tried)} rates in {len(trials)} trials")
+    return True, ", ".join(shown)
+
+
+def _one_machine(evidence: Evidence) -> tuple[Check, ...]:
+    """Whether costs may be compared: all probes on one device under the same software."""
+    probes = [r for r in evidence.records if r.trial.purpose == "probe" and r.status == "ok"]
+    if len({r.trial.arm.name for r in probes}) < 2:
+        return ()
+    found = costs_obstacle(evidence)
+    return (Check(what="costs were measured on one machine", holds=not found, found=found or f"{len(probes)} probes"),)
+
+
+def costs_obstacle(evidence: Evidence) -> str | None:
+    """Why the costs of the arms cannot be compared; None when they can."""
+    probes = [r for r in evidence.records if r.trial.purpose == "probe" and r.status == "ok"]
+    for name in sorted({name for r in probes for name in r.resolved} - MAY_DIFFER):
+        values = sorted({str(r.resolved.get(name)) for r in probes})
+        if len(values) > 1:
+            return f"the probes' {name} differs: {', '.join(values)}"
+    if {r.synthetic for r in probes} - {evidence.lock.engine == "sim"}:
+        return "synthetic and measured probes are mixed"
+    return None
+
+
+RULES: dict[str, Callable[[Pair], Found]] = {
+    "trials are of this study: same base, controls, data": _same_study,
+    "measured and simulated trials are not mixed": _one_world,
+    "finals are paired by seed, at one learning rate an arm": _paired_seeds,
+    "paired arms trained on the same tokens in the same order": _same_tokens,
+    "all finals are scored, on the same examples": _same_examples,
+    "records agree with their scores": _scores_match_records,
+    "finals were executed alike": _same_execution,
+    "learning rates lie inside what was searched": _interior_rate,
+    "arms had the same tuning budget, on seeds of its own": _same_tuning,
+}
