@@ -1,0 +1,145 @@
+"""The one training loop: every method, every engine pack of one, every device."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tunetrial.core.checkpoint import newest_checkpoint, save_checkpoint
+from tunetrial.core.engine import Step
+from tunetrial.core.errors import DivergedError, DoesNotFitError
+from tunetrial.core.evidence import Example
+from tunetrial.core.study import Controls
+from tunetrial.engine.attention import lay_out
+from tunetrial.engine.batches import learning_rate, order, token_digest
+from tunetrial.engine.readout import Classifier
+from tunetrial.engine.trainables import Trainables
+
+
+class Loop:
+    """AdamW over the examples of one trial, a step at a time.
+
+    A step is `batch_examples` examples whatever the memory: they are computed in micro-batches of like lengths, and
+    when memory runs out the micro-batch is halved and the same step begun again.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        trainables: Trainables,
+        examples: Sequence[Example],
+        tokens: Sequence[list[int]],
+        *,
+        controls: Controls,
+        peak_rate: float,
+        seed: int,
+        micro_batch: int | None,
+        checkpoint_every_s: float,
+    ):
+        self.model, self.trainables, self.controls, self.peak_rate = model, trainables, controls, peak_rate
+        self.tokens = tokens
+        self.targets = model.readout.encode([example.target for example in examples], model.device)
+        self.order = order(len(examples), epochs=controls.epochs, batch_examples=controls.batch_examples, seed=seed)
+        self.token_digest = token_digest(self.order, examples, tokens)
+        self.micro_batch = min(micro_batch or controls.batch_examples, controls.batch_examples)
+        self.checkpoint_every_s = checkpoint_every_s
+        self.first_step = 0
+        self.optimiser = torch.optim.AdamW(
+            trainables.groups(controls.weight_decay), lr=peak_rate, betas=(0.9, 0.999), eps=1e-8, fused=True
+        )
+
+    def steps(self, checkpoint: Path | None) -> Iterator[Step]:
+        """Train to the end, yielding each step; see `core.engine.Run.steps`."""
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        saved = time.perf_counter()
+        for number in range(self.first_step, len(self.order)):
+            started = time.perf_counter()
+            rate = learning_rate(number, len(self.order), peak=self.peak_rate, warmup_share=self.controls.warmup_share)
+            loss, grad_norm = self.step(self.order[number], rate)
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                found = f"loss {loss}, gradient norm {grad_norm}"
+                raise DivergedError(f"step {number + 1}: numbers are no longer finite, got {found}; lower the rate")
+            tokens = sum(len(self.tokens[row]) for row in self.order[number])
+            seconds = time.perf_counter() - started
+            yield Step(number + 1, len(self.order), loss, grad_norm, rate, tokens, seconds)
+            if checkpoint is not None and time.perf_counter() - saved >= self.checkpoint_every_s:
+                save_checkpoint(checkpoint, number + 1, self._write)
+                saved = time.perf_counter()
+
+    def step(self, rows: Sequence[int], rate: float) -> tuple[float, float]:
+        """Take one optimiser step over these rows; return its mean loss and the gradient norm before clipping."""
+        ordered = sorted(rows, key=lambda row: len(self.tokens[row]))
+        losses = self._accumulate(ordered)
+        masters = list(self.trainables.masters.values())
+        norm = torch.nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(masters, self.controls.clip_norm, norm)
+        loss, grad_norm = torch.stack([losses.double(), norm.double()]).tolist()
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            self.optimiser.step()
+            self.trainables.publish()
+        self.trainables.clear()
+        return loss, grad_norm
+
+    def _accumulate(self, rows: list[int]) -> torch.Tensor:
+        """Sum the gradients of all micro-batches into the masters; return the mean loss over the rows."""
+        while True:
+            try:
+                total = torch.zeros((), device=self.model.device)
+                for first in range(0, len(rows), self.micro_batch):
+                    part = rows[first : first + self.micro_batch]
+                    layout = lay_out([self.tokens[row] for row in part], self.model.device)
+                    loss = self.model.losses(layout, self.targets[part]).sum() / len(rows)
+                    loss.backward()
+                    self.trainables.collect()
+                    total = total + loss.detach()
+                return total
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.trainables.clear()
+                if self.micro_batch == 1:
+                    raise DoesNotFitError(f"train step: out of memory at one example, got {error}") from None
+            self.micro_batch //= 2
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _write(self, folder: Path) -> None:
+        """Put masters, moments and the step into a checkpoint; no pickle."""
+        tensors = {f"master.{name}": master.detach() for name, master in self.trainables.masters.items()}
+        for name, master in self.trainables.masters.items():
+            for key, value in self.optimiser.state[master].items():
+                tensors[f"{key}.{name}"] = value
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
+        state = {"micro_batch": self.micro_batch, "token_digest": self.token_digest}
+        (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+
+    def _resume(self, checkpoint: Path) -> None:
+        """Continue from the newest valid checkpoint, if there is one of this very token stream."""
+        found = newest_checkpoint(checkpoint)
+        if found is None:
+            return
+        step, folder = found
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state["token_digest"] != self.token_digest:
+            return
+        tensors = load_file(folder / "state.safetensors", device=str(self.model.device))
+        with torch.no_grad():
+            for name, master in self.trainables.masters.items():
+                master.copy_(tensors[f"master.{name}"])
+                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
+                self.optimiser.state[master] = {key: tensors[f"{key}.{name}"] for key in keys}
+        self.trainables.publish()
+        self.micro_batch, self.first_step = min(self.micro_batch, state["micro_batch"]), step
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell running out of memory, on a GPU or the host, from other failures."""
+    texts = ("can't allocate memory", "not enough memory", "out of memory", "bad allocation")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

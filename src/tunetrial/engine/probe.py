@@ -1,0 +1,96 @@
+"""What an arm costs alone on the machine: load, step, evaluate, save and peak memory, each timed apart."""
+
+import gc
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from tunetrial.core.evidence import Measurement, TaskData
+from tunetrial.core.study import Trial
+
+WARM_UP, TIMED, SINGLE = 5, 25, 20
+
+
+def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Measurement]:
+    """Run WARM_UP and then TIMED real steps of the trial, cycling through its order, then the other phases.
+
+    Peak memory is the device's on CUDA; on a CPU it is the process's highest resident size above what it was before
+    the run began with the base in memory added, where the system tells it (Linux), and absent elsewhere.
+    """
+    clock = _Clock(session.device)
+    load_s = clock.time(lambda: session.load(session.backbone.dtype))
+    gc.collect()
+    memory = _Peak(session)
+    run = session.start(trial, data)
+    peak_step, steps = trial.learning_rate, run.loop.order
+    step_s, tokens = [], []
+    for number in range(WARM_UP + TIMED):
+        rows = steps[number % len(steps)]
+        seconds = clock.time(lambda rows=rows: run.loop.step(rows, peak_step * 1e-3))
+        if number >= WARM_UP:
+            step_s.append(seconds)
+            tokens.append(sum(len(run.loop.tokens[row]) for row in rows))
+    peak = memory.read()
+    examples = data.splits["validation"]
+    run.predict(examples[:1])
+    evaluate_s = clock.time(lambda: run.predict(examples))
+    single_s = [clock.time(lambda e=e: run.predict([e])) for e in (examples * SINGLE)[:SINGLE]]
+    save_s = clock.time(lambda: run.save(folder))
+    artifact_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    shutil.rmtree(folder)
+    moments = sum(t.numel() * t.element_size() for s in run.loop.optimiser.state.values() for t in s.values() if t.ndim)
+    found = {
+        "load_s": Measurement(value=load_s, unit="s"),
+        "step_s": Measurement(value=statistics.median(step_s), unit="s", n=len(step_s)),
+        "tokens_per_s": Measurement(value=sum(tokens) / sum(step_s), unit="tokens/s", n=len(step_s)),
+        "evaluate_examples_per_s": Measurement(value=len(examples) / evaluate_s, unit="examples/s", n=len(examples)),
+        "latency_s": Measurement(value=statistics.median(single_s), unit="s", n=len(single_s)),
+        "save_s": Measurement(value=save_s, unit="s"),
+        "artifact_bytes": Measurement(value=artifact_bytes, unit="bytes"),
+        "trainable_parameters": Measurement(value=run.trainables.count(), unit="weights"),
+        "optimizer_state_bytes": Measurement(value=moments, unit="bytes"),
+    }
+    if peak is not None:
+        found["peak_bytes"] = Measurement(value=peak, unit="bytes")
+    return found
+
+
+class _Clock:
+    """Wall time of a call, with the device's queue empty before and after."""
+
+    def __init__(self, device: torch.device):
+        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def time(self, call: Callable[[], object]) -> float:
+        self.wait()
+        started = time.perf_counter()
+        call()
+        self.wait()
+        return time.perf_counter() - started
+
+
+class _Peak:
+    """Peak memory from now on, the resident base included."""
+
+    def __init__(self, session):
+        self.cuda = session.device.type == "cuda"
+        self.clear = Path("/proc/self/clear_refs")
+        self.base_bytes = sum(p.numel() * p.element_size() for p in session.backbone.parameters())
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        elif self.clear.exists():
+            self.clear.write_text("5")
+            self.before = psutil.Process().memory_info().rss
+
+    def read(self) -> int | None:
+        if self.cuda:
+            return torch.cuda.max_memory_allocated()
+        if not self.clear.exists():
+            return None
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 - self.before + self.base_bytes

@@ -1,0 +1,215 @@
+"""The engine that trains real weights: one resident base, a run at a time, on a CUDA device or the CPU."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+from tunetrial import methods, models
+from tunetrial.core.engine import Step
+from tunetrial.core.errors import DoesNotFitError, ModelError
+from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
+from tunetrial.core.study import Precision, Trial
+from tunetrial.engine import adapters, probe
+from tunetrial.engine.attention import UNPADDED, lay_out
+from tunetrial.engine.loop import Loop, is_out_of_memory
+from tunetrial.engine.readout import Classifier, Readout
+from tunetrial.engine.trainables import Trainables
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+EVALUATION_BATCH = 32
+
+
+class TorchEngine:
+    """Opens sessions on the first CUDA device, or on the CPU where there is none."""
+
+    synthetic = False
+
+    def __init__(self, *, device: str | None = None, checkpoint_every_s: float = 60.0):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.checkpoint_every_s = checkpoint_every_s
+
+    def precision(self) -> Precision:
+        """bf16 where products in it are native (compute capability 8.0, AMX or AVX512-BF16), else fp32."""
+        if self.device.type == "cuda":
+            native = torch.cuda.get_device_capability(self.device) >= (8, 0)
+        else:
+            native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return "bf16" if native else "fp32"
+
+    def open(self, base: Path, precision: Precision) -> "TorchSession":
+        return TorchSession(base, precision, self.device, self.checkpoint_every_s)
+
+
+class TorchSession:
+    """A base in memory in the compute dtype. Full fine-tuning writes into it; the next run restores it from disk."""
+
+    def __init__(self, base: Path, precision: Precision, device: torch.device, checkpoint_every_s: float):
+        logging.disable_progress_bar()
+        self.base, self.precision, self.device = base, precision, device
+        self.checkpoint_every_s = checkpoint_every_s
+        self.shape = models.shape(base)
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        self.backbone = self.load(DTYPES[precision]).to(device)
+        self.dirty = False
+        self._tokens: dict[str, list[int]] = {}
+
+    def load(self, dtype: torch.dtype) -> torch.nn.Module:
+        """Read the backbone from disk."""
+        model = AutoModel.from_pretrained(
+            self.base, dtype=dtype, attn_implementation=UNPADDED, use_safetensors=True, trust_remote_code=False
+        )
+        return model.eval().requires_grad_(False)
+
+    def tokens(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Tokenise prompts as the tokenizer does by default; each text once a session."""
+        missing = [e.prompt for e in examples if e.prompt not in self._tokens]
+        if missing:
+            self._tokens.update(zip(missing, self.tokenizer(missing).input_ids, strict=True))
+        return [self._tokens[e.prompt] for e in examples]
+
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        return [len(tokens) for tokens in self.tokens(examples)]
+
+    def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> "TorchRun":
+        try:
+            self._restore()
+            return TorchRun(self, trial, data, micro_batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DoesNotFitError(f"{trial.arm.name}: out of memory before the first step, got {error}") from None
+
+    def _restore(self) -> None:
+        """Bring the base back to what is on disk, without adapters."""
+        adapters.detach(self.backbone)
+        self.backbone.requires_grad_(False)
+        if self.dirty:
+            self.backbone.load_state_dict(self.load(DTYPES[self.precision]).state_dict())
+            self.dirty = False
+
+    def probe(self, trial: Trial, data: TaskData, folder: Path) -> dict[str, Measurement]:
+        return probe.measure(self, trial, data, folder)
+
+
+class TorchRun:
+    """One trial in hand: the attached model, its loop, and what it made."""
+
+    def __init__(self, session: TorchSession, trial: Trial, data: TaskData, micro_batch: int | None):
+        self.session, self.trial = session, trial
+        self.readout = Readout.of(data)
+        self.adapter = methods.find(trial.arm).adapter(session.shape)
+        exact = None
+        if self.adapter is not None:
+            adapters.attach(session.backbone, self.adapter, seed=trial.seed)
+        else:
+            session.dirty = True
+            if session.precision == "bf16":
+                exact = {f"model.{name}": weight for name, weight in session.load(torch.float32).named_parameters()}
+        self.model = Classifier(session.backbone, self.readout, seed=trial.seed)
+        trained = {n: p for n, p in self.model.named_parameters() if self._is_trained(n)}
+        self.trainables = Trainables(trained, exact)
+        examples = data.splits["train"]
+        tokens = session.tokens(examples)
+        empty = [e.id for e, row in zip(examples, tokens, strict=True) if not row]
+        if empty:
+            raise ModelError(f"{trial.task}: row {empty[0]}: the tokenizer made no token of its prompt; remove the row")
+        self.loop = Loop(
+            self.model,
+            self.trainables,
+            examples,
+            tokens,
+            controls=trial.controls,
+            peak_rate=trial.learning_rate,
+            seed=trial.seed,
+            micro_batch=micro_batch,
+            checkpoint_every_s=session.checkpoint_every_s,
+        )
+
+    def _is_trained(self, name: str) -> bool:
+        return self.adapter is None or "lora_" in name or name.startswith("score")
+
+    @property
+    def first_step(self) -> int:
+        return self.loop.first_step
+
+    @property
+    def token_digest(self) -> str:
+        return self.loop.token_digest
+
+    def steps(self, checkpoint: Path | None) -> Iterator[Step]:
+        """Train; a full model is then rounded to the base's dtype, since that is what is saved and must be scored."""
+        yield from self.loop.steps(checkpoint)
+        if self.adapter is None:
+            self.trainables.publish(through=self._saved_dtype())
+
+    def _saved_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.session.shape.bytes_per_weight == 2 else None
+
+    @torch.no_grad()
+    def predict(self, examples: Sequence[Example]) -> list[str] | list[float]:
+        tokens = self.session.tokens(examples)
+        by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
+        made: dict[int, str | float] = {}
+        for first in range(0, len(by_length), EVALUATION_BATCH):
+            rows = by_length[first : first + EVALUATION_BATCH]
+            layout = lay_out([tokens[row] for row in rows], self.session.device)
+            made.update(zip(rows, self.readout.decode(self.model(layout)), strict=True))
+        return [made[row] for row in range(len(tokens))]
+
+    def save(self, folder: Path) -> None:
+        """Write a PEFT adapter, or a full classifier in the base's dtype with tokenizer; the head stays fp32."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.readout.write(folder)
+        masters = {name: master.detach().cpu() for name, master in self.trainables.masters.items()}
+        if self.adapter is not None:
+            wide = {name: master.float() for name, master in masters.items()}
+            base = str(self.session.base)
+            settings = self.trial.arm.settings
+            adapters.save_peft(wide, folder, settings=settings, spec=self.adapter, base=base)
+            return
+        dtype = self._saved_dtype() or torch.float32
+        body = {n: w.float() if n.startswith("score") else w.to(dtype).contiguous() for n, w in masters.items()}
+        save_file(body, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(self._config(), indent=1) + "\n", encoding="utf-8")
+        self.session.tokenizer.save_pretrained(folder)
+
+    def _config(self) -> dict:
+        """The base's configuration as a sequence classifier's."""
+        config = json.loads((self.session.base / "config.json").read_text(encoding="utf-8"))
+        labels = self.readout.labels or ("value",)
+        problem = "single_label_classification" if self.readout.kind == "classify" else "regression"
+        return config | {
+            "architectures": ["LlamaForSequenceClassification"],
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "problem_type": problem,
+        }
+
+    def facts(self) -> dict[str, Fact]:
+        session = self.session
+        cuda = session.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(session.device) if cuda else "cpu",
+            "compute_dtype": session.precision,
+            "master_dtype": "fp64" if session.precision == "fp64" else "fp32",
+            "base_dtype": session.precision,
+            "attention": session.backbone.config._attn_implementation,
+            "micro_batch": self.loop.micro_batch,
+            "threads": torch.get_num_threads(),
+            "pack": 1,
+            "compiled": False,
+            "torch": torch.__version__,
+        }
+
+    def measurements(self) -> dict[str, Measurement]:
+        tokens = sum(len(self.loop.tokens[row]) for step in self.loop.order for row in step)
+        return {
+            "trainable_parameters": Measurement(value=self.trainables.count(), unit="weights"),
+            "tokens": Measurement(value=tokens, unit="tokens"),
+            "steps": Measurement(value=len(self.loop.order), unit="steps"),
+        }
