@@ -12,7 +12,7 @@ from tunetrial.core.errors import DataError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import TaskSpec
 from tunetrial.tasks import prompt
-from tunetrial.tasks.files import Row, refuse
+from tunetrial.tasks.files import Row, refuse, short
 
 HIDDEN = "-1"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -134,7 +134,7 @@ def _name(value: object, field: str) -> str:
     _refuse_empty(value, field)
     name = _plain(value)
     if name is None:
-        raise DataError(f"{field} is neither text nor a whole number, got {_short(value)}")
+        raise DataError(f"{field} is neither text nor a whole number, got {short(value)}")
     return name
 
 
@@ -142,13 +142,13 @@ def _number(value: object, field: str) -> float:
     _refuse_empty(value, field)
     is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     if not is_number and not (isinstance(value, str) and NUMBER.fullmatch(value.strip())):
-        raise DataError(f"{field} is no number, got {_short(value)}")
+        raise DataError(f"{field} is no number, got {short(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise DataError(f"{field} is not finite, got {_short(value)}")
+        raise DataError(f"{field} is not finite, got {short(value)}")
     return number
 
 
@@ -156,9 +156,4 @@ def _refuse_empty(value: object, field: str) -> None:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise DataError(f"{field} is empty, got {value!r}")
     if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise DataError(f"{field} is no valid Unicode, got {_short(value)}")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+        raise DataError(f"{field} is no valid Unicode, got {short(value)}")

@@ -45,8 +45,8 @@ def read(path: Path, where: str) -> list[Row]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{where}: no such file, got {path}; {_advise(path)}") from None
-    except OSError as error:
-        raise DataError(f"{where}: cannot be read, got {error.strerror}; name a file that you may read") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: cannot be read, got {error.args[-1]}; name a file that you may read") from None
     rows = read_rows(content, where)
     if not rows:
         raise DataError(f"{where}: has no rows, got {len(content)} bytes; add rows or name another file")
@@ -58,6 +58,12 @@ def refuse(where: str, faults: Sequence[str], *, of: int) -> None:
     if faults:
         shown = "; ".join(faults[:SHOWN]) + (f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else "")
         raise DataError(f"{where}: {len(faults)} of {of} rows cannot be used: {shown}; mend or remove them")
+
+
+def short(value: object) -> str:
+    """A value as messages show it: on one line and not long."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _advise(path: Path) -> str:
@@ -87,14 +93,14 @@ def _read_jsonl(content: bytes, where: str) -> list[Row]:
         fields: object = None
         try:
             fields = json.loads(text)
-            fault = None if isinstance(fields, dict) else f"not a JSON object but {type(fields).__name__}"
+            fault = None if isinstance(fields, dict) else "not a JSON object"
         except json.JSONDecodeError as error:
             fault = f"not JSON ({error.msg} at column {error.colno})"
         except (ValueError, RecursionError) as error:
             fault = f"not readable JSON ({error})"
         row = Row(number=len(rows) + 1, line=line, fields=fields if isinstance(fields, dict) else {})
         rows.append(row)
-        faults += [f"{row.where}: {fault}"] if fault else []
+        faults += [f"{row.where}: {fault}, got {short(text)}"] if fault else []
     refuse(where, faults, of=len(rows))
     return rows
 
@@ -108,7 +114,7 @@ def _read_csv(content: bytes, where: str) -> list[Row]:
         row = Row(number=len(rows) + 1, line=line, fields=dict(zip(header, cells, strict=False)))
         rows.append(row)
         if len(cells) != len(header):
-            faults.append(f"{row.where}: has {len(cells)} cells, the header {len(header)}")
+            faults.append(f"{row.where}: needs {len(header)} cells as the header, got {len(cells)}")
     refuse(where, faults, of=len(rows))
     return rows
 

@@ -102,14 +102,14 @@ def _check_sizes(spec: TaskSpec, sources: Mapping[str, Source], parts: Mapping[s
     """No split may be empty, and a target that never varies can be neither learned nor judged."""
     for split in SPLITS:
         where = sources.get(split, sources["train"]).where
+        other_way = "" if split in sources else f", or name a {split} file"
         if not parts[split]:
-            do = "add rows" if split in sources else f"add rows, or name a {split} file"
-            raise DataError(f"{where}: {split} has no rows left, got 0; {do}")
+            raise DataError(f"{where}: {split} has no rows left, got 0; add rows{other_way}")
         targets = {example.target for example in parts[split]}
         if len(targets) < 2 and (spec.kind == "classify" or split == "train"):
             what = "classes" if spec.kind == "classify" else "different targets"
             got = f"only {min(targets)!r} in {len(parts[split])} rows"
-            raise DataError(f"{where}: {split} needs 2 or more {what}, got {got}; add rows of others")
+            raise DataError(f"{where}: {split} needs 2 or more {what}, got {got}; add rows of others{other_way}")
 
 
 def _check_labels(

@@ -13,10 +13,10 @@ Examples = tuple[Example, ...]
 def draw(examples: Sequence[Example], share: float, *, group: Callable[[Example], str]) -> tuple[Examples, Examples]:
     """Part off about a share of the examples; returns the rest and the part, both in the given order.
 
-    Whole groups go to one side. Within each label (of a group: its most frequent one; numbers are one stratum)
-    groups are taken in the order of a digest of their name as long as the share is not overshot by more than half a
-    group. Hence neither a seed nor the order of the rows matters, the same rows always part in the same way, and a
-    label of one or two rows stays whole in the rest.
+    Whole groups go to one side. Label by label (a group has that of most of its examples; numbers are one stratum)
+    groups are taken in the order of a digest of their name, as long as the share of the labels so far is overshot by
+    no more than half a group, and no more than half of a label's examples leave. Hence neither a seed nor the order
+    of the rows matters, the same rows always part in the same way, and every label keeps examples in the rest.
     """
     members: dict[str, list[Example]] = {}
     for example in examples:
@@ -25,12 +25,15 @@ def draw(examples: Sequence[Example], share: float, *, group: Callable[[Example]
     for name in sorted(members, key=digest):
         strata.setdefault(_stratum(members[name]), []).append(name)
     taken: set[str] = set()
+    wanted, got = 0.0, 0
     for names in strata.values():
-        wanted, got = share * sum(len(members[name]) for name in names), 0
-        for name in names:
-            if got + len(members[name]) / 2 <= wanted:
+        size_of = {name: len(members[name]) for name in names}
+        stratum = sum(size_of.values())
+        wanted, left = wanted + share * stratum, stratum / 2
+        for name, size in size_of.items():
+            if got + size / 2 <= wanted and size <= left:
                 taken.add(name)
-                got += len(members[name])
+                got, left = got + size, left - size
     return _without(examples, lambda e: group(e) in taken), _without(examples, lambda e: group(e) not in taken)
 
 
