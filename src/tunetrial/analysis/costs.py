@@ -1,0 +1,136 @@
+"""What each arm costs, who is out by a hard limit, and who is on the Pareto front. Only what was measured counts."""
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+
+from tunetrial.analysis import metrics
+from tunetrial.core.errors import EvidenceError
+from tunetrial.core.evidence import ArmResult, Evidence, Measurement, TrialRecord
+
+Costs = Mapping[str, Mapping[str, Measurement]]
+
+# By these, in this order, the cheapest of several arms is told when the study states no criteria.
+ORDER = ("train_s", "peak_gib", "storage_mib")
+EQUAL = 1.1
+SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+OUT = ("does not fit", "diverged", "did not train")
+
+
+def measured(evidence: Evidence, results: Iterable[ArmResult]) -> dict[str, dict[str, Measurement]]:
+    """Each arm's criteria on the primary task, in the units that studies state them in.
+
+    quality: mean of the metric over finals. train_s: one run, the probe's median step times the steps of a final, so
+    tuning and other replicates are not in it. cost_usd: train_s at the price of the study's hardware. peak_gib,
+    storage_mib, latency_ms: of the probe. What was not measured is absent.
+    """
+    study = evidence.lock.study
+    return {r.arm: _of_arm(evidence, r) for r in results if r.task == study.rule.primary}
+
+
+def _of_arm(evidence: Evidence, result: ArmResult) -> dict[str, Measurement]:
+    study, found = evidence.lock.study, {}
+    if result.mean is not None:
+        unit = metrics.find(study.task(result.task).metric).unit
+        found["quality"] = Measurement(value=result.mean, unit=unit, n=len(result.values) + result.failed)
+    probes = evidence.of(purpose="probe", task=result.task, arm=result.arm)
+    probe = next((r.measurements for r in probes if r.status == "ok"), {})
+    finals = evidence.of(purpose="final", task=result.task, arm=result.arm)
+    steps = next((r.measurements["steps"].value for r in finals if "steps" in r.measurements), None)
+    if "step_s" in probe and steps is not None:
+        train_s = probe["step_s"].value * steps
+        found["train_s"] = Measurement(value=train_s, unit="s", n=probe["step_s"].n)
+        if study.hardware.usd_per_hour is not None:
+            usd = train_s / 3600 * study.hardware.usd_per_hour
+            found["cost_usd"] = Measurement(value=usd, unit="USD", n=probe["step_s"].n)
+    for name, source, unit, scale in (
+        ("peak_gib", "peak_bytes", "GiB", 2**-30),
+        ("storage_mib", "artifact_bytes", "MiB", 2**-20),
+        ("latency_ms", "latency_s", "ms", 1000.0),
+    ):
+        if source in probe:
+            found[name] = Measurement(value=probe[source].value * scale, unit=unit, n=probe[source].n)
+    return found
+
+
+def excluded(evidence: Evidence, results: Sequence[ArmResult], costs: Costs) -> dict[str, str]:
+    """Arms that are out before anything is weighed, and why: state, `limits` (at most), `require` (a floor)."""
+    study, out = evidence.lock.study, {}
+    for result in results:
+        if result.task == study.rule.primary and result.state in OUT:
+            out[result.arm] = f"{result.state} on {result.task}"
+    for arm in (arm.name for arm in study.arms if arm.name not in out):
+        reasons = [*_over_limits(study.limits, costs.get(arm, {})), *_under_floors(evidence, results, arm)]
+        if reasons:
+            out[arm] = "; ".join(reasons)
+    return out
+
+
+def _over_limits(limits: Mapping[str, float], own: Mapping[str, Measurement]) -> Iterable[str]:
+    for name, limit in limits.items():
+        if name not in own:
+            yield f"{name} is limited to {limit:g} and was not measured"
+        elif own[name].value > limit:
+            yield f"{name} {own[name].value:.4g} is above the limit of {limit:g}"
+
+
+def _under_floors(evidence: Evidence, results: Sequence[ArmResult], arm: str) -> Iterable[str]:
+    for name, text in evidence.lock.study.require.items():
+        task, _, metric = name.partition(".")
+        sign, bound = _condition(name, text)
+        result = next((r for r in results if r.task == task and r.arm == arm), None)
+        if result is None:
+            raise EvidenceError(f"require.{name}: no such task, got {task!r}; name a task of the study")
+        value = result.mean if metric == evidence.lock.study.task(task).metric else _mean(evidence, result, metric)
+        if value is None:
+            yield f"{name} must be {text} and was not measured in every final"
+        elif not SIGNS[sign](value, bound):
+            yield f"{name} {value:.4g} is not {text}"
+
+
+def _condition(name: str, text: str) -> tuple[str, float]:
+    for sign in SIGNS:
+        if text.strip().startswith(sign):
+            try:
+                return sign, float(text.strip().removeprefix(sign))
+            except ValueError:
+                break
+    raise EvidenceError(f"require.{name}: not a condition, got {text!r}; write '<= 1.5' or '>= 0.8'")
+
+
+def _mean(evidence: Evidence, result: ArmResult, metric: str) -> float | None:
+    finals: tuple[TrialRecord, ...] = evidence.of(purpose="final", task=result.task, arm=result.arm)
+    values = [r.measurements.get(f"test.{metric}") for r in finals]
+    return None if not values or None in values else sum(v.value for v in values) / len(values)
+
+
+def cheapest(arms: Sequence[str], costs: Costs) -> str | None:
+    """The cheapest by `ORDER`: what lies within 10 % of the least counts as equal and goes to the next measure.
+
+    Complete equality leaves the first named. None when there are several and no measure that all of them have.
+    """
+    left = list(arms)
+    usable = [name for name in ORDER if all(name in costs.get(arm, {}) for arm in arms)]
+    if len(left) > 1 and not usable:
+        return None
+    for name in usable:
+        least = min(costs[arm][name].value for arm in left)
+        left = [arm for arm in left if costs[arm][name].value <= EQUAL * least]
+    return left[0] if left else None
+
+
+def pareto(arms: Sequence[str], costs: Costs, *, higher_is_better: bool) -> tuple[str, ...]:
+    """Arms that no other beats or equals in quality and every cost, beating it in one; point estimates, no claim.
+
+    Two arms are compared by what both have; an arm without quality is not on the front.
+    """
+    points = {
+        arm: {n: (-m.value if n == "quality" and higher_is_better else m.value) for n, m in costs[arm].items()}
+        for arm in arms
+        if "quality" in costs.get(arm, {})
+    }
+
+    def dominates(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
+        both = a.keys() & b.keys()
+        return all(a[n] <= b[n] for n in both) and any(a[n] < b[n] for n in both)
+
+    return tuple(arm for arm, own in points.items() if not any(dominates(other, own) for other in points.values()))

@@ -1,0 +1,185 @@
+"""From verdicts and costs to a recommendation, or to an abstention that still says what is safe.
+
+1. Arms that did not train, diverged, do not fit, exceed a limit or miss a floor are out, with the reason.
+2. Safe is an arm that is not worse than the reference on the primary task: the reference itself, and BETTER, SAME,
+   NOT WORSE and "WORSE, negligibly".
+3. Without criteria, quality goes first and then cost: among the arms that are BETTER, or if there is none among the
+   safe ones, the cheapest (training time, then peak memory, then storage; within 10 % counts as equal). It abstains
+   if a cheaper arm's verdict is open.
+4. With criteria, the arm with the highest weighted value, if it is first in 80 % of draws of the measured effects and
+   stays first when any weight changes by a quarter. If quality is no criterion, only safe arms are weighed.
+
+Other tasks than the primary decide nothing; where their verdicts differ, `because` says so.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tunetrial.analysis import costs, fairness, reasons, scoring
+from tunetrial.analysis.board import Board, lay_out
+from tunetrial.analysis.compare import comparison, review
+from tunetrial.core.evidence import Abstention, Decision, Evidence, Flip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recommendation or an abstention, the sentences that led there, and where it would change."""
+
+    recommendation: str | None = None
+    abstention: Abstention | None = None
+    because: tuple[str, ...] = ()
+    flips: tuple[Flip, ...] = ()
+
+
+def decide(
+    evidence: Evidence, *, test_openings: Mapping[str, int] | None = None, post_hoc: Sequence[str] = ()
+) -> Decision:
+    """Decide by the study's own rule.
+
+    `test_openings` counts by task how often the test rows were opened, this time included; `post_hoc` names choices
+    that were changed after results. Both are said and change nothing.
+    """
+    results, cases = review(evidence)
+    board = lay_out(evidence, results, cases)
+    choice = _weigh(board) if evidence.lock.study.criteria else _rule(board)
+    verdicts = tuple(comparison(evidence, case) for case in cases)
+    others = [c for c in verdicts if c.task != board.primary]
+    closing = reasons.closing(board, others, test_openings or {}, post_hoc)
+    return Decision(
+        verdicts=verdicts,
+        arms=results,
+        costs={arm: dict(own) for arm, own in board.costs.items()},
+        recommendation=choice.recommendation,
+        abstention=choice.abstention,
+        because=(*reasons.opening(board), *choice.because, *closing),
+        flips=choice.flips,
+        pareto=costs.pareto(board.candidates, board.costs, higher_is_better=board.metric.higher_is_better),
+        excluded=board.excluded,
+        fairness=fairness.ledger(evidence),
+        post_hoc=tuple(post_hoc),
+        study_digest=evidence.lock.digest,
+        record_digests={r.trial.id: r.digest for r in evidence.records},
+        synthetic=evidence.lock.engine == "sim" or any(r.synthetic for r in evidence.records),
+    )
+
+
+def _rule(board: Board) -> Choice:
+    """Quality first, then cost."""
+    safe = board.safe
+    if not safe:
+        return Choice(abstention=_nothing_safe(board))
+    better = [arm for arm in safe if arm != board.reference and board.verdicts[arm].words == "BETTER"]
+    pool = better or safe
+    pick = board.cheapest(pool)
+    if pick is None:
+        return Choice(abstention=_abstain(board, f"{', '.join(pool)} cannot be told apart by cost", pool[0]))
+    rivals = [] if better else [arm for arm in board.open if board.cheapest([pick, arm]) != pick]
+    if rivals:
+        rival = board.cheapest(rivals) or rivals[0]
+        known = "is cheaper than" if board.cheapest([pick, rival]) == rival else "is not known to cost more than"
+        verdict = board.verdicts[rival]
+        reason = f"{rival} {known} {pick}, and its verdict is open: {verdict.words}: {reasons.finding(verdict)}"
+        return Choice(abstention=_abstain(board, reason, pick, rival))
+    because = tuple(reasons.cheapest_of(board, pick, pool))
+    return Choice(recommendation=pick, because=because, flips=_margin_flips(board, pick))
+
+
+def _margin_flips(board: Board, pick: str) -> tuple[Flip, ...]:
+    """The margin at which the pick would lose its verdict, and to which arm; bounds as at the levels of this study."""
+    case = board.cases.get(pick)
+    if case is None or case.verdict is None:
+        return ()
+    spec, bound = board.evidence.lock.study.task(board.primary), case.verdict.bound
+    if case.verdict.words == "BETTER":
+        # With a margin above the upper bound the gain would not matter, and cost would decide.
+        at, to = 2 * case.difference.estimate.effect - bound, board.cheapest(board.safe)
+    else:
+        at, to = -bound, board.cheapest([arm for arm in board.safe if arm != pick])
+    if to in (None, pick) or at <= 0:
+        return ()
+    return (Flip(what=f"margin of {board.primary} ({spec.metric})", now=spec.margin, at=at, to=to),)
+
+
+def _weigh(board: Board) -> Choice:
+    """The highest weighted value, if it is first surely enough."""
+    if board.costs_obstacle:
+        return Choice(abstention=_abstain(board, board.costs_obstacle))
+    floor = next((r.floor for r in board.results if (r.task, r.arm) == (board.primary, board.reference)), None)
+    scales, left = scoring.scales(board.evidence.lock.study, floor=floor)
+    by_quality = any(scale.name == "quality" for scale in scales)
+    entered = [a for a in board.candidates if a in board.safe or by_quality and board.verdicts[a].effect is not None]
+    lacking = {arm: [s.name for s in scales if s.name not in board.costs[arm]] for arm in entered}
+    names = [arm for arm in entered if not lacking[arm]]
+    left += tuple(f"{a} is not weighed: {', '.join(m)} was not measured" for a, m in lacking.items() if m)
+    verdicts = {arm: board.verdicts[arm] for arm in board.candidates if arm not in entered}
+    left += tuple(f"{a} is not weighed: {c.words}: {reasons.finding(c)}" for a, c in verdicts.items())
+    if not scales or not names:
+        said = reasons.sentences(left)
+        return Choice(abstention=_abstain(board, "no arm can be weighed by the criteria"), because=said)
+    return _weighed(board, names, scales, left)
+
+
+def _weighed(board: Board, names: Sequence[str], scales: Sequence[scoring.Scale], left: Sequence[str]) -> Choice:
+    worth = scoring.values(names, scales, board.costs) @ scoring.weights(scales)
+    scores = dict(sorted(zip(names, worth.tolist(), strict=True), key=lambda score: -score[1]))
+    pick, *rivals = scores
+    effects = {arm: board.cases[arm].difference.estimate for arm in names if arm != board.reference}
+    turn = 1 if board.metric.higher_is_better else -1
+    share = 100 * scoring.first_shares(names, scales, board.costs, effects, turn=turn)[pick]
+    shares = ", ".join(f"{s.name} {s.weight:.2f} ({s.worst:g} to {s.best:g})" for s in scales)
+    said = (
+        f"Weighed by {shares}: {', '.join(f'{arm} {score:.2f}' for arm, score in scores.items())}",
+        f"{pick} is first in {share:.0f} % of draws",
+    )
+    because = reasons.sentences((*said, *left))
+    flips = scoring.weight_flips(names, scales, board.costs)
+    flips += scoring.price_flips(names, scales, board.costs, board.evidence.lock.study.hardware.usd_per_hour or 0.0)
+    shaken = scoring.shaken(names, scales, board.costs)
+    if share < 100 * scoring.SURE:
+        reason = f"{said[1]}, {100 * scoring.SURE:.0f} % is asked for"
+        rival = pick if pick != board.reference else rivals[0]
+        return Choice(abstention=_abstain(board, reason, None, rival), because=because, flips=flips)
+    if shaken:
+        reason = f"{pick} is not first if the weight of {shaken} changes by a quarter"
+        spend = f"no more trials: settle how much {shaken} matters"
+        return Choice(abstention=_abstain(board, reason, spend=spend), because=because, flips=flips)
+    return Choice(recommendation=pick, because=(*because, *reasons.costs(board, pick)), flips=flips)
+
+
+def _abstain(
+    board: Board, reason: str, safe: str | None = None, rival: str | None = None, *, spend: str | None = None
+) -> Abstention:
+    """Name the cheapest safe choice unless it is given, what it may cost at worst, and the best next spend."""
+    safe = safe or board.cheapest(board.safe) or next(iter(board.safe), None)
+    if spend is None:
+        probe = "a probe of every arm on one machine, to measure what it costs"
+        spend = reasons.next_spend(board.verdicts[rival]) if rival else probe
+    worst = reasons.at_worst(board, safe, rival) if safe else None
+    return Abstention(reason=reason, safe_choice=safe, at_worst=worst, next_spend=spend)
+
+
+def _nothing_safe(board: Board) -> Abstention:
+    """The reference is out or unfinished, and no arm is shown to be as good as it."""
+    state = board.state(board.reference)
+    why = f"the reference {board.reference} is out ({board.excluded.get(board.reference, state)})"
+    choice = board.cheapest(board.candidates) or next(iter(board.candidates), None)
+    if state == "pending":
+        return Abstention(
+            reason=f"the finals of {board.reference} are not complete",
+            safe_choice=None,
+            at_worst=None,
+            next_spend="the finals of the first look",
+        )
+    if state != "trained":
+        worst = f"{choice} is better than a constant; what {board.reference} would do is not known" if choice else None
+        spend = f"learning rates at which {board.reference} trains, or another reference"
+        return Abstention(
+            reason=f"{why}: nothing to compare with", safe_choice=choice, at_worst=worst, next_spend=spend
+        )
+    worst = reasons.at_worst(board, choice, choice) if choice else None
+    spend = (
+        reasons.next_spend(board.verdicts[board.open[0]]) if board.open else "other arms, or other limits and floors"
+    )
+    return Abstention(
+        reason=f"{why}, and no other arm is shown to be as good", safe_choice=choice, at_worst=worst, next_spend=spend
+    )

@@ -1,0 +1,108 @@
+"""The sentences of a decision, with their numbers, for a person to paste into a chat."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import floor, log10
+
+from tunetrial.analysis.board import Board
+from tunetrial.core.evidence import Comparison
+
+COSTS = {"train_s": "one training run", "peak_gib": "peak memory", "storage_mib": "storage"}
+
+
+def opening(board: Board) -> Iterator[str]:
+    """Who is out, and every verdict of the primary task."""
+    asked = board.evidence.lock.study.reference
+    if board.reference != asked:
+        yield f"{asked} does not fit on this machine, so the others are compared with {board.reference}."
+    for arm, reason in board.excluded.items():
+        yield f"{arm} is out: {reason}."
+    for c in board.verdicts.values():
+        basis = f", from {c.n_replicates} paired seeds and {c.n_examples} test rows" if c.effect is not None else ""
+        yield f"{c.candidate} on {c.task}: {c.words}: {finding(c)}{basis}."
+
+
+def closing(
+    board: Board, others: Sequence[Comparison], test_openings: Mapping[str, int], post_hoc: Sequence[str]
+) -> Iterator[str]:
+    """Verdicts of the other tasks, and what weakens the evidence."""
+    for c in others:
+        yield f"{c.candidate} on {c.task}, which does not decide: {c.words}: {finding(c)}."
+    if board.costs_obstacle:
+        yield f"Costs are not compared: {board.costs_obstacle}."
+    for task, times in test_openings.items():
+        if times > 1:
+            yield f"The test rows of {task} have been opened {times} times: each time makes a false finding likelier."
+    for change in post_hoc:
+        yield f"Changed after results were known: {change}."
+    if board.evidence.lock.engine == "sim":
+        yield "All of this is simulated: it says nothing about any method."
+
+
+def cheapest_of(board: Board, pick: str, pool: Sequence[str]) -> Iterator[str]:
+    """Why this one of several, and what it costs."""
+    better = pick != board.reference and board.verdicts[pick].words == "BETTER"
+    kind = f"{'better' if better else 'not worse'} than {board.reference}"
+    if len(pool) > 1:
+        order = "training time, then peak memory, then storage; within 10 % counts as equal"
+        yield f"Of the arms that are {kind} ({', '.join(pool)}), {pick} is the cheapest ({order})."
+    else:
+        yield f"{pick} is the only arm that is shown to be {kind if pick != board.reference else 'safe'}."
+    yield from costs(board, pick)
+
+
+def costs(board: Board, pick: str) -> Iterator[str]:
+    """The costs of the pick beside the reference's, or beside the next arm's where it is the reference."""
+    other = board.reference if pick != board.reference else next((a for a in board.candidates if a != pick), pick)
+    own, theirs = board.costs.get(pick, {}), board.costs.get(other, {}) if other != pick else {}
+    parts = []
+    for name, text in COSTS.items():
+        if name in own:
+            beside = f" ({other}: {theirs[name].value:.3g})" if name in theirs else ""
+            parts.append(f"{text} {own[name].value:.3g} {own[name].unit}{beside}")
+    if parts:
+        yield f"{pick}: {', '.join(parts)}."
+
+
+def at_worst(board: Board, safe: str, rival: str | None) -> str | None:
+    """The losing ends of the intervals, in the metric's unit: of the safe choice, and of the arm it is chosen over."""
+    parts = []
+    own, other = board.verdicts.get(safe), board.verdicts.get(rival) if rival else None
+    if own is not None and own.low is not None:
+        parts.append(f"{safe} may be worse than {own.reference} by {_loss(own, -own.low)}")
+    if other is not None and other.low is not None and rival != safe:
+        parts.append(f"choosing {other.reference} forgoes at most {_loss(other, other.high)} against {rival}")
+        parts.append(f"choosing {rival} may lose {_loss(other, -other.low)}")
+    return "; ".join(parts) or None
+
+
+def next_spend(verdict: Comparison) -> str:
+    """What would settle one verdict."""
+    if verdict.words == "NOT COMPARABLE":
+        return f"make {verdict.candidate} and {verdict.reference} comparable: {verdict.reason}"
+    if verdict.needs is None:
+        return "no more trials: the verdicts are settled and the criteria are close"
+    rows_only = verdict.bound_by == "examples" and "seed" not in verdict.needs
+    return verdict.needs + (", not more seeds" if rows_only else "")
+
+
+def finding(c: Comparison) -> str:
+    """Effect, interval and margin of a comparison; or why there is none."""
+    if c.effect is None:
+        return c.reason or "no interval"
+    effect, low, high = (f"{x:+.{_places(c)}f}" for x in (c.effect, c.low, c.high))
+    held = f"{100 * c.level:.1f} %: {low} to {high}; your margin is {c.margin:g}"
+    return f"{c.metric} {effect} against {c.reference} ({held})"
+
+
+def sentences(clauses: Sequence[str]) -> tuple[str, ...]:
+    """Clauses with a full stop each."""
+    return tuple(f"{text}." for text in clauses)
+
+
+def _loss(c: Comparison, value: float) -> str:
+    return f"{max(0.0, value):.{_places(c)}f} {c.metric}"
+
+
+def _places(c: Comparison) -> int:
+    """Decimals: one more than the margin's leading digit needs."""
+    return max(0, 1 - floor(log10(c.margin)))
