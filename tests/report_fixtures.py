@@ -285,8 +285,8 @@ def clear() -> Case:
             "Of the arms that are not worse there, LoRA r16 has the highest value: 0.71 against 0.58.",
         ),
         flips=(
-            Flip(what="the weight of quality", now=0.5, at=0.83, to="full"),
-            Flip(what="the margin on tickets", now=0.05, at=0.027, to="full"),
+            Flip(what="weight of quality", now=0.5, at=0.83, to="full"),
+            Flip(what="margin of tickets (macro_f1)", now=0.05, at=0.027, to="full"),
         ),
     )
 

@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
+from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import facts, plots, words
+from tunetrial.report import headline, plots, provenance, tables, words
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -26,23 +26,24 @@ def html(evidence: Evidence, decision: Decision) -> str:
         _environment()
         .get_template("page.html.jinja")
         .render(
-            style=Markup(style),
+            style=style,
             policy=f"default-src 'none'; style-src 'sha256-{_digest(style)}'; base-uri 'none'; form-action 'none'",
             evidence=evidence,
             study=evidence.lock.study,
             decision=decision,
             order={arm.name: index for index, arm in enumerate(evidence.lock.study.arms)},
-            headline=facts.headline(evidence, decision),
-            verdicts=facts.verdicts(decision),
+            headline=headline.conclude(evidence, decision),
+            verdicts=headline.verdicts(decision),
             forests=plots.forests(decision.verdicts),
-            columns=facts.columns(evidence, decision),
-            rows=facts.rows(evidence, decision),
+            columns=tables.columns(evidence, decision),
+            glance=tables.glance(evidence, decision),
+            rows=tables.rows(evidence, decision),
             rate_panels=plots.rate_panels(evidence, chosen),
             loss_panels=plots.loss_panels(evidence),
             probe_bars=plots.probe_bars(evidence),
-            failures=facts.failures(evidence, decision),
-            provenance=facts.provenance(evidence, decision),
-            flips=tuple(facts.flip(point) for point in decision.flips),
+            failures=tables.failures(evidence, decision),
+            provenance=provenance.gather(evidence, decision),
+            flips=tuple(headline.flip(point) for point in decision.flips),
         )
     )
 
@@ -61,7 +62,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        clean=words.clean, name=words.name, metric=words.metric, rate=words.rate, plain=words.plain
+        clean=words.clean,
+        name=words.name,
+        metric=words.metric,
+        tie=words.tie,
+        prose=words.prose,
+        rate=words.rate,
+        plain=words.plain,
     )
-    environment.globals.update(higher_is_better=lambda name: facts.metrics.find(name).higher_is_better)
+    environment.globals.update(higher_is_better=lambda name: metrics.find(name).higher_is_better)
     return environment

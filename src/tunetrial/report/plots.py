@@ -6,11 +6,13 @@ units of a fixed view box. The only arithmetic on data is the mean of curves, fo
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
+from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Comparison, Evidence, Measurement, TrialRecord
 from tunetrial.report import words
+from tunetrial.report.headline import comparable
 
 BINS = 60
 PROBES = (
@@ -34,9 +36,9 @@ class Dot:
     """One comparison on its task's axis, in percent; `effect` is None when there is nothing to draw."""
 
     comparison: Comparison
-    low: float | None
-    effect: float | None
-    high: float | None
+    low: float | None = None
+    effect: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Frame:
         return " ".join(f"{self.across(x)},{self.down(y)}" for x, y in points)
 
 
-def ticks(low: float, high: float, most: int = 5) -> tuple[float, ...]:
+def ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
     """Choose round numbers within a range, in steps of 1, 2 or 5 times a power of ten."""
     step = 10 ** math.floor(math.log10((high - low) / most))
     step *= next((factor for factor in (1, 2, 5) if (high - low) / (factor * step) <= most), 10)
@@ -157,19 +159,19 @@ def forests(comparisons: Sequence[Comparison]) -> tuple[Forest, ...]:
 
 def _forest(comparisons: list[Comparison]) -> Forest:
     margin = comparisons[0].margin
-    ends = [end for c in comparisons for end in (c.low, c.high, c.effect) if end is not None] + [-margin, margin]
+    ends = [end for c in comparisons if comparable(c) for end in (c.low, c.high, c.effect)] + [-margin, margin]
     pad = 0.08 * (max(ends) - min(ends))
     low, high = min(ends) - pad, max(ends) + pad
 
-    def at(value: float | None) -> float | None:
-        return None if value is None else round(100 * (value - low) / (high - low), 3)
+    def at(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 3)
 
     marked = ticks(low, high)
     decimals = _decimals(marked)
     return Forest(
         task=comparisons[0].task,
         metric=comparisons[0].metric,
-        dots=tuple(Dot(c, at(c.low), at(c.effect), at(c.high)) for c in comparisons),
+        dots=tuple(Dot(c, at(c.low), at(c.effect), at(c.high)) if comparable(c) else Dot(c) for c in comparisons),
         zero=at(0),
         band=(at(-margin), round(at(margin) - at(-margin), 3)),
         ticks=tuple(Tick(at(tick), words.signed(tick, decimals)) for tick in marked),
@@ -214,7 +216,8 @@ def _rate_panel(
                 by_rate.setdefault(record.trial.learning_rate, []).append(value)
         points = [(math.log10(rate), fmean(values)) for rate, values in sorted(by_rate.items())]
         lines.append(Line(frame.path(points), arms.index(arm), faint=False))
-    metric = words.metric(evidence.lock.study.task(task).metric)
+    name = evidence.lock.study.task(task).metric
+    metric = words.metric(name) + ("" if metrics.find(name).higher_is_better else ", lower is better")
     picks = "; ".join(f"{words.clean(a, 40)} {words.rate(r)}" for a, (r, _) in settled.items()) or "none yet"
     return Panel(
         task=task,
@@ -226,7 +229,7 @@ def _rate_panel(
         lines=tuple(lines),
         arms=tuple((arms.index(arm), arm) for arm in present),
         marks=tuple(_rate_mark(frame, arms, record, value) for record, value in valued),
-        crosses=tuple(_rate_mark(frame, arms, record, frame.y[0]) for record in failed),
+        crosses=tuple(_cross(frame, arms, record, present.index(record.trial.arm.name)) for record in failed),
         chosen=tuple(
             Chosen(frame.across(math.log10(rate)), arms.index(arm), arm, words.rate(rate), edge)
             for arm, (rate, edge) in settled.items()
@@ -240,6 +243,12 @@ def _rate_mark(frame: Frame, arms: list[str], record: TrialRecord, value: float)
     outcome = words.figure(value, 4) if record.status == "ok" else record.status
     text = f"{words.clean(trial.arm.name, 40)}, rate {words.rate(trial.learning_rate)}, seed {trial.seed}: {outcome}"
     return Mark(frame.across(math.log10(trial.learning_rate)), frame.down(value), arms.index(trial.arm.name), text)
+
+
+def _cross(frame: Frame, arms: list[str], record: TrialRecord, row: int) -> Mark:
+    """A failed run, above the axis on its arm's own row, so that arms do not hide each other."""
+    mark = _rate_mark(frame, arms, record, frame.y[0])
+    return replace(mark, y=frame.bottom - 7 - 11 * (row % 6))
 
 
 def _rate_ticks(frame: Frame) -> tuple[Tick, ...]:

@@ -7,7 +7,7 @@ from functools import cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import facts, words
+from tunetrial.report import headline, provenance, tables, words
 from tunetrial.report.page import TEMPLATES
 
 LINES = 12
@@ -23,12 +23,12 @@ def markdown(evidence: Evidence, decision: Decision) -> str:
             synthetic=SYNTHETIC if decision.synthetic else "",
             study=evidence.lock.study,
             decision=decision,
-            headline=facts.headline(evidence, decision),
-            verdicts=facts.verdicts(decision),
-            columns=facts.columns(evidence, decision),
-            rows=facts.rows(evidence, decision),
-            failures=facts.failures(evidence, decision),
-            provenance=facts.provenance(evidence, decision),
+            headline=headline.conclude(evidence, decision),
+            verdicts=headline.verdicts(decision),
+            columns=tables.columns(evidence, decision),
+            rows=tables.rows(evidence, decision),
+            failures=tables.failures(evidence, decision),
+            provenance=provenance.gather(evidence, decision),
         )
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -36,7 +36,7 @@ def markdown(evidence: Evidence, decision: Decision) -> str:
 
 def summary(evidence: Evidence, decision: Decision) -> str:
     """Say it in at most 12 lines of plain text: the answer, its support, the other verdicts, what flips it."""
-    head = facts.headline(evidence, decision)
+    head = headline.conclude(evidence, decision)
     first = [SYNTHETIC] if decision.synthetic else []
     first += [
         f"tunetrial: {words.clean(evidence.lock.study.question, 120)}",
@@ -55,10 +55,10 @@ def summary(evidence: Evidence, decision: Decision) -> str:
 
 def _verdict_lines(evidence: Evidence, decision: Decision, room: int) -> list[str]:
     """As many verdicts as there is room for, and how many more there are; none that the headline already says."""
-    told = " ".join(facts.headline(evidence, decision).support)
+    told = " ".join(headline.conclude(evidence, decision).support)
     lines = []
     for c in decision.verdicts:
-        sentence = facts.sentence(evidence, c)
+        sentence = headline.sentence(evidence, c)
         if sentence not in told:
             lines.append(f"{words.name(c.task)}, {words.name(c.candidate)}: {c.words}; {sentence}.")
     if len(lines) <= room:
@@ -69,7 +69,7 @@ def _verdict_lines(evidence: Evidence, decision: Decision, room: int) -> list[st
 
 def to_json(evidence: Evidence, decision: Decision) -> str:
     """Write decision and provenance as JSON. Keys are stable within a `schema_version`; absent numbers are null."""
-    head = facts.headline(evidence, decision)
+    head = headline.conclude(evidence, decision)
     study = evidence.lock.study
     report = {
         "schema_version": 1,
@@ -84,9 +84,9 @@ def to_json(evidence: Evidence, decision: Decision) -> str:
         "usd_per_hour": study.hardware.usd_per_hour,
         "decision": decision.model_dump(mode="json"),
         "failures": [
-            {"arm": f.arm, "task": f.task, "what": f.what, "why": f.why} for f in facts.failures(evidence, decision)
+            {"arm": f.arm, "task": f.task, "what": f.what, "why": f.why} for f in tables.failures(evidence, decision)
         ],
-        "provenance": {title: dict(pairs) for title, pairs in facts.provenance(evidence, decision)},
+        "provenance": {title: dict(pairs) for title, pairs in provenance.gather(evidence, decision)},
     }
     return json.dumps(report, indent=1, allow_nan=False) + "\n"
 

@@ -1,6 +1,7 @@
 """Numbers and strings as the report writes them: true minus signs, thin spaces, units, text that stays text."""
 
 import math
+import re
 import unicodedata
 
 from tunetrial.core.evidence import Measurement
@@ -23,8 +24,8 @@ CRITERIA = {
     "quality": "Quality",
     "peak_gib": "Peak memory",
     "storage_mib": "Saved artifact",
-    "train_s": "Training time",
-    "cost_usd": "Training cost",
+    "train_s": "One training run",
+    "cost_usd": "Price of one run",
     "latency_ms": "Latency, one example",
 }
 
@@ -41,11 +42,21 @@ def clean(text: object, limit: int = 300) -> str:
     return line[: limit - limit // 3 - 1].rstrip() + "…" + line[-(limit // 3) :].lstrip()
 
 
+def prose(text: object, limit: int = 400) -> str:
+    """A sentence from elsewhere, with true minus signs before its numbers."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", MINUS, clean(text, limit))
+
+
 def name(text: object) -> str:
     """Write a user's name for something inside a sentence; one that runs right to left is isolated from it."""
     short = clean(text, 60)
     turns = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in short)
     return f"\u2068{short}\u2069" if turns else short
+
+
+def tie(text: str) -> str:
+    """Keep an interval, or a metric's name, on one line of the page."""
+    return text.replace("…", "\u2060…\u2060").replace("macro-F1", "macro\u2011F1")
 
 
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
@@ -114,7 +125,7 @@ def size(value_bytes: float) -> str:
     """Write bytes in the largest binary unit that leaves 0.1 or more."""
     for unit, scale in BINARY:
         if value_bytes >= 0.1 * scale:
-            return f"{figure(value_bytes / scale)}{THIN}{unit}"
+            return f"{_measured(value_bytes / scale)}{THIN}{unit}"
     return f"{number(value_bytes, 0)}{THIN}B"
 
 
@@ -144,4 +155,8 @@ def quantity(measured: Measurement) -> str:
         return dollars(value)
     if unit in UNITLESS:
         return figure(value)
-    return f"{figure(value)}{THIN}{clean(unit, 20)}"
+    return f"{_measured(value)}{THIN}{clean(unit, 20)}"
+
+
+def _measured(value: float) -> str:
+    return number(value, 2) if 0.1 <= abs(value) < 1 else figure(value)

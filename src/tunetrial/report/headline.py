@@ -1,0 +1,167 @@
+"""What the report says first, and how it says an effect: one reading of the decision that all outputs share.
+
+Every number comes from a record or from the decision; sums of wall time are the only arithmetic.
+"""
+
+from dataclasses import dataclass
+
+from tunetrial.analysis import metrics
+from tunetrial.core.evidence import Comparison, Decision, Evidence, Flip
+from tunetrial.report import words
+
+VERDICTS = {
+    "BETTER": ("better", "▲"),
+    "SAME (within your margin)": ("same", "="),
+    "NOT WORSE": ("same", "≥"),
+    "WORSE, negligibly": ("slight", "▽"),
+    "WORSE": ("worse", "▼"),
+    "CAN'T TELL YET": ("open", "?"),
+    "NOT COMPARABLE": ("void", "×"),
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first thing read: the answer, what supports it, and what would change it."""
+
+    answer: str
+    support: tuple[str, ...]
+    flips: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One comparison in words; `kind` and `symbol` tell the words apart without colour."""
+
+    comparison: Comparison
+    kind: str
+    symbol: str
+    effect: str
+    interval: str
+    basis: str
+    power: str
+    margin: str
+
+
+def conclude(evidence: Evidence, decision: Decision) -> Headline:
+    """Say what to use and why; or why not yet, what is safe meanwhile and what to spend next on."""
+    spent = f"This study took {spending(evidence)}."
+    if decision.abstention is not None:
+        abstention = decision.abstention
+        safe = words.name(abstention.safe_choice) if abstention.safe_choice else "none"
+        worst = f"; at worst: {words.prose(abstention.at_worst)}" if abstention.at_worst else ""
+        support = (
+            f"Why: {words.prose(abstention.reason)}",
+            f"Cheapest safe choice: {safe}{worst}.",
+            f"Best next spend: {words.prose(abstention.next_spend)}",
+        )
+        return Headline("No recommendation yet.", tuple(map(_stop, (*support, *_open(evidence, decision), spent))), ())
+    use = decision.recommendation
+    if use is None:
+        return Headline("Nothing is decided.", (*_open(evidence, decision), spent), ())
+    support = (*_effects(evidence, decision, use), *_costs(evidence, decision, use), spent)
+    return Headline(f"Use {words.name(use)}.", support, tuple(map(flip, decision.flips)))
+
+
+def _stop(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "!", "?", "…")) else f"{sentence}."
+
+
+def _open(evidence: Evidence, decision: Decision) -> tuple[str, ...]:
+    primary = evidence.lock.study.rule.primary
+    found = [c for c in decision.verdicts if c.task == primary]
+    return tuple(f"{words.name(c.candidate)}: {sentence(evidence, c)}." for c in found[:2])
+
+
+def _effects(evidence: Evidence, decision: Decision, use: str) -> tuple[str, ...]:
+    """The primary task's comparison of what is recommended; of the others, where the reference itself is."""
+    primary = [c for c in decision.verdicts if c.task == evidence.lock.study.rule.primary]
+    own = [c for c in primary if c.candidate == use]
+    if own:
+        return (f"{own[0].words}: {sentence(evidence, own[0])}.",)
+    return tuple(f"{words.name(c.candidate)} is {c.words}: {sentence(evidence, c)}." for c in primary[:3])
+
+
+def _costs(evidence: Evidence, decision: Decision, use: str) -> tuple[str, ...]:
+    """Up to two costs of what is recommended beside the reference's."""
+    primary = evidence.lock.study.rule.primary
+    reference = next((c.reference for c in decision.verdicts if c.task == primary), evidence.lock.study.reference)
+    own, other = decision.costs.get(use, {}), decision.costs.get(reference, {})
+    parts = []
+    for name in (name for name in words.CRITERIA if name != "quality" and name in own):
+        beside = f" vs {words.quantity(other[name])}" if use != reference and name in other else ""
+        parts.append(f"{words.quantity(own[name])}{beside} {words.criterion(name).lower()}")
+    against = "" if use == reference or not parts else f" ({words.name(use)} vs {words.name(reference)})"
+    return (f"{'; '.join(parts[:2])}{against}.",) if parts else ()
+
+
+def sentence(evidence: Evidence, comparison: Comparison) -> str:
+    """Effect, interval and margin of one comparison; or why there is none."""
+    c = comparison
+    if not comparable(c):
+        return words.prose(c.reason, 300).removesuffix(".") if c.reason else "no interval"
+    unit = _spaced(unit_of(evidence, c))
+    turned = "" if metrics.find(c.metric).higher_is_better else ", + is better"
+    said = f"you said {words.plain(c.margin)} matters"
+    return f"{words.metric(c.metric)} {effect(c)}{unit} vs {words.name(c.reference)}{turned} ({interval(c)}; {said})"
+
+
+def comparable(c: Comparison) -> bool:
+    """Whether there is an effect to show: an unfair or invalid comparison has none, whatever was computed."""
+    return c.words != "NOT COMPARABLE" and None not in (c.effect, c.low, c.high, c.level)
+
+
+def effect(c: Comparison) -> str:
+    """The effect, with digits by the margin; empty if there is none."""
+    return words.signed(c.effect, words.decimals_for(c.margin)) if comparable(c) else ""
+
+
+def interval(c: Comparison) -> str:
+    """The interval with its level; empty if there is none."""
+    if not comparable(c):
+        return ""
+    decimals = words.decimals_for(c.margin)
+    return f"{words.percent(c.level)}: {words.signed(c.low, decimals)}…{words.signed(c.high, decimals)}"
+
+
+def unit_of(evidence: Evidence, c: Comparison) -> str:
+    """The unit in which the metric was measured; empty for a share or a coefficient."""
+    name = f"test.{c.metric}"
+    units = (r.measurements[name].unit for r in evidence.of(purpose="final", task=c.task) if name in r.measurements)
+    unit = next(units, metrics.find(c.metric).unit)
+    return "" if unit in words.UNITLESS else words.clean(unit, 20)
+
+
+def _spaced(unit: str) -> str:
+    return f"{words.THIN}{unit}" if unit else ""
+
+
+def flip(point: Flip) -> str:
+    """One point at which the recommendation changes."""
+    now, at = words.plain(point.now), words.plain(float(f"{point.at:.3g}"))
+    return f"Flips to {words.name(point.to)} if the {words.clean(point.what, 120)} reaches {at} (now {now})."
+
+
+def spending(evidence: Evidence) -> str:
+    """Wall time of all attempts, and its price where the user gave one an hour."""
+    seconds = sum(sum(r.legs_s) for r in evidence.records)
+    runs = f"{len(evidence.records)} run" + ("" if len(evidence.records) == 1 else "s")
+    if not any(r.legs_s for r in evidence.records):
+        return f"{runs}; their time is not recorded"
+    usd = evidence.lock.study.hardware.usd_per_hour
+    price = "" if usd is None else f", {words.dollars(seconds / 3600 * usd)} at {words.dollars(usd)} an hour"
+    return f"{words.duration(seconds)} of machine time for {runs}{price}"
+
+
+def verdicts(decision: Decision) -> tuple[Verdict, ...]:
+    """Every comparison, in the decision's order: never sorted by effect."""
+    return tuple(_verdict(c) for c in decision.verdicts)
+
+
+def _verdict(c: Comparison) -> Verdict:
+    kind, symbol = VERDICTS[c.words]
+    clusters = f" in {c.n_clusters} clusters" if c.n_clusters and c.n_clusters != c.n_examples else ""
+    basis = f"{c.n_replicates} seeds × {words.number(c.n_examples, 0)} examples{clusters}" if c.n_replicates else ""
+    decimals = words.decimals_for(c.margin)
+    power = "" if c.mde is None else f"80{words.THIN}% power to show {words.number(c.mde, decimals)}"
+    return Verdict(c, kind, symbol, effect(c), interval(c), basis, power, words.plain(c.margin))

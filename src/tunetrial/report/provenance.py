@@ -1,0 +1,87 @@
+"""Provenance: what was run on what, in words and digests."""
+
+from collections.abc import Iterable
+
+from tunetrial.core.evidence import Decision, Evidence, TrialRecord
+from tunetrial.core.study import TaskSpec
+from tunetrial.report import words
+
+
+def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """What was run on what, in groups of (name, value): enough to find the same study again."""
+    lock, study = evidence.lock, evidence.lock.study
+    purposes = {p: evidence.of(purpose=p) for p in ("tune", "final", "probe")}
+    rule = [
+        ("question", words.clean(study.question)),
+        ("study digest", decision.study_digest),
+        ("rule", f"{words.percent(study.rule.level)} over the family; {words.name(study.rule.primary)} decides"),
+        ("looks", f"after {', '.join(map(str, study.looks))} seeds"),
+    ]
+    base = [
+        ("base model", words.clean(study.base_model)),
+        ("fingerprint", lock.base_fingerprint),
+        ("parameters", words.number(lock.parameters, 0)),
+        ("precision", lock.precision),
+        ("engine", words.clean(lock.engine)),
+    ]
+    runs = [(f"{p} runs", f"{len(r)}; seeds {_ranges(x.trial.seed for x in r)}") for p, r in purposes.items() if r]
+    runs += [
+        ("settings", _settings(evidence)),
+        ("records", f"{len(decision.record_digests)} digests in the JSON report"),
+    ]
+    data = [pair for task in study.tasks if task.name in lock.data for pair in _data(evidence, task)]
+    return (
+        ("Pre-registration", tuple(rule)),
+        ("Base", tuple(base)),
+        ("Data", tuple(data)),
+        ("Runs", tuple(runs)),
+        ("Machine and versions", _machine(evidence.records)),
+    )
+
+
+def _settings(evidence: Evidence) -> str:
+    study = evidence.lock.study
+    shared = f"{study.epochs} epochs, {study.batch_examples} examples a step, at most {study.max_tokens} tokens a row"
+    arms = [
+        f"{words.name(a.name)}: {a.method}"
+        + "".join(f", {words.clean(k, 40)} {words.clean(v, 80)}" for k, v in a.settings.items())
+        for a in study.arms
+    ]
+    return "; ".join([shared, *arms])
+
+
+def _data(evidence: Evidence, task: TaskSpec) -> list[tuple[str, str]]:
+    pin, name = evidence.lock.data[task.name], words.name(task.name)
+    counts = ", ".join(f"{words.number(n, 0)} {words.clean(split, 20)}" for split, n in pin.counts.items())
+    digests = ", ".join(f"{words.clean(split, 20)} {digest[:16]}" for split, digest in pin.digests.items())
+    remarks = [(f"{name}: remark", words.clean(remark)) for remark in pin.remarks]
+    return [(f"{name}: rows", counts), (f"{name}: SHA-256", digests), *remarks]
+
+
+def _ranges(seeds: Iterable[int]) -> str:
+    found = sorted(set(seeds))
+    parts, start = [], 0
+    for i in range(1, len(found) + 1):
+        if i == len(found) or found[i] != found[i - 1] + 1:
+            parts.append(str(found[start]) if i - start == 1 else f"{found[start]}–{found[i - 1]}")
+            start = i
+    return ", ".join(parts)
+
+
+def _machine(records: Iterable[TrialRecord]) -> tuple[tuple[str, str], ...]:
+    """Each fact once; where it differs, by arm."""
+    facts: dict[str, dict[str, set[str]]] = {}
+    for record in records:
+        for name, value in {**record.provenance, **record.resolved}.items():
+            by_value = facts.setdefault(name, {})
+            by_value.setdefault(words.clean(value, 120), set()).add(record.trial.arm.name)
+    return tuple((words.clean(name, 40), _by_arm(values)) for name, values in sorted(facts.items()))
+
+
+def _by_arm(values: dict[str, set[str]]) -> str:
+    if len(values) == 1:
+        return next(iter(values))
+    shown = [
+        f"{value} ({', '.join(words.name(arm) for arm in sorted(arms))})" for value, arms in list(values.items())[:6]
+    ]
+    return "; ".join(shown) + (f"; and {len(values) - 6} more" if len(values) > 6 else "")

@@ -1,0 +1,164 @@
+"""Tables of the report: arms by criteria, what each arm costs at a glance, and what failed."""
+
+from dataclasses import dataclass
+
+from tunetrial.analysis import metrics
+from tunetrial.core.evidence import ArmResult, Decision, Evidence, Measurement, TrialRecord
+from tunetrial.core.study import Criterion, TaskSpec
+from tunetrial.report import headline, words
+
+STATES = {
+    "did not train": "not better than the untuned base and the best constant answer",
+    "diverged": "loss, gradient or weights were no longer finite",
+    "does not fit": "needs more memory than there is, even one example at a time",
+    "pending": "not finished yet",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell; `chip` is a verdict with its symbol, `kind` its class, or "missing"."""
+
+    text: str
+    note: str = ""
+    chip: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    head: str
+    unit: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Row:
+    arm: int
+    name: str
+    tags: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    arm: str
+    task: str
+    what: str
+    why: str
+
+
+def columns(evidence: Evidence, decision: Decision) -> tuple[Column, ...]:
+    """One column a task, then one for each cost that any arm has."""
+    study = evidence.lock.study
+    found = []
+    for task in study.tasks:
+        higher = metrics.find(task.metric).higher_is_better
+        required = study.require.get(f"{task.name}.{task.metric}")
+        note = f"{'higher' if higher else 'lower'} is better; margin {words.plain(task.margin)}"
+        note += f"; required {words.clean(required, 20)}" if required else ""
+        found.append(Column(f"{words.name(task.name)}: {words.metric(task.metric)}", "mean, test split", note))
+    where = f", {words.name(study.rule.primary)}" if len(study.tasks) > 1 else ""
+    for name in cost_names(decision):
+        limit = f"limit {words.plain(study.limits[name])}" if name in study.limits else ""
+        weighed = _weighed(study.criteria[name]) if name in study.criteria else ""
+        found.append(Column(words.criterion(name), f"measured{where}", "; ".join(filter(None, (weighed, limit)))))
+    return tuple(found)
+
+
+def _weighed(criterion: Criterion) -> str:
+    anchors = [
+        f"{text} {words.plain(at)}"
+        for text, at in (("0 at", criterion.worst), ("1 at", criterion.best))
+        if at is not None
+    ]
+    return ", ".join([f"weight {words.plain(criterion.weight)}", *anchors])
+
+
+def cost_names(decision: Decision) -> tuple[str, ...]:
+    """Costs that any arm has, the known ones first."""
+    present = dict.fromkeys(name for costs in decision.costs.values() for name in costs if name != "quality")
+    known = [name for name in words.CRITERIA if name in present]
+    return (*known, *(name for name in present if name not in known))
+
+
+def rows(evidence: Evidence, decision: Decision) -> tuple[Row, ...]:
+    """One row an arm, in the study's order."""
+    study = evidence.lock.study
+    found = []
+    for index, arm in enumerate(study.arms):
+        cells = []
+        for task in study.tasks:
+            result = next((a for a in decision.arms if (a.task, a.arm) == (task.name, arm.name)), None)
+            cells.append(_outcome(task, result, decision, arm.name))
+        own = decision.costs.get(arm.name, {})
+        cells += [_cost(own.get(name)) for name in cost_names(decision)]
+        found.append(Row(index, arm.name, _tags(study.reference, decision, arm.name), tuple(cells)))
+    return tuple(found)
+
+
+def _tags(reference: str, decision: Decision, arm: str) -> tuple[str, ...]:
+    tags = {
+        "recommended": decision.recommendation == arm,
+        "reference": reference == arm,
+        "on the Pareto front": arm in decision.pareto,
+        "excluded": arm in decision.excluded,
+    }
+    return tuple(tag for tag, holds in tags.items() if holds)
+
+
+def _outcome(task: TaskSpec, result: ArmResult | None, decision: Decision, arm: str) -> Cell:
+    found = next((c for c in decision.verdicts if (c.task, c.candidate) == (task.name, arm)), None)
+    kind, symbol = headline.VERDICTS[found.words] if found else ("", "")
+    chip = f"{symbol} {found.words}" if found else ""
+    if result is None:
+        return Cell("no runs", "", chip, kind or "missing")
+    seeds = f"{len(result.values)} seed{'' if len(result.values) == 1 else 's'}"
+    decimals = words.decimals_for(task.margin)
+    parts = [result.state] if result.state != "trained" and result.mean is not None else []
+    parts += [f"SD {words.number(result.sd, decimals)}"] if result.sd is not None else []
+    parts += [seeds] if result.values else []
+    parts += [f"{result.failed} failed"] if result.failed else []
+    text = result.state if result.mean is None else words.number(result.mean, decimals)
+    return Cell(text, ", ".join(parts), chip, kind)
+
+
+def _cost(measured: Measurement | None) -> Cell:
+    return Cell("not measured", kind="missing") if measured is None else Cell(words.quantity(measured))
+
+
+def glance(evidence: Evidence, decision: Decision) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[Cell, ...]], ...]]:
+    """Costs of up to three arms side by side: what is recommended or safe, the reference, then the study's order."""
+    study = evidence.lock.study
+    focus = decision.recommendation or (decision.abstention and decision.abstention.safe_choice)
+    names = dict.fromkeys(filter(None, (focus, study.reference, *(arm.name for arm in study.arms))))
+    shown = tuple(name for name in names if name in decision.costs)[:3]
+    costs = [name for name in cost_names(decision) if any(name in decision.costs[arm] for arm in shown)][:5]
+    return shown, tuple((words.criterion(c), tuple(_cost(decision.costs[a].get(c)) for a in shown)) for c in costs)
+
+
+def failures(evidence: Evidence, decision: Decision) -> tuple[Failure, ...]:
+    """Arms without a usable result, runs that diverged or did not fit, arms that were ruled out: none is dropped."""
+    found = [Failure(a.arm, a.task, a.state, STATES[a.state]) for a in decision.arms if a.state != "trained"]
+    groups: dict[tuple[str, str, str, str], list[TrialRecord]] = {}
+    for record in evidence.records:
+        if record.status != "ok":
+            trial = record.trial
+            groups.setdefault((trial.arm.name, trial.task, trial.purpose, record.status), []).append(record)
+    found += [
+        Failure(arm, task, _count(purpose, status, group), _reasons(group))
+        for (arm, task, purpose, status), group in groups.items()
+    ]
+    found += [Failure(arm, "", "excluded", words.prose(reason)) for arm, reason in decision.excluded.items()]
+    return tuple(found)
+
+
+def _count(purpose: str, status: str, group: list[TrialRecord]) -> str:
+    said = {"diverged": "diverged", "infeasible": "did not fit"}[status]
+    return f"{len(group)} {purpose} run{'s' if len(group) > 1 else ''} {said}"
+
+
+def _reasons(group: list[TrialRecord]) -> str:
+    rates = ", ".join(dict.fromkeys(words.rate(r.trial.learning_rate) for r in group))
+    reasons = "; ".join(dict.fromkeys(words.clean(r.reason, 160) for r in group if r.reason))
+    return "; ".join(filter(None, (f"at rate {rates}", reasons)))
