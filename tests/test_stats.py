@@ -172,3 +172,133 @@ def test_sign_flip_golden_value_by_enumeration():
     diff = SLEEP[0] - SLEEP[1]
     flips = [abs(np.mean(diff * signs)) for signs in itertools.product((1, -1), repeat=len(diff))]
     assert np.mean([flip >= abs(diff.mean()) - 1e-12 for flip in flips]) == 0.00390625
+
+
+SCIENCE_LEVELS = [(1, 0.0280), (2, 0.0134), (3, 0.0088), (6, 0.0044)]
+
+
+@pytest.mark.parametrize(("comparisons", "level"), SCIENCE_LEVELS)
+def test_levels_of_two_looks_are_the_stated_ones(comparisons, level):
+    assert stats.per_look(0.05 / comparisons, (5, 10), sides=2) == pytest.approx(level, rel=0.025)
+    assert round(stats.per_look(0.05, (5, 10), sides=1), 4) == 0.0291
+    assert round(stats.per_look(0.05, (4, 6, 8, 10), sides=2), 4) == 0.0181
+    assert stats.per_look(0.05, (5,), sides=2) == 0.05
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize("looks", [(5, 10), (3, 4, 9)])
+def test_levels_hold_where_whole_studies_are_drawn(looks, sides):
+    data = np.random.default_rng(5).normal(size=(100_000, looks[-1]))
+    alternative = {1: "greater", 2: "two-sided"}[sides]
+    p = np.min([scipy_stats.ttest_1samp(data[:, :n], 0, axis=1, alternative=alternative).pvalue for n in looks], axis=0)
+    level = stats.per_look(0.05, looks, sides=sides)
+    assert (p <= level).mean() == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / len(p)))
+    # The mutations: every look at the full level, and Bonferroni over the looks.
+    for wrong in (0.05, 0.05 / len(looks)):
+        assert abs((p <= wrong).mean() - 0.05) > 4 * math.sqrt(0.05 * 0.95 / len(p))
+    assert stats.over_looks(level, looks, sides=sides) == pytest.approx(0.05, rel=1e-3)
+
+
+@pytest.mark.parametrize("looks", [(), (1, 5), (5, 5), (10, 5)])
+def test_looks_that_do_not_rise_are_refused(looks):
+    with pytest.raises(EvidenceError, match="looks: must rise"):
+        stats.per_look(0.05, looks, sides=2)
+
+
+def test_planned_mean_squares_are_those_that_larger_studies_have():
+    parts = stats.components(GRID)
+    same = parts.at(3, 4)
+    assert (same.se, same.df) == pytest.approx((parts.se, parts.df))
+    planned = parts.at(12, 40)
+    variance = parts.var_replicate / 12 + parts.var_example / 40 + parts.ms_residual / 480
+    assert planned.se == pytest.approx(math.sqrt(variance))
+    flat = stats.Components(replicates=3, examples=4, ms_replicate=0.1, ms_example=0.1, ms_residual=0.2)
+    assert flat.at(6, 8).se == pytest.approx(math.sqrt(0.2 / 48))
+
+
+def test_components_equal_those_of_a_mixed_model_on_balanced_data():
+    from statsmodels.regression.mixed_linear_model import MixedLM, VCSpec
+
+    seeds, examples = np.repeat(np.eye(3), 4, axis=0), np.tile(np.eye(4), (3, 1))
+    spec = VCSpec(["seed", "example"], [[["s"] * 3], [["e"] * 4]], [[seeds], [examples]])
+    model = MixedLM(GRID.ravel(), np.ones((12, 1)), groups=np.zeros(12), exog_vc=spec)
+    fit = model.fit(reml=True)
+    parts = stats.components(GRID)
+    assert dict(zip(("seed", "example"), fit.vcomp, strict=True)) == pytest.approx(
+        {"seed": parts.var_replicate, "example": parts.var_example}, rel=1e-3
+    )
+    assert fit.scale == pytest.approx(parts.ms_residual, rel=1e-3)
+    assert float(fit.bse_fe[0]) == pytest.approx(parts.se, rel=1e-3)
+
+
+@pytest.mark.parametrize(("n", "groups"), [(33.36713, 1), (63.76561, 2)])
+def test_detectable_effect_gives_the_golden_sample_sizes(n, groups):
+    assert round(stats.detectable_effect(math.sqrt(groups / n), groups * (n - 1)), 6) == 0.5
+
+
+def test_holm_rejects_three_of_the_fifteen_golden_p_values():
+    p = [
+        0.0001,
+        0.0004,
+        0.0019,
+        0.0095,
+        0.0201,
+        0.0278,
+        0.0298,
+        0.0344,
+        0.0459,
+        0.324,
+        0.4262,
+        0.5719,
+        0.6528,
+        0.759,
+        1,
+    ]
+    assert sum(q <= 0.05 for q in stats.holm(p)) == 3
+
+
+@given(st.integers(0, 10_000), st.floats(0.05, 3))
+def test_equivalence_equals_another_implementation_on_random_input(seed, margin):
+    from statsmodels.stats.weightstats import ttost_paired
+
+    a, b = np.random.default_rng(seed).normal(size=(2, 7))
+    p, lower, upper = ttost_paired(a, b, -margin, margin)
+    estimate = stats.paired(a - b)
+    assert (estimate.p_equivalent(margin), estimate.p_not_below(-margin)) == pytest.approx((p, lower[1]), abs=1e-12)
+    if abs(lower[1] - upper[1]) > 1e-9:
+        assert estimate.p_equivalent(margin) != pytest.approx(min(lower[1], upper[1]), abs=1e-12)
+
+
+def test_a_mutation_of_each_formula_misses_its_golden_value():
+    parts, r, e = stats.components(GRID), 3, 4
+    a, b, c = parts.ms_replicate, parts.ms_example, parts.ms_residual
+    assert [round(((x) / (r * e)) ** 0.5, 6) == 0.527046 for x in (a + b - c, a + b, a, a - c, a + b + c)] == [
+        True, False, False, False, False,
+    ]  # fmt: skip
+    dfs = [
+        (a + b - c) ** 2 / (a**2 / x + b**2 / y + c**2 / (x * y)) for x, y in ((r - 1, e - 1), (r, e), (e - 1, r - 1))
+    ]
+    assert [round(df, 5) == 3.44168 for df in dfs] == [True, False, False]
+    biased = GRID.mean(axis=1).var() * e, GRID.mean(axis=0).var() * r
+    assert round(biased[0], 5) != 2.33333 and round(biased[1], 5) != 1.22222
+    p = np.array([0.01, 0.02, 0.03, 0.04, 0.05])
+    assert (p * np.arange(5, 0, -1)).tolist() != pytest.approx(stats.holm(p))
+    sleep = SLEEP[0] - SLEEP[1]
+    assert round(sleep.mean() / (sleep.std() / 10**0.5), 5) != -4.06213
+
+
+def test_unequal_clusters_cover_at_least_their_level():
+    rng, covered, sizes = np.random.default_rng(3), 0, np.repeat(np.arange(40), 1 + np.arange(40) % 7)
+    for _ in range(1000):
+        diff = simulate(rng, seeds=5, examples=len(sizes), seed_sd=0.02, example_sd=0.1)
+        diff = diff + rng.normal(0, 0.3, 40)[sizes]
+        low, high = stats.crossed(stats.cluster_values(diff, [str(c) for c in sizes])).interval(0.95)
+        covered += low <= 0 <= high
+    assert covered / 1000 >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 1000)
+
+
+def test_no_spread_of_means_is_no_certainty():
+    with pytest.raises(EvidenceError, match="no spread to judge by"):
+        stats.crossed(np.array([[1.0, 0.0], [0.0, 1.0]]))
+    with pytest.raises(EvidenceError, match="all equal"):
+        stats.crossed(np.full((3, 4), 0.3) + 1e-17)

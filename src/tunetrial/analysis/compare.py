@@ -177,5 +177,5 @@ def _procedure(evidence: Evidence, case: Case) -> str:
         f"crossed two-way t, {parts.replicates} paired seeds x {case.difference.rows} test rows in {parts.examples} "
         f"clusters, df {case.difference.estimate.df:.1f}; direction two-sided at {100 * judged.level:.2f} %, margin "
         f"one-sided at {100 * judged.bound_level:.2f} % with lower bound {judged.bound:.4g}; levels allow for looks at "
-        f"{', '.join(map(str, study.looks))} seeds and for {family} comparisons (Holm)"
+        f"{', '.join(map(str, study.looks))} seeds and for a family of {family} (Holm)"
     )
