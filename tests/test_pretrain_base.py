@@ -83,3 +83,9 @@ def test_export_is_an_ordinary_folder_with_a_manifest(text, tmp_path):
     ids = AutoTokenizer.from_pretrained(tmp_path)("baring sun", return_tensors="pt").input_ids
     assert loaded.dtype == torch.bfloat16
     torch.testing.assert_close(loaded(ids).logits.float(), model(ids).logits, rtol=0.05, atol=0.02)
+
+
+def test_documents_of_the_non_commercial_book_are_left_out():
+    assert tool.is_free("The old baker opened the door of the oven.")
+    assert not tool.is_free("Trends in Accounting\n\nText.\n\nSummary of Learning Outcomes\n\n- What trends?")
+    assert not tool.is_free("Preface\n\nIntroduction to Business 2e is licensed under …")

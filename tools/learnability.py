@@ -37,10 +37,10 @@ from tunetrial.tasks import tickets_json
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / "tools/learnability.json"
 BASE = models.resolve("embedded").folder
-RATES = {"full": (1e-4, 3e-4, 1e-3), "lora": (3e-4, 1e-3, 3e-3)}
+RATES = {"full": (1e-4, 3e-4, 1e-3), "lora": (1e-3, 3e-3, 1e-2)}
 SST2_RATES = {"full": (3e-4,), "lora": (1e-3,)}
 SEEDS = (1, 2)
-PASSES = {"newsletter": 10, "tickets": 6, "tickets_json": 6}
+PASSES = {"newsletter": 15, "tickets": 15, "tickets_json": 30}
 # On a CPU the fused attention's backward costs more than all matrix products at these lengths.
 LOADING = dict(dtype=torch.float32, attn_implementation="eager")
 LORA = dict(r=8, lora_alpha=16, target_modules="all-linear")
