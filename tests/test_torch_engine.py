@@ -1,6 +1,10 @@
 """The engine against a plain Hugging Face Trainer with PEFT, and what it promises of seeds, resume and memory."""
 
+import json
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,6 +291,24 @@ def test_smaller_micro_batch_is_the_same_experiment(base, data):
     parts = session.start(trial, data, micro_batch=3)
     assert parts.facts()["micro_batch"] == 3 and parts.token_digest == digest
     assert [step.loss for step in parts.steps(None)] == pytest.approx(losses, rel=1e-7)  # transformers norms in fp32
+
+
+@pytest.fixture(scope="module")
+def wide_base(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("wide"), hidden=256, layers=4)
+
+
+def run_with_memory(base, room_mib: int) -> dict:
+    script = Path(__file__).parent / "out_of_memory.py"
+    done = subprocess.run([sys.executable, script, base, str(room_mib)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(wide_base):
+    plenty, scarce, none = (run_with_memory(wide_base, room) for room in (5000, 100, 4))
+    assert plenty["micro_batch"] == 16 and scarce["micro_batch"] in (1, 2, 4, 8)
+    assert scarce["losses"] == pytest.approx(plenty["losses"], rel=1e-5)
+    assert none["status"] == "infeasible" and "out of memory at one example" in none["reason"]
 
 
 def test_prediction_does_not_depend_on_company(base, data):

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -105,7 +106,9 @@ class Loop:
                     raise
                 self.trainables.clear()
                 if self.micro_batch == 1:
-                    raise DoesNotFitError(f"train step: out of memory at one example, got {error}") from None
+                    raise DoesNotFitError(
+                        "train step: out of memory at one example, got a micro-batch of 1; use a smaller base or method"
+                    ) from None
             self.micro_batch //= 2
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -143,3 +146,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell running out of memory, on a GPU or the host, from other failures."""
     texts = ("can't allocate memory", "not enough memory", "out of memory", "bad allocation")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
+
+
+@contextmanager
+def does_not_fit(what: str) -> Iterator[None]:
+    """Turn running out of memory into a result."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first_line = str(error).partition("\n")[0]
+        raise DoesNotFitError(f"{what}: out of memory, got {first_line}; use a smaller base or method") from None

@@ -11,12 +11,12 @@ from transformers.utils import logging
 
 from tunetrial import methods, models
 from tunetrial.core.engine import Step
-from tunetrial.core.errors import DoesNotFitError, ModelError
+from tunetrial.core.errors import ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Precision, Trial
 from tunetrial.engine import adapters, probe
 from tunetrial.engine.attention import UNPADDED, lay_out
-from tunetrial.engine.loop import Loop, is_out_of_memory
+from tunetrial.engine.loop import Loop, does_not_fit
 from tunetrial.engine.readout import Classifier, Readout
 from tunetrial.engine.trainables import Trainables
 
@@ -76,13 +76,9 @@ class TorchSession:
         return [len(tokens) for tokens in self.tokens(examples)]
 
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> "TorchRun":
-        try:
+        with does_not_fit(f"{trial.arm.name}: weights and optimiser states"):
             self._restore()
             return TorchRun(self, trial, data, micro_batch)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise DoesNotFitError(f"{trial.arm.name}: out of memory before the first step, got {error}") from None
 
     def _restore(self) -> None:
         """Bring the base back to what is on disk, without adapters."""
@@ -143,7 +139,8 @@ class TorchRun:
 
     def steps(self, checkpoint: Path | None) -> Iterator[Step]:
         """Train; a full model is then rounded to the base's dtype, since that is what is saved and must be scored."""
-        yield from self.loop.steps(checkpoint)
+        with does_not_fit(f"{self.trial.arm.name}: training"):
+            yield from self.loop.steps(checkpoint)
         if self.adapter is None:
             self.trainables.publish(through=self._saved_dtype())
 
