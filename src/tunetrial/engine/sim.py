@@ -1,0 +1,335 @@
+"""An engine without weights: a world with planted truth that keeps the engine's contract.
+
+It proves the statistics, since the right verdict is known, and lets everything above the engine be tested without
+torch. Its records are synthetic and prove nothing about any method.
+
+Every random number is a deviate read off SHA-256 digests of the world's seed and of what it belongs to, so a
+prediction depends on nothing but the trial and the example: not on order, batch or what was asked before.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from pathlib import Path
+from statistics import median_low, mode
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from scipy.special import ndtr, ndtri
+
+from tunetrial.core.checkpoint import newest_checkpoint, save_checkpoint
+from tunetrial.core.engine import Step
+from tunetrial.core.errors import DivergedError, DoesNotFitError
+from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
+from tunetrial.core.records import Record, canonical
+from tunetrial.core.study import Precision, Trial
+from tunetrial.engine.batches import learning_rate, order, token_digest
+
+Floats = NDArray[np.float64]
+CHECKPOINT_EVERY = 20
+
+
+class Costs(Record):
+    """What a probe of the arm finds: seconds, bytes and counts."""
+
+    load_s: float = 1.0
+    step_s: float = 0.05
+    evaluate_examples_per_s: float = 200.0
+    latency_s: float = 0.01
+    save_s: float = 0.1
+    peak_bytes: float = 1e9
+    artifact_bytes: float = 1e6
+    trainable_parameters: int = 1_000_000
+
+
+class Truth(Record):
+    """What is true of one arm.
+
+    `quality` is the expected accuracy (classify) or mean absolute error (regress) of a run at `best_rate`; it worsens
+    by `curvature` per squared decade away from there, and varies by `seed_sd` between runs, whatever the rate. A
+    share `collapse` of runs predicts one constant, a share `failure` diverges, and so does every run at a rate above
+    `diverges_above`. An arm that does not `fits` runs out of memory at its first step.
+    """
+
+    quality: float = Field(default=0.8, gt=0)
+    best_rate: float = Field(default=1e-3, gt=0)
+    curvature: float = Field(default=0.04, ge=0)
+    seed_sd: float = Field(default=0.01, ge=0)
+    collapse: float = Field(default=0.0, ge=0, le=1)
+    failure: float = Field(default=0.0, ge=0, le=1)
+    diverges_above: float | None = None
+    fits: bool = True
+    costs: Costs = Costs()
+
+    def regret(self, learning_rate: float) -> float:
+        """What this rate costs in quality."""
+        return self.curvature * math.log10(learning_rate / self.best_rate) ** 2
+
+
+class World(Record):
+    """What is true of all: one `Truth` an arm, and from where the luck of examples and seeds comes.
+
+    The error of a prediction is a standard normal deviate, a sum of four: of the example alike in every arm
+    (`item`), of arm and example (`interaction`), of arm and cluster (`cluster`), and of run and example (the rest).
+    The three are shares of its variance. `pairing` is the correlation between arms of what a seed brings.
+    """
+
+    seed: int = 0
+    arms: dict[str, Truth] = {}
+    item: float = Field(default=0.6, ge=0)
+    interaction: float = Field(default=0.1, ge=0)
+    cluster: float = Field(default=0.0, ge=0)
+    pairing: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _shares_leave_a_rest(self) -> "World":
+        if self.item + self.interaction + self.cluster > 1:
+            raise ValueError("item, interaction and cluster are shares of one variance; let them add up to at most 1")
+        return self
+
+    @property
+    def rest(self) -> float:
+        """The share of a prediction's error that is the run's and example's own."""
+        return max(1 - self.item - self.interaction - self.cluster, 0.0)
+
+    def run(self, trial: Trial) -> tuple[str, str, float, int]:
+        """What tells one run from another: a tune and a final of the same rate and seed are the same run."""
+        return trial.task, trial.arm.name, trial.learning_rate, trial.seed
+
+    def truth(self, arm: str) -> Truth:
+        """The planted truth of an arm; an arm that was not planted has the defaults."""
+        return self.arms.get(arm, Truth())
+
+    def deviates(self, *stream: object, keys: Sequence[str] = ("",)) -> Floats:
+        """Standard normal deviates, one a key, of one stream of this world.
+
+        Stream and key are hashed apart and mixed by the finaliser of SplitMix64 (Steele et al. 2014), which costs a
+        study of thousands of predictions nothing.
+        """
+        mixed = np.array([_hash(key) for key in keys], dtype=np.uint64)
+        mixed ^= np.uint64(_hash(canonical([self.seed, *stream])))
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        mixed ^= mixed >> np.uint64(31)
+        return ndtri(((mixed >> np.uint64(12)) + 0.5) / 2.0**52)
+
+    def quality(self, trial: Trial, kind: str) -> float:
+        """Expected accuracy, or mean absolute error, of one run that neither collapsed nor failed."""
+        truth = self.truth(trial.arm.name)
+        shared = self.deviates("seed", trial.task, trial.seed)[0]
+        own = self.deviates("run", *self.run(trial))[0]
+        luck = truth.seed_sd * (self.pairing**0.5 * shared + (1 - self.pairing) ** 0.5 * own)
+        regret = truth.regret(trial.learning_rate)
+        if kind == "classify":
+            return min(max(truth.quality - regret + luck, 1e-9), 1 - 1e-9)
+        return max(truth.quality + regret + luck, 1e-9)
+
+
+@dataclass(frozen=True)
+class SimEngine:
+    """Opens sessions on a world."""
+
+    world: World = World()
+    synthetic: bool = True
+
+    def precision(self) -> Precision:
+        return "fp32"
+
+    def open(self, base: Path, precision: Precision) -> "SimSession":
+        return SimSession(self.world, precision)
+
+
+@dataclass(frozen=True)
+class SimSession:
+    """A session without a base."""
+
+    world: World
+    precision: Precision
+
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        return [len(_tokens(example)) for example in examples]
+
+    def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> "SimRun":
+        return SimRun(self, trial, data, micro_batch)
+
+    def probe(self, trial: Trial, data: TaskData, folder: Path) -> dict[str, Measurement]:
+        """The planted costs, with 1 % of luck on what is timed."""
+        truth = self.world.truth(trial.arm.name)
+        if not truth.fits:
+            raise DoesNotFitError(_does_not_fit(trial))
+        costs = truth.costs
+        timed = ("step", "load", "evaluate", "latency", "save")
+        luck = np.exp(0.01 * self.world.deviates("probe", trial.id, keys=timed))
+        step_s = costs.step_s * float(luck[0])
+        tokens = sum(self.lengths(data.splits["train"])) / len(data.splits["train"]) * trial.controls.batch_examples
+        return {
+            "load_s": Measurement(value=costs.load_s * float(luck[1]), unit="s"),
+            "step_s": Measurement(value=step_s, unit="s", n=20),
+            "tokens_per_s": Measurement(value=tokens / step_s, unit="tokens/s"),
+            "evaluate_examples_per_s": Measurement(
+                value=costs.evaluate_examples_per_s * float(luck[2]), unit="examples/s"
+            ),
+            "latency_s": Measurement(value=costs.latency_s * float(luck[3]), unit="s", n=20),
+            "save_s": Measurement(value=costs.save_s * float(luck[4]), unit="s"),
+            "peak_bytes": Measurement(value=costs.peak_bytes, unit="bytes"),
+            "artifact_bytes": Measurement(value=costs.artifact_bytes, unit="bytes"),
+            **_sizes(costs),
+        }
+
+
+class SimRun:
+    """One trial of a world: steps with a loss that falls, then predictions of the planted quality."""
+
+    def __init__(self, session: SimSession, trial: Trial, data: TaskData, micro_batch: int | None):
+        self.session, self.trial, self.data = session, trial, data
+        self.world, self.truth = session.world, session.world.truth(trial.arm.name)
+        self.micro_batch = min(micro_batch or trial.controls.batch_examples, trial.controls.batch_examples)
+        self.first_step = 0
+        self.finished = False
+
+    def steps(self, checkpoint: Path | None) -> Iterator[Step]:
+        """Let the loss fall, with luck that goes on from step to step and so must survive a resume."""
+        if not self.truth.fits:
+            raise DoesNotFitError(_does_not_fit(self.trial))
+        controls, steps = self.trial.controls, len(self._order)
+        length, fails_at, noise = [len(row) for row in self._tokens], self._fails_at(), self._resume(checkpoint)
+        shock_S = self.world.deviates("loss", self.trial.id, keys=[str(number) for number in range(steps)])
+        end = 0.2 + self.truth.regret(self.trial.learning_rate)
+        for number in range(self.first_step, steps):
+            if number == fails_at:
+                raise DivergedError(f"step {number + 1}: numbers are no longer finite, got loss inf; lower the rate")
+            rate = learning_rate(number, steps, peak=self.trial.learning_rate, warmup_share=controls.warmup_share)
+            noise = 0.9 * noise + 0.02 * float(shock_S[number])
+            loss = end + math.exp(-5 * (number + 1) / steps) + noise**2
+            tokens = sum(length[row] for row in self._order[number])
+            yield Step(number + 1, steps, loss, loss / 2, rate, tokens, self.truth.costs.step_s)
+            if checkpoint is not None and (number + 1) % CHECKPOINT_EVERY == 0:
+                state = canonical({"trial": self.trial.id, "noise": noise})
+                save_checkpoint(
+                    checkpoint, number + 1, lambda folder, state=state: (folder / "state.json").write_text(state)
+                )
+        self.finished = True
+
+    def _resume(self, checkpoint: Path | None) -> float:
+        """Go to the newest valid checkpoint of this trial, if there is one, and return the luck that goes on."""
+        found = newest_checkpoint(checkpoint) if checkpoint is not None else None
+        if found is None:
+            return 0.0
+        step, folder = found
+        state = json.loads((folder / "state.json").read_text())
+        if state["trial"] != self.trial.id:
+            return 0.0
+        self.first_step = step
+        return state["noise"]
+
+    def predict(self, examples: Sequence[Example]) -> list[str] | list[float]:
+        """Predict with the planted quality; the steps must have come to their end."""
+        if not self.finished:
+            raise RuntimeError(f"trial {self.trial.id}: predict before the last step")
+        classify = self.data.kind == "classify"
+        if self._uniforms("collapse")[0] < self.truth.collapse:
+            seen = [example.target for example in self.data.splits["train"]]
+            return [mode(seen) if classify else float(median_low(seen))] * len(examples)
+        return self._labels(examples) if classify else self._numbers(examples)
+
+    def _labels(self, examples: Sequence[Example]) -> list[str]:
+        """The right label with the probability planted, else any other."""
+        labels, place = self.data.labels, {label: number for number, label in enumerate(self.data.labels)}
+        right_E = self._errors(examples) < ndtri(self.world.quality(self.trial, "classify"))
+        luck_E = self._uniforms("wrong", keys=[example.id for example in examples])
+        other_E = 1 + (luck_E * (len(labels) - 1)).astype(int)
+        return [
+            example.target if right else labels[(place[example.target] + other) % len(labels)]
+            for example, right, other in zip(examples, right_E.tolist(), other_E.tolist(), strict=True)
+        ]
+
+    def _numbers(self, examples: Sequence[Example]) -> list[float]:
+        """The target and a normal error of the mean absolute size planted."""
+        scale = self.world.quality(self.trial, "regress") * math.sqrt(math.pi / 2)
+        error_E = self._errors(examples).tolist()
+        return [float(example.target) + scale * error for example, error in zip(examples, error_E, strict=True)]
+
+    def _errors(self, examples: Sequence[Example]) -> Floats:
+        """The standard normal error of each example."""
+        world, task, arm = self.world, self.trial.task, self.trial.arm.name
+        ids, clusters = [example.id for example in examples], [example.cluster for example in examples]
+        parts = (
+            (world.item, world.deviates("example", task, keys=ids)),
+            (world.interaction, world.deviates("arm-example", task, arm, keys=ids)),
+            (world.cluster, world.deviates("arm-cluster", task, arm, keys=clusters)),
+            (world.rest, world.deviates("run-example", *world.run(self.trial), keys=ids)),
+        )
+        return sum(share**0.5 * deviate_E for share, deviate_E in parts)
+
+    def _uniforms(self, what: str, keys: Sequence[str] = ("",)) -> Floats:
+        """Numbers of this run, uniform in (0, 1), one a key."""
+        return ndtr(self.world.deviates(what, *self.world.run(self.trial), keys=keys))
+
+    def _fails_at(self) -> int | None:
+        """The step at which the run diverges, a third of the way; None when it does not."""
+        limit = self.truth.diverges_above
+        above = limit is not None and self.trial.learning_rate > limit
+        return len(self._order) // 3 if above or self._uniforms("failure")[0] < self.truth.failure else None
+
+    def save(self, folder: Path) -> None:
+        """Write what stands for an artifact: the trial and its truth."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"trial": self.trial.model_dump(mode="json"), "truth": self.truth.model_dump(mode="json")}
+        (folder / "artifact.json").write_text(canonical(content) + "\n", encoding="utf-8")
+
+    def facts(self) -> dict[str, Fact]:
+        """What an engine with weights would say, and which world it was."""
+        return {
+            "device": "none",
+            "compute_dtype": self.session.precision,
+            "micro_batch": self.micro_batch,
+            "world": self.world.digest,
+        }
+
+    def measurements(self) -> dict[str, Measurement]:
+        """Sizes as planted, and what was trained on."""
+        tokens = self.trial.controls.epochs * sum(map(len, self._tokens))
+        return {
+            **_sizes(self.truth.costs),
+            "tokens": Measurement(value=tokens, unit="tokens"),
+            "steps": Measurement(value=len(self._order), unit="steps"),
+        }
+
+    @property
+    def token_digest(self) -> str:
+        return token_digest(self._order, self.data.splits["train"], self._tokens)
+
+    @cached_property
+    def _order(self) -> list[NDArray[np.int64]]:
+        controls, rows = self.trial.controls, len(self.data.splits["train"])
+        return order(rows, epochs=controls.epochs, batch_examples=controls.batch_examples, seed=self.trial.seed)
+
+    @cached_property
+    def _tokens(self) -> list[list[int]]:
+        return [_tokens(example) for example in self.data.splits["train"]]
+
+
+@lru_cache(maxsize=2**16)
+def _hash(text: str) -> int:
+    return int.from_bytes(sha256(text.encode()).digest()[:8])
+
+
+def _tokens(example: Example) -> list[int]:
+    """A token a word, and one for the end."""
+    return [*(crc32(word.encode()) >> 1 for word in example.prompt.split()), 0]
+
+
+def _sizes(costs: Costs) -> dict[str, Measurement]:
+    return {
+        "trainable_parameters": Measurement(value=costs.trainable_parameters, unit="parameters"),
+        "optimizer_state_bytes": Measurement(value=8 * costs.trainable_parameters, unit="bytes"),
+    }
+
+
+def _does_not_fit(trial: Trial) -> str:
+    return f"arm {trial.arm.name}: does not fit in memory even one example at a time; use a smaller base or method"
