@@ -3,11 +3,19 @@
 import errno
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunetrial.core import files
 from tunetrial.core.errors import IntegrityError
 from tunetrial.core.records import canonical
+
+
+def write(path: Path, values: Sequence[dict]) -> None:
+    """Replace all lines, unless these are what the file holds."""
+    content = b"".join(canonical(value).encode() + b"\n" for value in values)
+    if not path.exists() or path.read_bytes() != content:
+        files.write(path, content)
 
 
 def append(path: Path, value: dict, *, durable: bool) -> None:

@@ -16,7 +16,6 @@ from tunetrial.core.checkpoint import drop_checkpoints, newest_checkpoint
 from tunetrial.core.engine import Step
 from tunetrial.core.errors import EvidenceError, IntegrityError, StoreError
 from tunetrial.core.evidence import Scores, TrialRecord
-from tunetrial.core.records import canonical
 from tunetrial.store import lines, sealed, table
 
 _CURVE = "curve.jsonl"
@@ -226,7 +225,7 @@ class TrialFolder:
         drop_checkpoints(self.checkpoint, after=len(curve))
         newest = newest_checkpoint(self.checkpoint)
         kept = newest[0] if newest else 0
-        files.write(self.path / _CURVE, "".join(canonical(step) + "\n" for step in curve[:kept]).encode())
+        lines.write(self.path / _CURVE, curve[:kept])
         return kept
 
     def _check_curve(self, record: TrialRecord) -> None:
