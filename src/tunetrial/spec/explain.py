@@ -112,12 +112,10 @@ def _put(tree: Tree, schema: dict, keys: Keys, parts: list[dict]) -> Fault:
 def _either(parts: list[dict]) -> str:
     """What would do: `must be 'auto' or a list`."""
     literals = [name for part in parts for name in re.findall("'[^']*'", part.get("ctx", {}).get("expected", ""))]
-    words = dict.fromkeys(_words(part) for part in parts if part["type"] != "literal_error")
-    return (
-        "must be " + " or ".join([*literals, *(text.removeprefix("must be ") for text in words)])
-        if literals
-        else " or ".join(words)
-    )
+    words = list(dict.fromkeys(_words(part) for part in parts if part["type"] != "literal_error"))
+    if not literals:
+        return " or ".join(words)
+    return "must be " + " or ".join(literals + [text.removeprefix("must be ") for text in words])
 
 
 def _words(part: dict) -> str:

@@ -4,8 +4,9 @@ These records are the one source of what is accepted: they parse, they give the 
 ("give the <description>, such as <example>"), and they are exported as JSON Schema.
 """
 
+import copy
 import operator
-from functools import reduce
+from functools import cache, reduce
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, create_model
@@ -170,8 +171,12 @@ def json_schema() -> dict[str, Any]:
     It holds all that can be said of one field alone. It says nothing of relations between fields (that `reference`
     names an arm, that a metric fits a kind, that a margin is due), nor of duplicate keys or empty values.
     """
-    schema = StudyForm.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_tidy(schema)}
+    return copy.deepcopy(_schema())
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_tidy(StudyForm.model_json_schema())}
 
 
 def _tidy(schema: Any) -> Any:
