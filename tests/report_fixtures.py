@@ -71,7 +71,7 @@ def tuned(lock: Lock, task: str, arm: str, best: float, top: float, *, broken_ab
     """Tuning runs on a half-decade grid around `best`, worse by a parabola in log rate; diverged above a rate."""
     metric = lock.study.task(task).metric
     worse = -1 if metric != "mae" else 1
-    noise = np.random.default_rng(len(task) + len(arm))
+    noise = np.random.default_rng([a.name for a in lock.study.arms].index(arm))
     records = []
     for step in range(-2, 3):
         for seed in (901, 902, 903) if abs(step) < 2 else (901,):

@@ -6,7 +6,7 @@ Every number comes from a record or from the decision; sums of wall time are the
 from dataclasses import dataclass
 
 from tunetrial.analysis import metrics
-from tunetrial.core.evidence import Comparison, Decision, Evidence, Flip
+from tunetrial.core.evidence import Abstention, Comparison, Decision, Evidence, Flip
 from tunetrial.report import words
 
 VERDICTS = {
@@ -21,11 +21,22 @@ VERDICTS = {
 
 
 @dataclass(frozen=True)
+class Line:
+    """One sentence, and what it is about."""
+
+    label: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.text}" if self.label else self.text
+
+
+@dataclass(frozen=True)
 class Headline:
     """The first thing read: the answer, what supports it, and what would change it."""
 
     answer: str
-    support: tuple[str, ...]
+    support: tuple[Line, ...]
     flips: tuple[str, ...]
 
 
@@ -45,44 +56,47 @@ class Verdict:
 
 def conclude(evidence: Evidence, decision: Decision) -> Headline:
     """Say what to use and why; or why not yet, what is safe meanwhile and what to spend next on."""
-    spent = f"This study took {spending(evidence)}."
+    spent = Line("", f"This study took {spending(evidence)}.")
     if decision.abstention is not None:
-        abstention = decision.abstention
-        safe = words.name(abstention.safe_choice) if abstention.safe_choice else "none"
-        worst = f"; at worst: {words.prose(abstention.at_worst)}" if abstention.at_worst else ""
-        support = (
-            f"Why: {words.prose(abstention.reason)}",
-            f"Cheapest safe choice: {safe}{worst}.",
-            f"Best next spend: {words.prose(abstention.next_spend)}",
-        )
-        return Headline("No recommendation yet.", tuple(map(_stop, (*support, *_open(evidence, decision), spent))), ())
+        support = (*_abstained(decision.abstention), *_effects(evidence, decision), spent)
+        return Headline("No recommendation yet.", support, ())
     use = decision.recommendation
     if use is None:
-        return Headline("Nothing is decided.", (*_open(evidence, decision), spent), ())
-    support = (*_effects(evidence, decision, use), *_costs(evidence, decision, use), spent)
+        return Headline("Nothing is decided.", (*_effects(evidence, decision), spent), ())
+    support = (*_effects(evidence, decision), *_costs(evidence, decision, use), spent)
     return Headline(f"Use {words.name(use)}.", support, tuple(map(flip, decision.flips)))
 
 
-def _stop(sentence: str) -> str:
-    return sentence if sentence.endswith((".", "!", "?", "…")) else f"{sentence}."
+def _abstained(abstention: Abstention) -> tuple[Line, ...]:
+    safe = words.name(abstention.safe_choice) if abstention.safe_choice else "none"
+    worst = f"; at worst: {words.prose(abstention.at_worst)}" if abstention.at_worst else ""
+    return (
+        Line("Why", _stop(words.prose(abstention.reason))),
+        Line("Cheapest safe choice", _stop(f"{safe}{worst}")),
+        Line("Best next spend", _stop(words.prose(abstention.next_spend))),
+    )
 
 
-def _open(evidence: Evidence, decision: Decision) -> tuple[str, ...]:
-    primary = evidence.lock.study.rule.primary
-    found = [c for c in decision.verdicts if c.task == primary]
-    return tuple(f"{words.name(c.candidate)}: {sentence(evidence, c)}." for c in found[:2])
+def _stop(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
-def _effects(evidence: Evidence, decision: Decision, use: str) -> tuple[str, ...]:
-    """The primary task's comparison of what is recommended; of the others, where the reference itself is."""
+def leading(evidence: Evidence, decision: Decision) -> tuple[Comparison, ...]:
+    """The comparisons that the headline says: of what is recommended on the task that decides, else up to three."""
     primary = [c for c in decision.verdicts if c.task == evidence.lock.study.rule.primary]
-    own = [c for c in primary if c.candidate == use]
-    if own:
-        return (f"{own[0].words}: {sentence(evidence, own[0])}.",)
-    return tuple(f"{words.name(c.candidate)} is {c.words}: {sentence(evidence, c)}." for c in primary[:3])
+    own = [c for c in primary if c.candidate == decision.recommendation]
+    return tuple(own or primary[:3])
 
 
-def _costs(evidence: Evidence, decision: Decision, use: str) -> tuple[str, ...]:
+def _effects(evidence: Evidence, decision: Decision) -> tuple[Line, ...]:
+    lines = []
+    for c in leading(evidence, decision):
+        label = c.words if c.candidate == decision.recommendation else f"{words.name(c.candidate)}, {c.words}"
+        lines.append(Line(label, f"{sentence(evidence, c)}."))
+    return tuple(lines)
+
+
+def _costs(evidence: Evidence, decision: Decision, use: str) -> tuple[Line, ...]:
     """Up to two costs of what is recommended beside the reference's."""
     primary = evidence.lock.study.rule.primary
     reference = next((c.reference for c in decision.verdicts if c.task == primary), evidence.lock.study.reference)
@@ -92,7 +106,7 @@ def _costs(evidence: Evidence, decision: Decision, use: str) -> tuple[str, ...]:
         beside = f" vs {words.quantity(other[name])}" if use != reference and name in other else ""
         parts.append(f"{words.quantity(own[name])}{beside} {words.criterion(name).lower()}")
     against = "" if use == reference or not parts else f" ({words.name(use)} vs {words.name(reference)})"
-    return (f"{'; '.join(parts[:2])}{against}.",) if parts else ()
+    return (Line("", f"{'; '.join(parts[:2])}{against}."),) if parts else ()
 
 
 def sentence(evidence: Evidence, comparison: Comparison) -> str:

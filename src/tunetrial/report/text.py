@@ -41,7 +41,7 @@ def summary(evidence: Evidence, decision: Decision) -> str:
     first += [
         f"tunetrial: {words.clean(evidence.lock.study.question, 120)}",
         head.answer,
-        *head.support[:5],
+        *map(str, head.support[:5]),
         *head.flips[:1],
     ]
     broken = [check for check in decision.fairness if not check.holds]
@@ -55,12 +55,12 @@ def summary(evidence: Evidence, decision: Decision) -> str:
 
 def _verdict_lines(evidence: Evidence, decision: Decision, room: int) -> list[str]:
     """As many verdicts as there is room for, and how many more there are; none that the headline already says."""
-    told = " ".join(headline.conclude(evidence, decision).support)
-    lines = []
-    for c in decision.verdicts:
-        sentence = headline.sentence(evidence, c)
-        if sentence not in told:
-            lines.append(f"{words.name(c.task)}, {words.name(c.candidate)}: {c.words}; {sentence}.")
+    told = headline.leading(evidence, decision)
+    lines = [
+        f"{words.name(c.task)}, {words.name(c.candidate)}: {c.words}; {headline.sentence(evidence, c)}."
+        for c in decision.verdicts
+        if not any(c is other for other in told)
+    ]
     if len(lines) <= room:
         return lines
     kept = max(room - 1, 0)
@@ -76,7 +76,7 @@ def to_json(evidence: Evidence, decision: Decision) -> str:
         "synthetic": decision.synthetic,
         "question": study.question,
         "answer": head.answer,
-        "support": list(head.support),
+        "support": [str(line) for line in head.support],
         "reference": study.reference,
         "primary_task": study.rule.primary,
         "runs": len(evidence.records),
