@@ -1,0 +1,108 @@
+"""Memory and time of trials from sizes alone: ranges, never to be mixed with what was measured.
+
+Memory: weights, masters, gradients and AdamW's moments are counted; activations follow from the shape. Time: 6
+operations a weight and trained token where every weight is trained, 4 where the base is frozen (no gradients of its
+weights), 2 to evaluate (Kaplan et al. 2020); divided by what a device reaches, which for small models is little.
+"""
+
+from collections.abc import Sequence
+
+from tunetrial import methods
+from tunetrial.core.evidence import Example
+from tunetrial.core.records import Record
+from tunetrial.core.study import Arm, Controls
+from tunetrial.models import ModelShape
+
+GIB = 2**30
+COMPUTE_BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
+# Dense bf16 operations a second (fp16 for t4) and bytes of memory, from the makers' data sheets.
+GPUS = {
+    "t4": (65e12, 16 * GIB),
+    "l4": (121e12, 24 * GIB),
+    "a10g": (70e12, 24 * GIB),
+    "rtx4090": (165e12, 24 * GIB),
+    "l40s": (362e12, 48 * GIB),
+    "a100": (312e12, 80 * GIB),
+    "h100": (989e12, 80 * GIB),
+    "h200": (989e12, 141 * GIB),
+}
+CPU_OPERATIONS_PER_S = (2e10, 6e11)
+REACHED_SHARE = {"bf16": (0.05, 0.5), "fp32": (0.005, 0.1), "fp64": (0.001, 0.05)}
+STEP_S = (0.005, 0.1)
+SPARE = 1.25
+
+
+class Range(Record):
+    """A number before it is measured: between these two if the assumptions hold."""
+
+    low: float
+    high: float
+
+    def __add__(self, other: "Range") -> "Range":
+        return Range(low=self.low + other.low, high=self.high + other.high)
+
+    def __mul__(self, other: "Range") -> "Range":
+        return Range(low=self.low * other.low, high=self.high * other.high)
+
+
+def exactly(value: float) -> Range:
+    """A number that is known."""
+    return Range(low=value, high=value)
+
+
+def tokens_per_example(examples: Sequence[Example] | None, max_tokens: int) -> Range:
+    """Mean tokens of a prompt: 2.5 to 6 bytes each; without examples anything from 8 up to the limit."""
+    if not examples:
+        return Range(low=min(8, max_tokens), high=max_tokens)
+    size_bytes = sum(len(example.prompt.encode()) for example in examples) / len(examples)
+    return Range(low=min(size_bytes / 6 + 1, max_tokens), high=min(size_bytes / 2.5 + 1, max_tokens))
+
+
+def memory_bytes(arm: Arm, shape: ModelShape, controls: Controls, *, outputs: int, tokens: Range) -> Range:
+    """Peak memory of training: from one example at a time without spare room to the whole batch at the token limit."""
+    method = methods.find(arm)
+    trained = method.trainable_parameters(shape, outputs)
+    compute = COMPUTE_BYTES[controls.precision]
+    master = max(compute, 4)
+    weights = shape.backbone_parameters * compute
+    states = 2 * master * trained + method.state_bytes(shape, outputs) * master // 4
+    longest = min(controls.max_tokens, 4 * tokens.high)
+    # Trained weights need no copy of their own where masters have the compute dtype; else their gradients have one.
+    shared = method.adapter(shape) is None and master == compute
+    least = states + (0 if shared else weights) + tokens.low * _activation_bytes(shape, compute, tokens.low)
+    batch = controls.batch_examples * longest * _activation_bytes(shape, compute, longest)
+    return Range(low=least, high=SPARE * (states + weights + compute * trained + batch))
+
+
+def train_operations(arm: Arm, shape: ModelShape) -> float:
+    """Operations to train on one token."""
+    weights = shape.layers * shape.block_parameters
+    return (6 if methods.find(arm).adapter(shape) is None else 4) * weights
+
+
+def evaluate_operations(shape: ModelShape) -> float:
+    """Operations to predict from one token."""
+    return 2 * shape.layers * shape.block_parameters
+
+
+def operations_per_s(gpu: str | None, precision: str) -> Range | None:
+    """What the device reaches; a CPU of 1 to 16 cores if none is named, None for a name that is not known."""
+    if gpu is None:
+        return Range(low=CPU_OPERATIONS_PER_S[0], high=CPU_OPERATIONS_PER_S[1])
+    known = device(gpu)
+    if known is None:
+        return None
+    low, high = REACHED_SHARE[precision]
+    return Range(low=low * known[0], high=high * known[0])
+
+
+def device(gpu: str) -> tuple[float, int] | None:
+    """Operations a second and bytes of memory of a GPU by name, however it is written."""
+    plain = "".join(c for c in gpu.lower() if c.isalnum()).removeprefix("nvidia").removeprefix("geforce")
+    return GPUS.get(plain)
+
+
+def _activation_bytes(shape: ModelShape, compute: int, length: float) -> float:
+    """Bytes kept for the backward pass, a token: inputs of projections, norms and products, attention weights."""
+    wide = sum(outputs for _, outputs in shape.projections.values()) + 6 * shape.hidden + shape.intermediate
+    return shape.layers * compute * (wide + 2 * shape.heads * length)

@@ -1,0 +1,115 @@
+"""What a study can find out at best: the smallest effect it would show, before anything is spent.
+
+It rests on a stated prior, not on measurements: how far runs of one arm differ by seed, and on how much of the test
+set two arms differ. Real studies differ from it by a factor of two and more; the report says what was found.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import ndtri
+
+from tunetrial.analysis import stats
+from tunetrial.analysis.stats import Components
+from tunetrial.core.records import Record
+from tunetrial.core.study import Lock, TaskSpec
+
+POWER = 0.8
+SEED_SD = 0.01
+DISCORDANCE = 0.10
+SEED_SHARE, EXAMPLE_SHARE = 0.02, 0.3
+IN_UNITS_OF_TARGET = ("mae", "rmse")
+
+
+class Prior(Record):
+    """What is assumed of a task, in units of its metric.
+
+    `seed_sd` is of one run's score; `example_sd` of the difference between two arms on one example, the same at
+    every seed, so that no number of seeds averages it out.
+    """
+
+    seed_sd: float
+    example_sd: float
+
+
+class Power(Record):
+    """What the test split of a task allows: effects that are found with 80 % power, at the level of one look.
+
+    `detectable` is by seeds, for each look; `detectable_at_best` with endless seeds; `rows_needed` for the margin,
+    with endless seeds. None where there is no prior.
+    """
+
+    task: str
+    metric: str
+    margin: float
+    test_rows: int
+    prior: Prior | None
+    detectable: dict[int, float] = {}
+    detectable_at_best: float | None = None
+    rows_needed: int | None = None
+
+    def __str__(self) -> str:
+        head = f"{self.task}: margin {self.margin:g} {self.metric} on {self.test_rows} test rows"
+        if self.prior is None:
+            return f"{head}; power unknown: the spread of the targets is not known"
+        seen = ", ".join(f"{effect:.2g} with {seeds} seeds" for seeds, effect in self.detectable.items())
+        text = f"{head}; would show {seen} (if seeds differ by {self.prior.seed_sd:.2g})"
+        if self.rows_needed > self.test_rows:
+            text += (
+                f"; with {self.test_rows} test rows no number of seeds can resolve the margin: "
+                f"about {self.rows_needed} rows would"
+            )
+        return text
+
+
+def prior(spec: TaskSpec, targets: Sequence[float] | None = None) -> Prior | None:
+    """The prior of a task; for errors in units of the target it needs test targets, and is None without.
+
+    One point between seeds and 10 % of examples on which two arms differ, for metrics between 0 and 1; for errors
+    2 % and 30 % of the standard deviation of the targets.
+    """
+    if spec.metric not in IN_UNITS_OF_TARGET:
+        return Prior(seed_sd=SEED_SD, example_sd=DISCORDANCE**0.5)
+    if targets is None or len(targets) < 2:
+        return None
+    sd = float(np.std(targets, ddof=1))
+    return Prior(seed_sd=SEED_SHARE * sd, example_sd=EXAMPLE_SHARE * sd)
+
+
+def power(lock: Lock, spec: TaskSpec, assumed: Prior | None) -> Power:
+    """Work out what a task's test split allows, at the level that Holm's first step and the looks leave."""
+    study, rows = lock.study, lock.data[spec.name].counts["test"]
+    head = {"task": spec.name, "metric": spec.metric, "margin": spec.margin, "test_rows": rows, "prior": assumed}
+    family = len(study.tasks) * (len(study.arms) - 1)
+    if assumed is None or family == 0 or rows < 2:
+        return Power(**head)
+    alpha = stats.per_look((1 - study.rule.level) / family, study.looks, sides=2)
+    planned = {look: _components(assumed, look, rows) for look in study.looks}
+    binary = spec.metric == "accuracy"
+    return Power(
+        **head,
+        detectable={s: stats.detectable_effect(c.se, c.df, level=1 - alpha, power=POWER) for s, c in planned.items()},
+        detectable_at_best=stats.detectable_effect(assumed.example_sd / rows**0.5, rows - 1, level=1 - alpha),
+        rows_needed=round(rows_needed(spec.margin, assumed.example_sd**2, alpha=alpha, binary=binary)),
+    )
+
+
+def rows_needed(effect: float, variance: float, *, alpha: float = 0.05, binary: bool = True) -> float:
+    """Test rows at which an effect is found with 80 % power by a two-sided test, seeds apart.
+
+    For right or wrong answers `variance` is the discordance, the share of examples on which two arms differ
+    (Connor 1987); otherwise the variance of the difference on one example.
+    """
+    under_effect = max(variance - effect**2, 0.0) if binary else variance
+    return float((-ndtri(alpha / 2) * variance**0.5 + ndtri(POWER) * under_effect**0.5) ** 2 / effect**2)
+
+
+def _components(assumed: Prior, seeds: int, rows: int) -> Components:
+    """Mean squares to expect: two arms' seeds, and what belongs to arm and example at every seed."""
+    return Components(
+        replicates=seeds,
+        examples=rows,
+        ms_replicate=rows * 2 * assumed.seed_sd**2,
+        ms_example=seeds * assumed.example_sd**2,
+        ms_residual=0.0,
+    )

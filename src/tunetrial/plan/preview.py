@@ -1,0 +1,178 @@
+"""What a study will take, before anything is spent: its first wave, most trials, tokens, memory, time, money, power."""
+
+import math
+from collections.abc import Mapping
+
+from tunetrial.core.evidence import Evidence, TaskData
+from tunetrial.core.records import Record
+from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
+from tunetrial.models import ModelShape
+from tunetrial.plan import estimate
+from tunetrial.plan.estimate import GIB, Range, exactly
+from tunetrial.plan.power import Power, power, prior
+from tunetrial.plan.tuning import grid
+from tunetrial.plan.waves import next_wave
+
+
+class Plan(Record):
+    """A study before it runs; estimates are ranges and never stand beside measurements.
+
+    Trials, tokens and time range from a search that stops at once and a verdict at the first look, to a search that
+    uses its last point and a verdict at the last look. `seconds` is for one trial after the other and None for a GPU
+    that is not known; `usd` is None without a price. `refused` names arms that cannot fit, and why.
+    """
+
+    first_wave: tuple[Trial, ...]
+    why: str
+    trials: Range
+    trained_tokens: Range
+    memory_bytes: dict[str, Range]
+    seconds: Range | None
+    usd: Range | None
+    power: tuple[Power, ...]
+    refused: dict[str, str]
+    assumptions: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def preview(lock: Lock, shape: ModelShape, data: Mapping[str, TaskData] | None = None) -> Plan:
+    """Estimate a study from its lock and the base's sizes; `data` narrows the ranges of tokens and power."""
+    study, data = lock.study, data or {}
+    wave = next_wave(Evidence(lock=lock, records=(), scores={}, curves={}))
+    tokens = {
+        spec.name: estimate.tokens_per_example(_rows(data, spec, "train"), lock.controls(spec.name).max_tokens)
+        for spec in study.tasks
+    }
+    counts = {(t.name, a.name): _trials(lock, a) for t in study.tasks for a in study.arms}
+    memory = {arm.name: _memory(lock, shape, arm, tokens) for arm in study.arms}
+    seconds = _seconds(lock, shape, tokens)
+    price = study.hardware.usd_per_hour
+    return Plan(
+        first_wave=wave.trials if wave else (),
+        why=wave.why if wave else "nothing to run",
+        trials=sum(counts.values(), exactly(0)) + exactly(len(counts)),
+        trained_tokens=sum(
+            (n * exactly(_epochs_rows(lock, task)) * tokens[task] for (task, _), n in counts.items()), exactly(0)
+        ),
+        memory_bytes=memory,
+        seconds=seconds,
+        usd=None if price is None or seconds is None else seconds * exactly(price / 3600),
+        power=tuple(power(lock, spec, prior(spec, _targets(data, spec))) for spec in study.tasks),
+        refused=_refused(lock, memory),
+        assumptions=_assumptions(lock, data),
+    )
+
+
+def _trials(lock: Lock, arm: Arm) -> Range:
+    """Trials that train, of an arm on one task: the search and the finals."""
+    tuning, looks, points = lock.study.tuning, lock.study.looks, len(grid(lock, arm.name))
+    least = points + min(3, points) * (tuning.seeds - 1) + looks[0]
+    return Range(low=least, high=max(tuning.max_points, points) * tuning.seeds + looks[-1])
+
+
+def _epochs_rows(lock: Lock, task: str) -> int:
+    return lock.controls(task).epochs * lock.data[task].counts["train"]
+
+
+def _memory(lock: Lock, shape: ModelShape, arm: Arm, tokens: Mapping[str, Range]) -> Range:
+    """The largest of an arm's tasks."""
+    found = [
+        estimate.memory_bytes(
+            arm,
+            shape,
+            lock.controls(spec.name),
+            outputs=len(lock.data[spec.name].labels) if spec.kind == "classify" else 1,
+            tokens=tokens[spec.name],
+        )
+        for spec in lock.study.tasks
+    ]
+    return Range(low=max(r.low for r in found), high=max(r.high for r in found))
+
+
+def _seconds(lock: Lock, shape: ModelShape, tokens: Mapping[str, Range]) -> Range | None:
+    """All trials one after the other: operations at what the device reaches, and a least time a step."""
+    speed = estimate.operations_per_s(lock.study.hardware.gpu, lock.precision)
+    if speed is None:
+        return None
+    total = exactly(0)
+    for spec in lock.study.tasks:
+        controls, counts = lock.controls(spec.name), lock.data[spec.name].counts
+        steps = controls.epochs * math.ceil(counts["train"] / controls.batch_examples)
+        for arm in lock.study.arms:
+            train = _epochs_rows(lock, spec.name) * estimate.train_operations(arm, shape)
+            scored = (counts.get("validation", 0) + counts["test"]) * estimate.evaluate_operations(shape)
+            work = exactly(train + scored) * tokens[spec.name]
+            trial = Range(low=work.low / speed.high, high=work.high / speed.low)
+            trial += exactly(steps) * Range(low=estimate.STEP_S[0], high=estimate.STEP_S[1])
+            total += _trials(lock, arm) * trial
+    return total
+
+
+def _refused(lock: Lock, memory: Mapping[str, Range]) -> dict[str, str]:
+    """Arms whose least memory is more than the named GPU has, or than the study's limit."""
+    known = estimate.device(lock.study.hardware.gpu) if lock.study.hardware.gpu else None
+    bounds = {f"a {lock.study.hardware.gpu} has": known[1] / GIB} if known else {}
+    if "peak_gib" in lock.study.limits:
+        bounds["limits.peak_gib allows"] = lock.study.limits["peak_gib"]
+    return {
+        arm: f"needs at least {needed.low / GIB:.1f} GiB, {what} {bound:g}"
+        for what, bound in bounds.items()
+        for arm, needed in memory.items()
+        if needed.low / GIB > bound
+    }
+
+
+def _assumptions(lock: Lock, data: Mapping[str, TaskData]) -> tuple[str, ...]:
+    """What the ranges rest on."""
+    gpu = lock.study.hardware.gpu
+    if gpu is None:
+        device = "a CPU of 1 to 16 cores: name a GPU under hardware if there is one"
+    elif estimate.device(gpu) is None:
+        device = f"no time for a {gpu}, whose speed is not known: known are {', '.join(estimate.GPUS)}"
+    else:
+        low, high = (100 * share for share in estimate.REACHED_SHARE[lock.precision])
+        device = f"a {gpu} at {low:g} to {high:g} % of its bf16 peak"
+    lengths = "2.5 to 6 bytes a token" if data else "prompts of any length up to max_tokens"
+    return device, lengths, "one trial after the other"
+
+
+def _rows(data: Mapping[str, TaskData], spec: TaskSpec, split: str):
+    return data[spec.name].splits[split] if spec.name in data else None
+
+
+def _targets(data: Mapping[str, TaskData], spec: TaskSpec) -> list[float] | None:
+    rows = _rows(data, spec, "validation")
+    return [float(row.target) for row in rows] if rows and spec.kind == "regress" else None
+
+
+def _lines(plan: Plan) -> list[str]:
+    lines = [
+        f"first: {len(plan.first_wave)} trials, {plan.why}",
+        f"in all: {plan.trials.low:.0f} to {plan.trials.high:.0f} trials, "
+        f"{_short(plan.trained_tokens.low)} to {_short(plan.trained_tokens.high)} trained tokens",
+    ]
+    if plan.seconds:
+        lines.append(f"time: {_duration(plan.seconds.low)} to {_duration(plan.seconds.high)} (estimate)")
+    if plan.usd:
+        lines.append(f"cost: {plan.usd.low:.2f} to {plan.usd.high:.2f} USD (estimate)")
+    for arm, needed in plan.memory_bytes.items():
+        lines.append(f"memory of {arm}: {needed.low / GIB:.2g} to {needed.high / GIB:.2g} GiB (estimate)")
+    lines += [f"does not fit: {arm} {why}" for arm, why in plan.refused.items()]
+    lines += [str(one) for one in plan.power]
+    return [*lines, f"assumed: {'; '.join(plan.assumptions)}"]
+
+
+def _short(count: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.1f} {letter}"
+    return f"{count:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
