@@ -245,7 +245,7 @@ def per_look(alpha: float, looks: tuple[int, ...], *, sides: Literal[1, 2]) -> f
     """
     if len(looks) == 1:
         return alpha
-    smallest_p, share = _null_of_looks(looks, sides)
+    smallest_p, share = _null_of_looks(looks)[sides]
     return float(np.interp(alpha, share, smallest_p))
 
 
@@ -253,13 +253,13 @@ def over_looks(p: float, looks: tuple[int, ...], *, sides: Literal[1, 2]) -> flo
     """Adjust one look's p for all looks: the inverse of `per_look`."""
     if len(looks) == 1:
         return p
-    smallest_p, share = _null_of_looks(looks, sides)
+    smallest_p, share = _null_of_looks(looks)[sides]
     return float(np.interp(p, smallest_p, share))
 
 
 @lru_cache
-def _null_of_looks(looks: tuple[int, ...], sides: Literal[1, 2]) -> tuple[Floats, Floats]:
-    """Distribution of the smallest p over the looks when there is no difference: values, and the share up to each.
+def _null_of_looks(looks: tuple[int, ...]) -> dict[int, tuple[Floats, Floats]]:
+    """By sides, the distribution of the smallest p over the looks without a difference: values, share up to each.
 
     2**17 scrambled Sobol points with a fixed seed, one normal mean and one chi-square sum of squares a block of seeds:
     levels are good to 1 % of themselves.
@@ -267,12 +267,13 @@ def _null_of_looks(looks: tuple[int, ...], sides: Literal[1, 2]) -> tuple[Floats
     if list(looks) != sorted(set(looks)) or not looks or looks[0] < 2:
         raise EvidenceError(f"looks: must rise from 2 or more seeds, got {list(looks)}; [5, 10] is usual")
     uniform = stats.qmc.Sobol(2 * len(looks), rng=20_240_501).random(2**17).T
-    seeds, mean, squares, smallest = 0, np.zeros(2**17), np.zeros(2**17), np.ones(2**17)
+    seeds, mean, squares, one, two = 0, np.zeros(2**17), np.zeros(2**17), np.ones(2**17), np.ones(2**17)
     for block, normal, chi in zip(np.diff((0, *looks)), uniform[::2], uniform[1::2], strict=True):
         fresh = special.ndtri(normal) / block**0.5
         squares += seeds * block / (seeds + block) * (fresh - mean) ** 2
         squares += 2 * special.gammaincinv((block - 1) / 2, chi) if block > 1 else 0
         mean, seeds = (seeds * mean + block * fresh) / (seeds + block), seeds + block
         p = special.stdtr(seeds - 1, -mean * (seeds * (seeds - 1) / squares) ** 0.5)
-        smallest = np.minimum(smallest, p if sides == 1 else 2 * np.minimum(p, 1 - p))
-    return np.concatenate([[0.0], np.sort(smallest), [1.0]]), np.linspace(0, 1, len(smallest) + 2)
+        one, two = np.minimum(one, p), np.minimum(two, 2 * np.minimum(p, 1 - p))
+    share = np.linspace(0, 1, 2**17 + 2)
+    return {sides: (np.concatenate([[0.0], np.sort(p), [1.0]]), share) for sides, p in ((1, one), (2, two))}
