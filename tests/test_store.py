@@ -71,7 +71,9 @@ def complete(folder: TrialFolder, trial: Trial, *, artifact: bool = False, **fie
     if artifact:
         folder.save_artifact(write_weights)
     folder.leg(2.0)
-    return folder.finish(TrialRecord(**{"trial": trial, "status": "ok"} | fields), some_scores(trial.seed))
+    scores = some_scores(trial.seed)
+    opened = scores if trial.purpose == "final" else {"validation": scores["validation"]}
+    return folder.finish(TrialRecord(**{"trial": trial, "status": "ok"} | fields), opened)
 
 
 @pytest.fixture
@@ -120,14 +122,22 @@ def test_evidence_holds_records_scores_and_curves(study, finished):
 
 
 def test_contributions_lie_beside_the_scores(study):
-    folder, trial = study.trial(a_trial(purpose="probe")), a_trial(purpose="probe")
-    folder.begin()
-    given = {"validation": np.arange(5) / 4}
-    folder.finish(TrialRecord(trial=trial, status="ok"), some_scores(), given)
+    folder, record = study.trial(a_trial()), TrialRecord(trial=a_trial(), status="diverged")
+    folder.finish(record, some_scores(), {"validation": np.arange(5) / 4})
     table = pd.read_parquet(folder.path / "scores.parquet")
     assert list(table) == ["example_id", "cluster", "split", "prediction", "target", "score"]
     assert table.score[table.split == "validation"].tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert table.score[table.split == "test"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("purpose", "splits"), [("tune", ("validation", "test")), ("tune", ()), ("final", ("test",)), ("probe", ("test",))]
+)
+def test_an_ok_trial_has_scores_of_the_splits_that_its_purpose_opens(study, purpose, splits):
+    trial = a_trial(purpose=purpose)
+    scores = {split: some_scores()[split] for split in splits}
+    with pytest.raises(EvidenceError, match=f"a {purpose} trial has scores of .*; score those and no others"):
+        study.trial(trial).finish(TrialRecord(trial=trial, status="ok"), scores)
 
 
 def test_only_trials_of_the_current_lock_are_evidence(study, finished):
@@ -209,7 +219,11 @@ def test_a_record_goes_into_its_own_folder_only(study):
 
 @pytest.mark.parametrize(
     ("steps", "said"),
-    [((), "must hold all  steps, got 0"), ((1, 2, 3), "must hold all 6 steps, got 3"), ((1, 2, 4, 5, 6), "with gaps")],
+    [
+        ((), "must hold all its steps, got 0"),
+        ((1, 2, 3), "must hold all 6 steps, got 3"),
+        ((1, 2, 4, 5, 6), "with gaps"),
+    ],
 )
 def test_an_unfinished_curve_is_never_an_ok_trial(study, steps, said):
     folder = study.trial(a_trial())

@@ -457,7 +457,8 @@ def full_disk_at_the_record(disk: Path) -> None:
     study.write_lock(a_lock())
     complete(study.trial(a_trial(1)), a_trial(1), artifact=True)
     ids = tuple(hashlib.sha256(bytes([i % 256, i // 256])).hexdigest() for i in range(4000))
-    scores = {"test": Scores(ids, ids, np.arange(4000.0), np.arange(4000.0))}
+    one = Scores(ids, ids, np.arange(4000.0), np.arange(4000.0))
+    scores = {"test": one, "validation": one}
     size_bytes = len(table.to_parquet(scores, {}))
     folder, record = study.trial(a_trial(2)), TrialRecord(trial=a_trial(2), status="ok")
     for leave_bytes, said in ((100_000, f"scores.parquet: disk is full, {size_bytes} bytes needed, got "), (0, "")):

@@ -24,6 +24,7 @@ _RECORD = "record.json"
 _ATTEMPTS = "attempts.jsonl"
 _DROPPED = "artifact.dropped"
 _SEALS = (manifest.NAME, f"artifact/{manifest.NAME}")
+_SPLITS = {"tune": ("validation",), "final": ("validation", "test"), "probe": ()}
 _KNOWN = (manifest.NAME, _RECORD, _ATTEMPTS, _DROPPED, "checkpoint", "artifact")
 
 
@@ -121,12 +122,16 @@ class TrialFolder:
             The record as kept, with attempt, legs, scores' digest and the artifact's digests by file filled in.
         Raises:
             StoreError: The trial is another one or complete, or the disk is full: `begin` again when there is room.
-            EvidenceError: Scores are malformed, or the curve lacks a step of a trial said to be ok.
+            EvidenceError: Scores are malformed or of other splits than an ok trial's purpose opens, or the curve
+                lacks a step of a trial said to be ok.
         """
         if record.trial.id != self.path.name:
             raise StoreError(f"{self.path}: folder of another trial, got the record of {record.trial.id}; use its own")
         if (self.path / _RECORD).exists():
             raise StoreError(f"{self.path}: trial is complete; remove the folder to run it again")
+        if record.status == "ok" and set(scores) != set(_SPLITS[record.trial.purpose]):
+            wanted = f"a {record.trial.purpose} trial has scores of {_SPLITS[record.trial.purpose]}"
+            raise EvidenceError(f"{self.path}: {wanted}, got {tuple(scores)}; score those and no others")
         settled = table.settle(scores, str(self.path))
         self._check_curve(record)
         self._close_leg()
@@ -237,7 +242,7 @@ class TrialFolder:
             raise EvidenceError(f"{path}: steps must follow one another, got {len(steps)} with gaps; train again")
         wanted = curve[-1]["steps"] if curve else None
         if record.status == "ok" and record.trial.purpose != "probe" and len(curve) != wanted:
-            raise EvidenceError(f"{path}: must hold all {wanted or ''} steps, got {len(curve)}; resume the trial")
+            raise EvidenceError(f"{path}: must hold all {wanted or 'its'} steps, got {len(curve)}; resume the trial")
 
     def _seal(self, scores: Mapping[str, Scores], contributions: Mapping[str, np.ndarray]) -> dict[str, str]:
         """Bring curve, scores and artifact to the disk with their manifests; return the artifact's digests."""
