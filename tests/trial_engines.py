@@ -20,7 +20,7 @@ WORLD = World(
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Hook:
     """A simulator that calls `before_step` before each step it yields; one thing that goes wrong a test."""
 
@@ -90,3 +90,31 @@ class Mortal(Hook):
             if left:
                 lives.write_text(str(left - 1))
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Sealed(Hook):
+    """Fails as soon as a trial that is not a final is handed the test split, or a final is not."""
+
+    def before_step(self, run: SimRun, step: Step) -> None:
+        assert ("test" in run.data.splits) == (run.trial.purpose == "final"), run.data.splits.keys()
+
+
+class Hungry(Hook):
+    """Takes memory with its micro-batch inside a small cgroup, so that the kernel itself kills it."""
+
+    def open(self, base: Path, precision: str) -> HookSession:
+        (Path(os.environ["TEST_CGROUP"]) / "cgroup.procs").write_text(str(os.getpid()))
+        return super().open(base, precision)
+
+    def before_step(self, run: SimRun, step: Step) -> None:
+        if run.trial.purpose == "tune" and step.step == 2:
+            examples = {"lora": run.micro_batch, "huge": 1000}.get(run.trial.arm.name, 0)
+            self.taken = [os.urandom(2**20) * 40 for _ in range(examples)]
+
+
+class Wild(Hook):
+    """Predicts numbers that are not finite in one arm."""
+
+    def before_step(self, run: SimRun, step: Step) -> None:
+        if run.trial.arm.name == "lora":
+            run.predict = lambda examples: [float("nan")] * len(examples)

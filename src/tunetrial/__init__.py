@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from tunetrial.core.evidence import Decision, Evidence
     from tunetrial.plan import Plan
-    from tunetrial.trial import Outcome, Progress
+    from tunetrial.trial.progress import Progress
+    from tunetrial.trial.waves import Outcome
 
 __version__ = "0.1.0"
 __all__ = ["Study", "__version__"]
@@ -53,9 +54,9 @@ class Study:
 
     def plan(self) -> Plan:
         """Say what it will take, before anything is spent: trials, memory, time, and the smallest effect shown."""
-        from tunetrial import trial
+        from tunetrial.trial import waves
 
-        return trial.preview(self.asked, self.path.parent, self.folder, engine=self.engine)
+        return waves.preview(self.asked, self.path.parent, self.folder, engine=self.engine)
 
     def run(self, *, wait_s: float = 0.0, tell: Callable[[Progress], None] | None = None) -> Study:
         """Carry it out, or go on where an earlier run was stopped. `outcome` says how it went.
@@ -66,9 +67,9 @@ class Study:
         Raises:
             KeyboardInterrupt: It was asked to stop; what was done is kept, and `run` goes on from there.
         """
-        from tunetrial import trial
+        from tunetrial.trial import waves
 
-        self.outcome = trial.run(
+        self.outcome = waves.run(
             self.asked,
             self.path.parent,
             self.folder,
@@ -115,9 +116,9 @@ class Study:
         return frames(StudyFolder(self.folder).evidence())
 
     def _conclude(self) -> tuple[Evidence, Decision]:
-        from tunetrial import trial
+        from tunetrial.trial.conclusion import conclude
 
-        return trial.conclude(self.asked, self.folder)
+        return conclude(self.asked, self.folder)
 
     def _done(self) -> int:
         return len(list(self.folder.glob("trials/*/record.json")))

@@ -16,7 +16,7 @@ import typer
 from tunetrial import Study, __version__
 
 if TYPE_CHECKING:
-    from tunetrial.trial import Progress
+    from tunetrial.trial.progress import Progress
 
 LINE_EVERY_S, REFRESH_S = 60.0, 0.25
 FAILED, DOES_NOT_FIT, INTERRUPTED = 3, 4, 130

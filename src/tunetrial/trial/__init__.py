@@ -1,25 +1,5 @@
-"""Trials: a study is locked and carried out, wave by wave, by worker processes that may die."""
+"""Trials: a study is locked and carried out, wave by wave, by worker processes that may die.
 
-from tunetrial.trial.conclusion import conclude, post_hoc
-from tunetrial.trial.execution import Interrupted, Terms, Watch, carry_out
-from tunetrial.trial.openings import count_openings
-from tunetrial.trial.pinning import Pinned, pin
-from tunetrial.trial.progress import Progress, Running
-from tunetrial.trial.waves import Outcome, preview, run
-
-__all__ = [
-    "Interrupted",
-    "Outcome",
-    "Pinned",
-    "Progress",
-    "Running",
-    "Terms",
-    "Watch",
-    "carry_out",
-    "conclude",
-    "count_openings",
-    "pin",
-    "post_hoc",
-    "preview",
-    "run",
-]
+`waves` carries a study out, `conclusion` decides from what it left, `execution` is one trial. Nothing is imported
+here: a worker process loads no more than a trial needs.
+"""

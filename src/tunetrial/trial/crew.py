@@ -18,7 +18,7 @@ from tunetrial.trial.progress import Running, label
 DEATHS = 3
 STOP_S = 60.0
 
-Ended = Callable[[Trial, str | None], None]
+Ended = Callable[[Trial, str, str | None], None]
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,16 @@ class Assignment:
 
 
 class Crew:
-    """Workers that carry out trials: side by side, one thread each, on a CPU; one at a time elsewhere.
+    """Workers that carry out trials, `size` at most side by side. On a CPU each has one thread, always: results are
+    then the same however many cores there are.
 
     They live on from one call of `carry_out` to the next. A trial that must be alone gets a fresh worker, and a probe
     all threads.
     """
 
-    def __init__(self, pinned: Pinned, folder: Path) -> None:
-        self._pinned, self._folder = pinned, folder
-        self._size, self._threads = (cores(), 1) if pinned.device == "cpu" else (1, cores())
+    def __init__(self, pinned: Pinned, folder: Path, *, size: int) -> None:
+        self._pinned, self._folder, self._size = pinned, folder, size
+        self._threads = 1 if pinned.device == "cpu" else cores()
         self._inbox: SimpleQueue = SimpleQueue()
         self._queue: deque[Assignment] = deque()
         self._busy: dict[Worker, Assignment] = {}
@@ -70,11 +71,15 @@ class Crew:
         self._wishes += 1
         self._inbox.put((None, None))
 
+    def finish(self) -> None:
+        """Begin no further trial of those given to `carry_out`; those under way go on to their end."""
+        self._queue.clear()
+
     def carry_out(self, trials: Sequence[Trial], ended: Ended, moved: Callable[[], None]) -> None:
         """Carry out these trials as far as that goes; those that must be alone come last.
 
         Args:
-            ended: Told of each trial that came to an end, with the error that left it without a record, or None.
+            ended: Told of each trial that came to an end: the status of its record, or "failed" and the error.
             moved: Called whenever something may have moved, once a second or more often.
         Raises:
             TunetrialError: A worker cannot load the base.
@@ -148,7 +153,7 @@ class Crew:
         elif message["event"] in ("recorded", "failed", "interrupted"):
             self._release(worker)
             if message["event"] != "interrupted":
-                ended(assignment.trial, message.get("error"))
+                ended(assignment.trial, message.get("status", "failed"), message.get("error"))
             elif not self.stopping:
                 self.stop()
 
@@ -167,7 +172,7 @@ class Crew:
         if worker.died_of_memory() and dead.shrunk:
             terms = self._pinned.terms(trial, micro_batch=dead.micro_batch)
             record_killed(trial, StudyFolder(self._folder).trial(trial), terms=terms)
-            ended(trial, None)
+            ended(trial, "infeasible", None)
         elif worker.died_of_memory():
             half = max(1, (dead.micro_batch or trial.controls.batch_examples) // 2)
             self._queue.appendleft(Assignment(trial, micro_batch=half, shrunk=True, deaths=dead.deaths))
@@ -175,7 +180,8 @@ class Crew:
             self._queue.appendleft(replace(dead, deaths=dead.deaths + 1, running=None))
         else:
             log = self._folder / "worker.log"
-            ended(trial, f"its worker process died {DEATHS} times, the last one {cause}; see {log}, then run again")
+            error = f"its worker process died {DEATHS} times, the last one {cause}; see {log}, then run again"
+            ended(trial, "failed", error)
 
     def _heed_stop(self) -> None:
         """Pass a wish to stop on to the workers; kill them when it was repeated or has gone unheard."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from tunetrial import models, plan
 from tunetrial.core.evidence import Evidence
 from tunetrial.core.study import Study, Trial
@@ -16,6 +18,7 @@ from tunetrial.store import StudyFolder, surplus
 from tunetrial.trial.crew import Crew
 from tunetrial.trial.openings import note_openings
 from tunetrial.trial.pinning import Pinned, pin
+from tunetrial.trial.pool import cores
 from tunetrial.trial.progress import Pace, Progress, label
 
 
@@ -68,16 +71,24 @@ def run(
         pinned = pin(study, root, engine=engine, log=folder / "worker.log")
         store.write_lock(pinned.lock)
         store.write_study(source)
-        _write_plan(pinned, store)
-        crew = Crew(pinned, folder)
+        made = _write_plan(pinned, store)
+        crew = Crew(pinned, folder, size=_side_by_side(pinned, made))
         with _Signals(crew):
             return _Course(pinned, store, crew, tell).follow()
 
 
 def _write_plan(pinned: Pinned, store: StudyFolder) -> Plan:
-    made = plan.preview(pinned.lock, models.shape(pinned.base))
+    made = plan.preview(pinned.lock, models.shape(pinned.base), pinned.data)
     store.write_plan(made.model_dump(mode="json"))
     return made
+
+
+def _side_by_side(pinned: Pinned, made: Plan) -> int:
+    """How many trials go side by side: on a CPU one a core, as far as the largest fits in memory; elsewhere one."""
+    if pinned.device != "cpu":
+        return 1
+    largest_bytes = max(needed.high for needed in made.memory_bytes.values())
+    return max(1, min(cores(), int(psutil.virtual_memory().available / largest_bytes)))
 
 
 class _Course:
@@ -104,15 +115,17 @@ class _Course:
             self._carry_out(wave, trials, before=len(done))
 
     def _carry_out(self, wave: Wave, trials: list[Trial], *, before: int) -> None:
-        """Carry out the trials of a wave, and keep count."""
+        """Carry out the trials of a wave and keep count; one that does not fit may void others, so plan anew then."""
         pace = Pace(wave.why, before, len(trials), self._started_s, self._pinned.lock.study.hardware.usd_per_hour)
 
-        def ended(trial: Trial, error: str | None) -> None:
+        def ended(trial: Trial, status: str, error: str | None) -> None:
             if error is None:
                 pace.done += 1
             else:
                 pace.failed += 1
                 self._failed[trial.id] = (trial, error)
+            if status == "infeasible":
+                self._crew.finish()
 
         note_openings(self._pinned.lock, trials)
         self._crew.carry_out(trials, ended, lambda: self._tell(pace.moment(self._crew.running)))
@@ -121,8 +134,9 @@ class _Course:
         """Keep no more weights than the study says, now that no further final will come."""
         ids = set(surplus(evidence))
         for record in evidence.records:
-            if record.trial.id in ids:
-                self._store.trial(record.trial).drop_artifact()
+            folder = self._store.trial(record.trial)
+            if record.trial.id in ids and folder.artifact.exists():
+                folder.drop_artifact()
 
     def _outcome(self, status: Literal["done", "failed", "interrupted"], evidence: Evidence) -> Outcome:
         failed = {label(trial): error for trial, error in self._failed.values()}

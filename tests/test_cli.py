@@ -1,0 +1,162 @@
+"""The command line as a user meets it: real processes, exit statuses, streams, widths and times."""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trial_study import write_study
+from tunetrial import Study, __version__, cli
+
+HERE = Path(__file__).parent
+TUNETRIAL = [sys.executable, "-c", "from tunetrial.cli import main; main()"]
+VERBS = ("demo", "plan", "run", "report", "decide")
+
+
+def tunetrial(*arguments: object, home: Path, columns: int = 80) -> subprocess.CompletedProcess:
+    path = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "TUNETRIAL_HOME": str(home), "PYTHONPATH": path, "COLUMNS": str(columns)}
+    return subprocess.run([*TUNETRIAL, *map(str, arguments)], env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A study file, and what `run` said of it."""
+    folder = tmp_path_factory.mktemp("cli")
+    path = write_study(folder)
+    return path, tunetrial("run", path, "--engine", "trial_engines:plain", home=folder / "home")
+
+
+def test_run_prints_the_verdict_on_stdout_and_progress_on_stderr(done):
+    path, ran = done
+    assert ran.returncode == 0, ran.stderr
+    assert (
+        ran.stdout.startswith("SYNTHETIC") and f"Report: {path.parent / 'study-results' / 'report.html'}" in ran.stdout
+    )
+    assert "trials" in ran.stderr and "trials" not in ran.stdout.splitlines()[0]
+    assert "Traceback" not in ran.stderr
+
+
+def test_report_writes_page_and_markdown_again(done):
+    path, _ = done
+    folder = path.parent / "study-results"
+    before = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    ran = tunetrial("report", path, home=path.parent / "home")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == str(folder / "report.html")
+    assert (folder / "report.html").read_bytes() == before
+
+
+def test_decide_gives_the_same_decision_again_and_json_that_parses(done):
+    path, ran = done
+    again = tunetrial("decide", path, home=path.parent / "home")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() == ran.stdout.rpartition("\nReport:")[0].strip()
+    made = json.loads(tunetrial("decide", path, "--json", home=path.parent / "home").stdout)
+    assert made["decision"]["synthetic"] is True and made["decision"]["post_hoc"] == []
+
+
+def test_a_margin_changed_after_results_is_post_hoc(done, tmp_path):
+    path, _ = done
+    changed = tmp_path / "study.yaml"
+    changed.write_text(path.read_text().replace("margin: 0.05", "margin: 0.5"))
+    copied = tmp_path / "results"
+    subprocess.run(["cp", "-r", path.parent / "study-results", copied], check=True)
+    ran = tunetrial("decide", changed, "--folder", copied, "--json", home=path.parent / "home")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["decision"]["post_hoc"] == ["tasks.mail.margin: was 0.05, is now 0.5"]
+
+
+def test_decide_refuses_a_study_that_asks_for_other_trials(done, tmp_path):
+    path, _ = done
+    changed = tmp_path / "study.yaml"
+    changed.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
+    ran = tunetrial("decide", changed, "--folder", path.parent / "study-results", home=tmp_path)
+    assert ran.returncode == 1
+    assert "epochs: was 2 when trials ran, got 3; run the study again or restore it" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1 and ran.stdout == ""
+
+
+def test_decide_without_results_says_so(tmp_path):
+    ran = tunetrial("decide", write_study(tmp_path), home=tmp_path)
+    assert ran.returncode == 1 and "no study here" in ran.stderr and len(ran.stderr.splitlines()) == 1
+
+
+def test_plan_says_what_it_takes_and_trains_nothing(tmp_path):
+    path = write_study(tmp_path)
+    ran = tunetrial("plan", path, "--engine", "trial_engines:plain", "--json", home=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert isinstance(json.loads(ran.stdout), dict)
+    assert not (tmp_path / "study-results" / "trials").exists()
+
+
+def test_a_study_in_which_trials_failed_exits_with_3_and_names_them(tmp_path):
+    path = write_study(tmp_path)
+    ran = tunetrial("run", path, "--engine", "trial_engines:Buggy", home=tmp_path)
+    assert ran.returncode == 3, ran.stderr
+    assert "failed: lora on mail, tune" in ran.stderr and "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("text", ["base_model: embedded\n", "nonsense: [", "\x00"])
+def test_a_bad_study_file_is_one_error_without_a_traceback(tmp_path, text):
+    (tmp_path / "study.yaml").write_text(text)
+    ran = tunetrial("run", tmp_path / "study.yaml", home=tmp_path)
+    assert ran.returncode == 1 and ran.stdout == ""
+    assert "study.yaml" in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_bad_usage_exits_with_2(tmp_path):
+    assert tunetrial("run", home=tmp_path).returncode == 2
+    assert tunetrial("run", "study.yaml", "--no-such-option", home=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
+def test_help_fits_60_columns(tmp_path, verb):
+    ran = tunetrial(*verb, "--help", home=tmp_path, columns=60)
+    assert ran.returncode == 0 and all(len(line) <= 60 for line in ran.stdout.splitlines()), ran.stdout
+
+
+def test_version_is_the_package_s(tmp_path):
+    assert tunetrial("--version", home=tmp_path).stdout.strip() == __version__
+
+
+def test_a_verb_has_six_options_at_most_and_json():
+    for command in cli.app.registered_commands:
+        names = command.callback.__annotations__
+        assert len(names) - 1 <= 6 + ("study" in names) and "json" in names, command.callback.__name__
+    assert {command.callback.__name__ for command in cli.app.registered_commands} == set(VERBS)
+
+
+def test_help_takes_less_than_300_ms_and_loads_nothing_heavy(tmp_path):
+    """Processor time, since wall time on a busy machine says nothing of the program; median of five."""
+    taken_s = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert tunetrial("--help", home=tmp_path).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert statistics.median(taken_s) < 0.3
+    code = "import sys\nfrom tunetrial.cli import main\ntry:\n    main()\nfinally:\n    print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True).stdout.split()
+    assert "typer" in loaded
+    assert not {"torch", "transformers", "numpy", "pydantic", "rich", "pandas", "pyarrow", "scipy"} & set(loaded)
+
+
+def test_a_study_shows_itself_in_a_notebook(tmp_path):
+    path = write_study(tmp_path, more='question: "<b>Which?</b>"')
+    study = Study.load(path)
+    assert repr(study) == f"<Study study.yaml: full × lora on mail; 0 trials done, in {tmp_path / 'study-results'}>"
+    assert "&lt;b&gt;Which?" in study._repr_html_() and "full (reference), lora" in study._repr_html_()
+
+
+def test_frames_are_those_of_the_records(done):
+    path, _ = done
+    frames = Study.load(path).frames()
+    assert set(frames) == {"trials", "curves", "scores"}
+    assert len(frames["trials"]) == len(list((path.parent / "study-results" / "trials").iterdir()))

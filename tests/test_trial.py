@@ -1,0 +1,282 @@
+"""Studies carried out by real worker processes on the simulator, and what befalls them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trial_study import content, load, write_study
+from tunetrial.core.errors import DataError, StoreError
+from tunetrial.store import StudyFolder, TestLedger
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _own_ledger(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNETRIAL_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A study that was carried out to its end, by an engine that fails if a seal is broken."""
+    folder = tmp_path_factory.mktemp("done")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNETRIAL_HOME", str(folder / "home"))
+        yield load(write_study(folder), "Sealed").run()
+
+
+def records(study, purpose):
+    return study.outcome.evidence.of(purpose=purpose)
+
+
+def test_a_study_is_carried_out_to_its_end(done):
+    assert done.outcome.status == "done" and done.outcome.failed == {}
+    assert {r.trial.arm.name for r in records(done, "final")} == {"full", "lora"}
+    assert len(records(done, "final")) in (10, 20) and len(records(done, "probe")) == 2
+    assert all(record.synthetic for record in done.outcome.evidence.records)
+
+
+def test_the_test_split_is_handed_to_finals_alone(done):
+    """`Sealed` raises in the worker otherwise; here that finals, and only they, have scores on it."""
+    scored = {
+        (record.trial.purpose, split) for record in done.outcome.evidence.records for split in _splits(done, record)
+    }
+    assert scored == {("tune", "validation"), ("final", "validation"), ("final", "test")}
+
+
+def _splits(study, record):
+    return [split for name, split in study.outcome.evidence.scores if name == record.trial.id]
+
+
+def test_records_say_what_was_measured_and_how(done):
+    final = records(done, "final")[0]
+    assert {"train.loss", "tokens", "steps", "train_s", "evaluate_s", "artifact_bytes"} <= set(final.measurements)
+    assert {"validation.accuracy", "test.accuracy", "test.macro_f1"} <= set(final.measurements)
+    assert final.resolved["micro_batch"] == 4 and "python" in final.provenance
+    curve = done.outcome.evidence.curves[final.trial.id]
+    assert [step["step"] for step in curve] == list(range(1, 31))
+    last = [step["loss"] for step in curve[-3:]]
+    assert final.measurements["train.loss"].value == pytest.approx(sum(last) / 3)
+    assert final.measurements["train_s"].value == pytest.approx(sum(step["seconds"] for step in curve))
+
+
+def test_scores_of_a_record_are_those_of_its_metric(done):
+    final = records(done, "final")[0]
+    scores = done.outcome.evidence.scores[final.trial.id, "test"]
+    right = sum(t == p for t, p in zip(scores.target_E, scores.prediction_E, strict=True)) / 50
+    assert final.measurements["test.accuracy"].value == pytest.approx(right)
+
+
+def test_a_tuning_record_holds_nothing_of_the_test_split_and_no_weights(done):
+    for record in records(done, "tune"):
+        assert not [name for name in record.measurements if name.startswith("test.")]
+        assert record.artifacts == {} and "artifact_bytes" not in record.measurements
+
+
+def test_full_weights_are_kept_for_the_median_replicate_alone_and_adapters_for_all(done):
+    store = StudyFolder(done.folder)
+    finals = {arm: [r for r in records(done, "final") if r.trial.arm.name == arm] for arm in ("full", "lora")}
+    kept = {arm: [r for r in ran if store.trial(r.trial).artifact.exists()] for arm, ran in finals.items()}
+    values = sorted(r.measurements["validation.accuracy"].value for r in finals["full"])
+    assert [r.measurements["validation.accuracy"].value for r in kept["full"]] == [values[(len(values) - 1) // 2]]
+    assert kept["lora"] == finals["lora"]
+
+
+def test_a_second_run_repeats_nothing(done, monkeypatch):
+    monkeypatch.setenv("TUNETRIAL_HOME", str(done.folder.parent / "home"))
+    before = {path: path.stat().st_mtime_ns for path in done.folder.glob("trials/*/*")}
+    again = load(done.path, "Sealed").run()
+    assert again.outcome.status == "done"
+    assert {path: path.stat().st_mtime_ns for path in done.folder.glob("trials/*/*")} == before
+
+
+def test_each_look_at_the_test_split_is_noted_once(done):
+    lock = StudyFolder(done.folder).read_lock()
+    openings = TestLedger(done.folder.parent / "home").openings(lock.data["mail"].digests["test"])
+    looks = 1 if len(records(done, "final")) == 10 else 2
+    assert [opening.what for opening in openings] == [f"mail: look {number + 1}" for number in range(looks)]
+    assert {opening.study_digest for opening in openings} == {lock.digest}
+
+
+def test_scrambled_test_labels_leave_tuning_as_it_was(done, tmp_path):
+    """The rates lock before the test labels are known, so other test labels must give the same bytes."""
+    path = write_study(tmp_path / "other", label=lambda split, name: "abc"[(int(name) + (split == "test")) % 3])
+    other = load(path, "Sealed").run()
+    assert _tuning(other) == _tuning(done)
+    assert _finals(other) != _finals(done)
+
+
+def _tuning(study):
+    return _bytes(study, ("tune", "probe"))
+
+
+def _finals(study):
+    return _bytes(study, ("final",))
+
+
+def _bytes(study, purposes):
+    """Curves and scores by arm, rate, seed and purpose: ids differ, since they name the data as a whole."""
+    found = {}
+    for one in content(study).values():
+        trial = one["record"]["trial"]
+        if trial["purpose"] in purposes:
+            key = (trial["arm"]["name"], trial["learning_rate"], trial["seed"], trial["purpose"])
+            found[key] = (one["curve"], one["scores"])
+    return found
+
+
+def test_a_bug_in_one_arm_costs_the_others_nothing(tmp_path):
+    study = load(write_study(tmp_path), "Buggy").run()
+    assert study.outcome.status == "failed"
+    assert all("a bug in one trial" in error for error in study.outcome.failed.values())
+    assert all(label.startswith("lora on mail, tune") for label in study.outcome.failed)
+    assert "ZeroDivisionError" in (study.folder / "worker.log").read_text()
+    assert {r.trial.arm.name for r in records(study, "tune")} == {"full"}
+    before = content(study)
+    mended = load(study.path, "plain").run()
+    assert mended.outcome.status == "done"
+    assert before.items() <= content(mended).items()
+
+
+def test_a_trial_whose_worker_dies_is_taken_up_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_LIVES", str(tmp_path / "lives"))
+    (tmp_path / "lives").write_text("2")
+    path = write_study(tmp_path)
+    study = load(path, "Mortal").run()
+    assert study.outcome.status == "done"
+    assert max(record.attempt for record in records(study, "tune")) in (2, 3)
+
+
+def test_a_trial_whose_worker_dies_three_times_is_given_up_and_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_LIVES", str(tmp_path / "lives"))
+    (tmp_path / "lives").write_text("99999")
+    study = load(write_study(tmp_path), "Mortal").run()
+    assert study.outcome.status == "failed"
+    for label, error in study.outcome.failed.items():
+        assert label.startswith("lora on mail, tune") and "died 3 times, the last one killed by SIGKILL" in error
+
+
+def test_diverging_and_not_fitting_are_results(tmp_path):
+    study = load(write_study(tmp_path, arms=("full", "divergent", "huge")), "plain").run()
+    assert study.outcome.status == "done"
+    status = {(r.trial.arm.name, r.status) for r in study.outcome.evidence.records if r.trial.purpose != "probe"}
+    assert ("divergent", "diverged") in status and ("divergent", "ok") not in status
+    assert {state for arm, state in status if arm == "huge"} <= {"infeasible"}
+    assert {r.status for r in records(study, "final") if r.trial.arm.name == "full"} == {"ok"}
+
+
+def test_predictions_that_are_not_finite_are_divergence(tmp_path):
+    study = load(write_study(tmp_path, kind="regress"), "Wild").run()
+    assert {r.status for r in records(study, "tune") if r.trial.arm.name == "lora"} == {"diverged"}
+    assert {r.status for r in records(study, "tune") if r.trial.arm.name == "full"} == {"ok"}
+
+
+@pytest.fixture
+def cgroup(request):
+    """A memory cgroup of 400 MiB; skipped where none can be made."""
+    for root, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        group = Path(root) / f"tunetrial-test-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(400 * 2**20))
+        except OSError:
+            continue
+        request.addfinalizer(group.rmdir)
+        return group
+    pytest.skip("no memory cgroup can be made here")
+
+
+def test_a_trial_killed_for_memory_is_shrunk_then_infeasible(tmp_path, cgroup, monkeypatch):
+    """The kernel kills: at four examples of 40 MiB beside a second worker, not at two alone; `huge` never fits."""
+    monkeypatch.setenv("TEST_CGROUP", str(cgroup))
+    study = load(write_study(tmp_path, arms=("full", "lora", "huge")), "Hungry").run()
+    assert study.outcome.status == "done", study.outcome.failed
+    huge = [r for r in records(study, "tune") if r.trial.arm.name == "huge"]
+    assert {r.status for r in huge} == {"infeasible"}
+    assert all("killed for memory by the kernel twice" in r.reason for r in huge)
+    assert {r.status for r in records(study, "tune") if r.trial.arm.name == "lora"} == {"ok"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_study_keeps_what_it_has_and_goes_on(done, tmp_path, number):
+    path = write_study(tmp_path / "study")
+    process = start(path, "Slow", tmp_path)
+    wait_for_step(process, path.parent / "study-results")
+    process.send_signal(number)
+    assert process.wait(30) == 130, process.stderr.read()
+    store = StudyFolder(path.parent / "study-results")
+    begun = [p.parent for p in store.path.glob("trials/*/curve.jsonl")]
+    assert [p for p in begun if not (p / "record.json").exists()], "nothing was under way"
+    assert all(record.status == "ok" for record in store.records())
+    again = load(path, "plain").run()
+    assert content(again) == content(done)
+
+
+def start(path: Path, engine: str, home: Path, **environment: str) -> subprocess.Popen:
+    """Carry a study out in a process of its own; it exits with the status of the command line."""
+    code = (
+        "import sys; from trial_study import load; study = load(__import__('pathlib').Path(sys.argv[1]), sys.argv[2])\n"
+        "try:\n    study.run()\nexcept KeyboardInterrupt:\n    sys.exit(130)\n"
+        "sys.exit({'done': 0, 'failed': 3}[study.outcome.status])"
+    )
+    path_of_tests = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "TUNETRIAL_HOME": str(home / "home"), "PYTHONPATH": path_of_tests, **environment}
+    command = [sys.executable, "-c", code, str(path), engine]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process: subprocess.Popen, folder: Path) -> None:
+    """Wait until some trial has taken a few steps."""
+    while process.poll() is None:
+        if any(len(p.read_bytes().splitlines()) >= 3 for p in folder.glob("trials/*/curve.jsonl")):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"ended before its first step: {process.stderr.read()}")
+
+
+def test_a_second_process_is_told_who_holds_the_study(tmp_path):
+    path = write_study(tmp_path / "study")
+    process = start(path, "Slow", tmp_path)
+    try:
+        wait_for_step(process, path.parent / "study-results")
+        with pytest.raises(StoreError, match=f"held by process {process.pid} on "):
+            load(path, "plain").run()
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path):
+    path = write_study(tmp_path / "study", more="max_tokens: 4")
+    rows = path.parent / "train.jsonl"
+    lines = rows.read_text().splitlines()
+    lines[3] = json.dumps({**json.loads(lines[3]), "text": "one two three four five six"})
+    rows.write_text("\n".join(lines) + "\n")
+    study = load(path, "plain")
+    study.plan()
+    study.run()
+    pin = study.outcome.evidence.lock.data["mail"]
+    assert pin.counts["train"] == 59
+    assert "train: 1 of 60 rows left out: longer than 4 tokens" in pin.remarks
+
+
+def test_too_many_rows_that_are_too_long_are_refused(tmp_path):
+    path = write_study(tmp_path / "study", more="max_tokens: 3")
+    with pytest.raises(
+        DataError, match="mail: train: more than 10 % of the rows are longer than max_tokens, got 60 of 60"
+    ):
+        load(path, "plain").run()
+
+
+def test_an_unknown_engine_is_refused_in_one_line(tmp_path):
+    from tunetrial import Study
+    from tunetrial.core.errors import TunetrialError
+
+    with pytest.raises(TunetrialError, match="engine: not found, got 'trial_engines:none'"):
+        Study.load(write_study(tmp_path), engine="trial_engines:none").run()

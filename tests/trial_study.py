@@ -1,0 +1,83 @@
+"""Small studies on the simulator, for tests of trial/ and the command line."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tunetrial import Study
+
+SPLITS = {"train": 60, "validation": 40, "test": 50}
+YAML = """
+base_model: embedded
+tasks:
+  - name: mail
+    data: train.jsonl
+    validation: validation.jsonl
+    test: test.jsonl
+    kind: {kind}
+    input: "{{{{ text }}}}"
+    target: target
+    id: id
+    metric: {metric}
+    margin: 0.05
+arms:
+{arms}
+reference: full
+batch_examples: 4
+epochs: 2
+tuning: {{points: 3, max_points: 5}}
+{more}
+"""
+
+
+def write_study(
+    folder: Path,
+    *,
+    arms: tuple[str, ...] = ("full", "lora"),
+    kind: str = "classify",
+    label: Callable[[str, str], str] = lambda split, name: "abc"[int(name) % 3],
+    more: str = "",
+) -> Path:
+    """Write a study of a made-up task, 30 steps a trial; `label` gives the target of a row of a split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in SPLITS.items():
+        made = [_row(split, str(number), kind, label) for number in range(rows)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    methods = [
+        "method: full" if arm == "full" else f"method: lora, rank: {2**number}" for number, arm in enumerate(arms)
+    ]
+    lines = "\n".join(f"  {arm}: {{{method}}}" for arm, method in zip(arms, methods, strict=True))
+    metric = {"classify": "accuracy", "regress": "mae"}[kind]
+    path = folder / "study.yaml"
+    path.write_text(YAML.format(kind=kind, metric=metric, arms=lines, more=more))
+    return path
+
+
+def _row(split: str, name: str, kind: str, label: Callable[[str, str], str]) -> dict:
+    words = hashlib.sha256(f"{split} {name}".encode()).hexdigest()
+    target = float(name) / 10 if kind == "regress" else label(split, name)
+    return {"id": f"{split}-{name}", "text": f"mail {words[:8]} {words[8:16]}", "target": target}
+
+
+def load(path: Path, engine: str) -> Study:
+    """Load a study on one of the engines of `trial_engines`."""
+    return Study.load(path, engine=f"trial_engines:{engine}")
+
+
+def content(study: Study) -> dict[str, dict]:
+    """All that a finished study holds, by trial id, without times and numbers of attempts."""
+    return {path.parent.name: _content(path.parent) for path in sorted(study.folder.glob("trials/*/record.json"))}
+
+
+def _content(folder: Path) -> dict:
+    record = json.loads((folder / "record.json").read_text())["record"]
+    for name in ("attempt", "legs_s"):
+        record.pop(name)
+    record["measurements"].pop("evaluate_s", None)
+    scores = folder / "scores.parquet"
+    return {
+        "record": record,
+        "curve": (folder / "curve.jsonl").read_bytes(),
+        "scores": scores.read_bytes() if scores.exists() else None,
+    }
