@@ -106,16 +106,16 @@ def _mean(evidence: Evidence, result: ArmResult, metric: str) -> float | None:
 def cheapest(arms: Sequence[str], costs: Costs) -> str | None:
     """The cheapest by `ORDER`: what lies within 10 % of the least counts as equal and goes to the next measure.
 
-    Complete equality leaves the first named. None when there are several and no measure that all of them have.
+    Complete equality leaves the first named. None of none, and when there are several and no measure that all have.
     """
     left = list(arms)
     usable = [name for name in ORDER if all(name in costs.get(arm, {}) for arm in arms)]
-    if len(left) > 1 and not usable:
+    if not left or len(left) > 1 and not usable:
         return None
     for name in usable:
         least = min(costs[arm][name].value for arm in left)
         left = [arm for arm in left if costs[arm][name].value <= EQUAL * least]
-    return left[0] if left else None
+    return left[0]
 
 
 def pareto(arms: Sequence[str], costs: Costs, *, higher_is_better: bool) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import floor, log10
 
 from tunetrial.analysis.board import Board
+from tunetrial.analysis.verdict import NO_SEEDS
 from tunetrial.core.evidence import Comparison
 
 COSTS = {"train_s": "one training run", "peak_gib": "peak memory", "storage_mib": "storage"}
@@ -81,8 +82,8 @@ def next_spend(verdict: Comparison) -> str:
         return f"make {verdict.candidate} and {verdict.reference} comparable: {verdict.reason}"
     if verdict.needs is None:
         return "no more trials: the verdicts are settled and the criteria are close"
-    rows_only = verdict.bound_by == "examples" and "seed" not in verdict.needs
-    return verdict.needs + (", not more seeds" if rows_only else "")
+    spend = verdict.needs.removeprefix(NO_SEEDS)
+    return spend + ("" if "more seed" in spend or verdict.bound_by != "examples" else ", not more seeds")
 
 
 def finding(c: Comparison) -> str:

@@ -31,6 +31,7 @@ Size = Literal["within", "beyond", "unresolved"]
 
 SAFE: frozenset[Words] = frozenset({"BETTER", "SAME (within your margin)", "NOT WORSE", "WORSE, negligibly"})
 OPEN: frozenset[Words] = frozenset({"CAN'T TELL YET", "NOT WORSE"})
+NO_SEEDS = "no number of seeds can settle this: "
 MANY_SEEDS, MANY_EXAMPLES = 10_000, 10_000_000
 
 
@@ -127,7 +128,7 @@ def needs(
     if seeds is not None and (bound_by(parts) == "seeds" or rows is None):
         return f"about {seeds - now[0]} more {'seed' if seeds - now[0] == 1 else 'seeds'}"
     if rows is not None:
-        return ("no number of seeds can settle this: " if seeds is None else "") + f"about {rows} more test rows"
+        return (NO_SEEDS if seeds is None else "") + f"about {rows} more test rows"
     both = _least(lambda r: settled(r, now[1] * r // now[0]), now[0], MANY_SEEDS)
     if both is None:
         return "no affordable number of seeds or test rows: the margin is too small for this task"
