@@ -309,9 +309,7 @@ def train(recipe: Recipe, text: Text) -> tuple[LlamaForCausalLM, dict]:
             seen = (step + 1) * recipe.batch * CONTEXT
             rows.append({"step": step + 1, "tokens": seen, "train_nats": round(float(running) / since, 4), **scores})
             running, since = torch.zeros((), device=device), 0
-            print(
-                f"{step + 1}/{steps} {seconds:.0f}s {seen / seconds / 1e6:.2f}Mtok/s {json.dumps(rows[-1])}", flush=True
-            )
+            print(f"{step + 1}/{steps} {seconds:.0f}s {seen / seconds:.3g} tokens/s {rows[-1]}", flush=True)
     log = {
         "recipe": asdict(recipe),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -362,7 +360,7 @@ def show_samples(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--out", type=Path, help=f"folder for the last recipe's model; of `base`: {SHIPPED}")
+    parser.add_argument("--out", type=Path, help=f"folder of the last recipe's model; of `base`: {SHIPPED}")
     parser.add_argument("--log", type=Path, help="JSON log to add to; of `base`: tools/pretrain_base.json")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["base"])
     parser.add_argument("--characters", type=int, help="read the first N characters alone, to try the script")
@@ -384,9 +382,8 @@ def main() -> None:
     for name in args.recipes:
         print(f"== {name}: {RECIPES[name]}", flush=True)
         model, log = train(RECIPES[name], text)
-        machine = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
         log |= {
-            "machine": machine,
+            "machine": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "corpus_sha256": sha256(args.corpus / "train.txt.xz"),
             "training_tokens": len(text.train),
