@@ -52,8 +52,9 @@ class Truth(Record):
 
     `quality` is the expected accuracy (classify) or mean absolute error (regress) of a run at `best_rate`; it worsens
     by `curvature` per squared decade away from there, and varies by `seed_sd` between runs, whatever the rate. A
-    share `collapse` of runs predicts one constant, a share `failure` diverges, and so does every run at a rate above
-    `diverges_above`. An arm that does not `fits` runs out of memory at its first step.
+    share `collapse` of runs, and every run at a rate above `collapses_above`, predicts one constant; a share
+    `failure`, and every run at a rate above `diverges_above`, diverges. An arm that does not `fits` runs out of
+    memory at its first step.
     """
 
     quality: float = Field(default=0.8, gt=0)
@@ -62,6 +63,7 @@ class Truth(Record):
     seed_sd: float = Field(default=0.01, ge=0)
     collapse: float = Field(default=0.0, ge=0, le=1)
     failure: float = Field(default=0.0, ge=0, le=1)
+    collapses_above: float | None = None
     diverges_above: float | None = None
     fits: bool = True
     costs: Costs = Costs()
@@ -232,7 +234,7 @@ class SimRun:
         if not self.finished:
             raise RuntimeError(f"trial {self.trial.id}: predict before the last step")
         classify = self.data.kind == "classify"
-        if self._uniforms("collapse")[0] < self.truth.collapse:
+        if self._happens("collapse", self.truth.collapse, self.truth.collapses_above):
             seen = [example.target for example in self.data.splits["train"]]
             return [mode(seen) if classify else float(median_low(seen))] * len(examples)
         return self._labels(examples) if classify else self._numbers(examples)
@@ -272,9 +274,12 @@ class SimRun:
 
     def _fails_at(self) -> int | None:
         """The step at which the run diverges, a third of the way; None when it does not."""
-        limit = self.truth.diverges_above
-        above = limit is not None and self.trial.learning_rate > limit
-        return len(self._order) // 3 if above or self._uniforms("failure")[0] < self.truth.failure else None
+        fails = self._happens("failure", self.truth.failure, self.truth.diverges_above)
+        return len(self._order) // 3 if fails else None
+
+    def _happens(self, what: str, share: float, above: float | None) -> bool:
+        """Whether what befalls a share of runs, and all above some rate, befalls this one."""
+        return (above is not None and self.trial.learning_rate > above) or self._uniforms(what)[0] < share
 
     def save(self, folder: Path) -> None:
         """Write what stands for an artifact: the trial and its truth."""
