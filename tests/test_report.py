@@ -313,6 +313,12 @@ NASTY = (
 )
 
 
+# A finding is one paragraph a "; ", so that a semicolon alone changes the elements; all else must not.
+HOSTILE = st.text(min_size=1, max_size=60).filter(str.strip).filter(lambda text: "; " not in text) | st.sampled_from(
+    NASTY
+)
+
+
 def shape(source: str) -> list:
     return [(tag, sorted(attrs)) for tag, attrs in Page(source).elements]
 
@@ -320,8 +326,8 @@ def shape(source: str) -> list:
 PLAIN = shape(report.html(*fixtures.hostile("plain")))
 
 
-@settings(max_examples=40)
-@given(st.text(min_size=1, max_size=60).filter(str.strip) | st.sampled_from(NASTY))
+@settings(max_examples=25)
+@given(HOSTILE)
 @example(NASTY[0])
 @example(NASTY[1])
 @example(NASTY[4])
@@ -333,8 +339,8 @@ def test_hostile_text_stays_text_in_html(text):
     source.encode("utf-8")
 
 
-@settings(max_examples=40)
-@given(st.text(min_size=1, max_size=60).filter(str.strip) | st.sampled_from(NASTY))
+@settings(max_examples=25)
+@given(HOSTILE)
 @example(NASTY[0])
 @example(NASTY[14])
 @example(NASTY[15])

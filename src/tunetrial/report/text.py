@@ -100,12 +100,12 @@ def escape(value: object) -> str:
 
 @cache
 def _environment() -> Environment:
-    loader = FileSystemLoader(TEMPLATES)
-    return Environment(
-        loader=loader,
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
         finalize=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,
     )
+    environment.filters["prose"] = words.prose
+    return environment
