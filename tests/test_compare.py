@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planted import change, evidence, lock, one
+from planted import change, evidence, lock, one, unstated
 from tunetrial.analysis import compare, extend, metrics, stats
 from tunetrial.core.evidence import Measurement
 
@@ -115,8 +115,7 @@ def test_an_arm_that_only_says_the_constant_did_not_train():
         key: replace(s, prediction_E=np.full(300, "a")) if key[0] in ids_of(found, "lora") else s
         for key, s in found.scores.items()
     }
-    bare = change(found, lambda r: r.model_copy(update={"measurements": {}}))
-    assert state(replace(bare, scores=scores), "lora").state == "did not train"
+    assert state(replace(unstated(found), scores=scores), "lora").state == "did not train"
 
 
 def ids_of(found, arm):
@@ -156,10 +155,16 @@ def test_an_arm_that_diverged_at_every_rate_has_diverged_without_finals():
     def broken(r):
         if r.trial.arm.name != "lora":
             return r
-        return r.model_copy(update={"status": "diverged"}) if r.trial.purpose == "tune" else None
+        lost = r.model_copy(update={"status": status, "measurements": {}})
+        return lost if r.trial.purpose == "tune" else None
 
+    status = "diverged"
     found = change(evidence(lock(), {"full": 0.8, "lora": 0.8}), broken)
     assert state(found, "lora").state == "diverged" and verdict(found).reason == "lora diverged in every tuning trial"
+    status = "ok"
+    found = change(evidence(lock(), {"full": 0.8, "lora": 0.8}), broken)
+    assert state(found, "lora").state == "did not train"
+    assert verdict(found).reason == "lora did not train: no learning rate gave a defined accuracy"
 
 
 def out_of_memory(found, arm):
@@ -233,7 +238,7 @@ def test_rows_that_bind_are_named_and_stop_the_seeds():
             wobble[seed] = "c"
             key = one(found, arm, seed).trial.id, "test"
             scores[key] = replace(scores[key], prediction_E=wobble)
-    found = replace(change(found, lambda r: r.model_copy(update={"measurements": {}})), scores=scores)
+    found = replace(unstated(found), scores=scores)
     c = verdict(found)
     assert c.words == "CAN'T TELL YET" and c.bound_by == "examples" and not extend(found)
     assert c.needs.startswith("no number of seeds can settle this: about ") and "more test rows" in c.needs
@@ -243,10 +248,8 @@ def test_arms_that_predict_alike_leave_nothing_to_judge_by():
     found = evidence(lock(), {"full": 0.8, "lora": 0.8})
     scores = dict(found.scores)
     for seed in range(1, 6):
-        for split in ("validation", "test"):
-            scores[one(found, "lora", seed).trial.id, split] = scores[one(found, "full", seed).trial.id, split]
-    bare = change(found, lambda r: r.model_copy(update={"measurements": {}}))
-    c = verdict(replace(bare, scores=scores))
+        scores[one(found, "lora", seed).trial.id, "test"] = scores[one(found, "full", seed).trial.id, "test"]
+    c = verdict(replace(unstated(found), scores=scores))
     assert c.words == "CAN'T TELL YET" and "no spread to judge by" in c.reason and c.effect is None
 
 

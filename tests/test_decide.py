@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planted import change, evidence, lock
+from planted import change, evidence, lock, unstated
 from tunetrial.analysis import costs as costs_of
 from tunetrial.analysis import decide, scoring
 from tunetrial.analysis.scoring import Scale
@@ -92,11 +92,7 @@ def test_rows_are_the_next_spend_where_rows_bind():
             key = record.trial.id, "test"
             scores[key] = replace(scores[key], prediction_E=alike)
 
-    def unstated(record):
-        kept = {name: m for name, m in record.measurements.items() if not name.startswith("test.")}
-        return record.model_copy(update={"measurements": kept})
-
-    d = decide(replace(change(found, unstated), scores=scores))
+    d = decide(replace(unstated(found), scores=scores))
     assert d.recommendation is None and d.verdicts[0].bound_by == "examples"
     assert d.abstention.next_spend.endswith(" more test rows, not more seeds")
 

@@ -89,7 +89,7 @@ BROKEN = {
     "threads": ("threads differs: 2 (full), 9 (lora)", lambda e: edit(e, resolved={"device": "cpu", "threads": 9})),
     "an unknown fact": ("threads differs: 2 (full), None (lora)", lambda e: edit(e, resolved={"device": "cpu"})),
     "edge": (
-        "lora is best at the edge of its rates, 0.001 of 0.001 to 0.01",
+        "lora is best at the edge of the rates it tried, 0.001 to 0.01",
         lambda e: dropped(e, lambda r: tuned(r) and r.trial.learning_rate < 1e-3),
     ),
     "never tuned": ("lora has no tuning trials", lambda e: dropped(e, tuned)),
@@ -165,3 +165,9 @@ def test_costs_of_two_machines_are_not_compared_but_quality_is(honest):
     broken = [check for check in ledger(found) if not check.holds]
     assert [c.found for c in broken] == ["the probes' device differs: another, cpu"]
     assert compare(found)[1][0].effect is not None
+
+
+def test_a_chosen_rate_may_be_an_end_if_the_best_tried_is_not_but_never_beyond():
+    for rate, held in ((1e-4, True), (1e-2, True), (5e-5, False), (2e-2, False)):
+        found = evidence(lock(), {"full": 0.8, "lora": 0.8}, rows=120, rate=rate)
+        assert (obstacles(found, "mail", "lora", "full") == []) == held

@@ -120,9 +120,23 @@ def outcome(evidence: Evidence, task: str, arm: str) -> Outcome:
 
 
 def at_edge(evidence: Evidence, task: str, arm: str, rate: float) -> bool:
-    """Whether a learning rate lies at or outside the ends of the rates that tuning tried."""
-    tried = [r.trial.learning_rate for r in evidence.of(purpose="tune", task=task, arm=arm)]
-    return not tried or rate <= min(tried) * (1 + 1e-9) or rate >= max(tried) * (1 - 1e-9)
+    """Whether the best rate that tuning tried is an end of what it tried, or the chosen rate lies beyond the ends.
+
+    The best has the highest mean validation score over its seeds; failed runs count as the worst run of the arm. True
+    where nothing was tried, or nothing scored.
+    """
+    spec, tunes = evidence.lock.study.task(task), evidence.of(purpose="tune", task=task, arm=arm)
+    name, turn = f"validation.{spec.metric}", 1 if metrics.find(spec.metric).higher_is_better else -1
+    scored = [turn * r.measurements[name].value if name in r.measurements else None for r in tunes]
+    worst = min((score for score in scored if score is not None), default=None)
+    if worst is None:
+        return True
+    by_rate: dict[float, list[float]] = {}
+    for record, score in zip(tunes, scored, strict=True):
+        by_rate.setdefault(record.trial.learning_rate, []).append(worst if score is None else score)
+    low, high = min(by_rate), max(by_rate)
+    best = max(sorted(by_rate), key=lambda tried: np.mean(by_rate[tried]))
+    return best in (low, high) or not low <= rate <= high
 
 
 @dataclass(frozen=True)
@@ -152,12 +166,16 @@ def _parts(metric: metrics.Metric, target_E: np.ndarray, prediction_E: np.ndarra
 def _state(
     evidence: Evidence, task: str, arm: str, seeds: list[int], failed: set[int], parts: dict[int, Floats], floor: _Floor
 ) -> ArmState:
-    study = evidence.lock.study
+    study, metric = evidence.lock.study, evidence.lock.study.task(task).metric
     if does_not_fit(evidence, task, arm):
         return "does not fit"
     tunes = evidence.of(purpose="tune", task=task, arm=arm)
-    if not seeds and len(tunes) >= study.tuning.points and all(r.status == "diverged" for r in tunes):
-        return "diverged"
+    if (
+        not seeds
+        and len(tunes) >= study.tuning.points
+        and not any(f"validation.{metric}" in r.measurements for r in tunes)
+    ):
+        return "diverged" if all(r.status == "diverged" for r in tunes) else "did not train"
     look = complete_look(len(seeds), study.looks)
     if look is None:
         return "pending"

@@ -129,6 +129,8 @@ def _why_lost(result: ArmResult, evidence: Evidence) -> str:
 
 def _why_idle(result: ArmResult, evidence: Evidence) -> str:
     metric = evidence.lock.study.task(result.task).metric
+    if result.mean is None:
+        return f"{result.arm} did not train: no learning rate gave a defined {metric}"
     floor = "0" if result.floor is None else f"{result.floor:.4g}"
     text = f"{result.arm} did not train: {metric} {result.mean:.4g} is not shown to be better than a constant's {floor}"
     return text + (f", {result.failed} of its finals diverged" if result.failed else "")

@@ -172,14 +172,14 @@ def _interior_rate(pair: Pair) -> Found:
             if not tried:
                 return False, f"{arm} has no tuning trials: its learning rate {rate:g} was not searched for"
             if arms.at_edge(pair.evidence, pair.task, arm, rate):
-                return False, f"{arm} is best at the edge of its rates, {rate:g} of {tried[0]:g} to {tried[-1]:g}"
+                return False, f"{arm} is best at the edge of the rates it tried, {tried[0]:g} to {tried[-1]:g}"
             shown.append(f"{arm} {rate:g} in {tried[0]:g} to {tried[-1]:g}")
     return True, ", ".join(shown)
 
 
 def _same_tuning(pair: Pair) -> Found:
     tuning, shown = pair.evidence.lock.study.tuning, []
-    least = tuning.points if tuning.learning_rate == "auto" else len(tuning.learning_rate)
+    least = tuning.points if tuning.learning_rate == "auto" else len(set(tuning.learning_rate))
     for arm in (pair.candidate, pair.reference):
         trials = pair.evidence.of(purpose="tune", task=pair.task, arm=arm)
         tried = {r.trial.learning_rate for r in trials}
