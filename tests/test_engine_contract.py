@@ -233,7 +233,7 @@ def test_a_probe_measures_what_decides(session, tmp_path):
         "save_s": "s",
         "peak_bytes": "bytes",
         "artifact_bytes": "bytes",
-        "trainable_parameters": "parameters",
+        "trainable_parameters": "weights",
         "optimizer_state_bytes": "bytes",
     }
     assert {name: one.unit for name, one in found.items() if name in units} == units

@@ -331,7 +331,7 @@ def _tokens(example: Example) -> list[int]:
 
 def _sizes(costs: Costs) -> dict[str, Measurement]:
     return {
-        "trainable_parameters": Measurement(value=costs.trainable_parameters, unit="parameters"),
+        "trainable_parameters": Measurement(value=costs.trainable_parameters, unit="weights"),
         "optimizer_state_bytes": Measurement(value=8 * costs.trainable_parameters, unit="bytes"),
     }
 

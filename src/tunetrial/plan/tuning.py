@@ -42,7 +42,7 @@ class Point(Record):
 class Rate(Record):
     """The learning rate chosen for an arm on a task, and the curve it was chosen from.
 
-    `at_edge`: the best point is the lowest or highest tried, and the limit of points forbids a further one.
+    `at_edge`: it is the lowest or highest tried, and the limit of points forbids a further one.
     """
 
     value: float
@@ -131,7 +131,8 @@ def choose(curve: Sequence[Point]) -> Rate | None:
     inner = 0 < best < len(curve) - 1
     top = _top(curve, best) if inner else None
     value = curve[best].learning_rate if top is None else _rounded(10**top)
-    return Rate(value=value, at_edge=not inner, how="parabola" if top else "best point", curve=tuple(curve))
+    at_edge = not curve[0].learning_rate < value < curve[-1].learning_rate
+    return Rate(value=value, at_edge=at_edge, how="best point" if top is None else "parabola", curve=tuple(curve))
 
 
 def _top(curve: Sequence[Point], best: int) -> float | None:
@@ -163,18 +164,19 @@ def _reach(curve: Sequence[Point], mean_P: np.ndarray) -> float:
 def _wanted(curve: Sequence[Point], seeds: tuple[int, ...], limit: int) -> set[tuple[float, int]]:
     """All seeds at the best point and its neighbours, going beyond the ends while the limit of points allows.
 
-    Where every run failed, one seed half a decade lower: what diverges does so at too high a rate.
+    Beyond an end lies the missing neighbour of a best point there, and what a parabola points to whose top is held
+    back at that end. Where every run failed, one seed half a decade lower: what diverges does so at too high a rate.
     """
     rates = [point.learning_rate for point in curve]
-    best = _best(curve)
+    lower, higher = _rounded(rates[0] / HALF_DECADE), _rounded(rates[-1] * HALF_DECADE)
+    best, may_grow = _best(curve), len(rates) < limit
     if best is None:
-        return {(_rounded(rates[0] / HALF_DECADE), seeds[0])} if len(rates) < limit else set()
-    wanted = set(rates[max(best - 1, 0) : best + 2])
-    if best == 0 and len(rates) < limit:
-        wanted.add(_rounded(rates[0] / HALF_DECADE))
-    elif best == len(rates) - 1 and len(rates) < limit:
-        wanted.add(_rounded(rates[-1] * HALF_DECADE))
-    return {(rate, seed) for rate in wanted for seed in seeds}
+        return {(lower, seeds[0])} if may_grow else set()
+    wanted = {(rate, seed) for rate in rates[max(best - 1, 0) : best + 2] for seed in seeds}
+    tried = {(point.learning_rate, seed) for point in curve for seed in (*point.scores, *point.failed)}
+    value = rates[best] if wanted - tried else choose(curve).value
+    beyond = lower if value <= rates[0] else higher if value >= rates[-1] else None
+    return wanted | {(beyond, seed) for seed in seeds if beyond and may_grow}
 
 
 def _best(curve: Sequence[Point]) -> int | None:
