@@ -375,7 +375,7 @@ def scores(draw):
     return splits
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(record=records(), given=scores())
 def test_any_record_and_scores_come_back_as_they_went(tmp_path_factory, record, given):
     folder = TrialFolder(tmp_path_factory.mktemp("trials") / record.trial.id)

@@ -67,7 +67,8 @@ def content(folder: TrialFolder) -> tuple:
     """All of a complete trial but times and attempts."""
     curve = [{name: value for name, value in step.items() if name != "seconds"} for step in folder.curve()]
     record = folder.record().model_copy(update={"attempt": 1, "legs_s": ()})
-    names = sorted(p.relative_to(folder.path).as_posix() for p in folder.path.rglob("*") if p.is_file())
+    paths = [p for p in folder.path.rglob("*") if p.is_file() and not p.name.startswith(".lease")]
+    names = sorted(p.relative_to(folder.path).as_posix() for p in paths)
     return curve, record, names, (folder.path / "scores.parquet").read_bytes()
 
 
@@ -337,6 +338,35 @@ def test_one_process_cannot_hold_a_study_twice(tmp_path):
             pass
     with StudyFolder(tmp_path).hold():
         pass
+
+
+def keep_trial(path: Path, held) -> None:
+    """A worker whose coordinator is gone: its record is written, and it has not swept up yet."""
+    folder = StudyFolder(path).trial(a_trial(1))
+    with folder.hold():
+        folder.save_artifact(write_weights)
+        complete(folder, a_trial(1), artifact=True)
+        (folder.path / ".late.tmp").write_text("in hand")
+        held.set()
+        time.sleep(60)
+
+
+def test_an_orphaned_worker_keeps_its_trial_until_it_dies(tmp_path):
+    study = StudyFolder(tmp_path)
+    study.write_lock(a_lock())
+    held = CONTEXT.Event()
+    orphan = CONTEXT.Process(target=keep_trial, args=(study.path, held))
+    orphan.start()
+    assert held.wait(30)
+    folder = study.trial(a_trial(1))
+    with study.hold():
+        assert (folder.path / ".late.tmp").exists()
+    with pytest.raises(StoreError, match=f"trial is held by process {orphan.pid} on"), folder.hold(wait_s=0.1):
+        pass
+    orphan.kill()
+    orphan.join()
+    with study.hold(), folder.hold():
+        assert not (folder.path / ".late.tmp").exists() and folder.done
 
 
 def note_many(home: Path, noted) -> None:

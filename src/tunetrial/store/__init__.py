@@ -5,6 +5,7 @@
             trials/<id>/curve.jsonl  scores.parquet  artifact/  manifest.json  record.json
             decision.json  report.html  report.md
 
+Names that begin with a dot are leases and temporaries, and no part of the evidence.
 `record.json` is written last: a trial folder that has one is complete, and one that has none resumes or restarts.
 Every seal shows altered bytes, not a forger: whoever can write here can also seal anew.
 """

@@ -22,14 +22,12 @@ def append(path: Path, value: dict, *, durable: bool) -> None:
     """Add one line; with `durable` it is on the disk on return, without it it outlives the process only.
 
     Raises:
-        StoreError: The disk is full or the file cannot be written; the earlier lines remain and are whole.
+        StoreError: The disk is full or the file cannot be written; the earlier lines remain.
     """
     line = canonical(value).encode() + b"\n"
     with files.writing(path, len(line)), open(path, "a+b", buffering=0) as file:
-        end = _end_of_lines(file.seek(0, os.SEEK_END), file)
-        file.truncate(end)
+        file.truncate(_end_of_lines(file.seek(0, os.SEEK_END), file))
         if file.write(line) != len(line):
-            file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if durable:
             os.fsync(file.fileno())

@@ -1,12 +1,9 @@
 """The folder of one study: one process at a time writes, anybody reads."""
 
 import json
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,11 +12,9 @@ from tunetrial.core import files
 from tunetrial.core.errors import EvidenceError, IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, TrialRecord
 from tunetrial.core.study import Lock, Trial
-from tunetrial.store import sealed
+from tunetrial.store import lease, sealed
 from tunetrial.store.trial import TrialFolder
 
-_LEASE = ".lease"
-_HOLDER = ".lease.json"
 _LOCK = "study.lock.json"
 
 
@@ -31,33 +26,16 @@ class StudyFolder:
 
     @contextmanager
     def hold(self, wait_s: float = 0.0) -> Iterator[None]:
-        """Be the one process that writes here; wait at most `wait_s` for another to end.
+        """Be the one process that carries this study out; wait at most `wait_s` for another to end.
 
-        The lease is the operating system's lock on a file: it ends with the process that holds it, however that
-        dies, so no stale one can block and no late writer can return. Network file systems without such locks are
-        refused.
+        A worker that outlives the process that held the study is not stopped by this: it holds its trial.
 
         Raises:
             StoreError: Another process holds the study; the message says which, where and since when.
         """
-        from filelock import FileLock, Timeout
-
-        with files.writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lease = FileLock(self.path / _LEASE, fallback_to_soft=False)
-            try:
-                lease.acquire(timeout=wait_s, poll_interval=0.05)
-            except Timeout:
-                raise StoreError(f"{self.path}: study is held by {self._holder()}; wait for it or stop it") from None
-        try:
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-            files.write(self.path / _HOLDER, json.dumps(holder).encode())
+        with lease.hold(self.path, wait_s, "study"):
             self._tidy()
             yield
-        finally:
-            (self.path / _HOLDER).unlink(missing_ok=True)
-            lease.release()
 
     def write_study(self, text: str) -> None:
         """Keep the study file as its author wrote it."""
@@ -157,27 +135,16 @@ class StudyFolder:
         return sorted(self.path.glob("locks/*.json"))
 
     def _keep(self, former: Lock) -> None:
-        """Add a lock to the history, unless a process that died just after this has done so."""
-        history = self._history()
-        if history and _read_lock(history[-1]) == former:
-            return
+        """Add a lock to the history, twice if a process dies right after this: `read_locks` passes over repeats."""
         folder = self.path / "locks"
         with files.writing(folder):
             folder.mkdir(exist_ok=True)
-        sealed.write(folder / f"{len(history) + 1:04d}.json", {"lock": former.model_dump(mode="json")})
-
-    def _holder(self) -> str:
-        try:
-            holder = json.loads((self.path / _HOLDER).read_bytes())
-            return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return "another process"
+        sealed.write(folder / f"{len(self._history()) + 1:04d}.json", {"lock": former.model_dump(mode="json")})
 
     def _tidy(self) -> None:
         """Remove what killed processes left: temporaries, and checkpoints of complete trials."""
-        for folder in (self.path, self.path / "locks"):
-            for path in folder.glob(".*.tmp"):
-                path.unlink()
+        for path in (*self.path.glob(".*.tmp"), *self.path.glob("locks/.*.tmp")):
+            path.unlink(missing_ok=True)
         for path in self.path.glob("trials/*"):
             TrialFolder(path).tidy()
 

@@ -3,7 +3,8 @@
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from tunetrial.core.checkpoint import drop_checkpoints, newest_checkpoint
 from tunetrial.core.engine import Step
 from tunetrial.core.errors import EvidenceError, IntegrityError, StoreError
 from tunetrial.core.evidence import Scores, TrialRecord
-from tunetrial.store import lines, sealed, table
+from tunetrial.store import lease, lines, sealed, table
 
 _CURVE = "curve.jsonl"
 _SCORES = "scores.parquet"
@@ -30,7 +31,7 @@ _KNOWN = (manifest.NAME, _RECORD, _ATTEMPTS, _DROPPED, "checkpoint", "artifact")
 
 @dataclass(frozen=True)
 class TrialFolder:
-    """The files of one trial. Only the holder of the study writes here; reading needs no hold."""
+    """The files of one trial. Only the process that holds it writes here; reading needs no hold."""
 
     path: Path
 
@@ -52,6 +53,18 @@ class TrialFolder:
             IntegrityError: It is, but a file is missing, altered or foreign.
         """
         return (self.path / _RECORD).exists() and bool(self.record())
+
+    @contextmanager
+    def hold(self, wait_s: float = 0.0) -> Iterator[None]:
+        """Be the one process that carries this trial out; wait at most `wait_s` for another to end.
+
+        It keeps a new worker from a trial which an orphan of a killed run still has in hand.
+
+        Raises:
+            StoreError: Another process holds the trial; the message says which, where and since when.
+        """
+        with lease.hold(self.path, wait_s, "trial"):
+            yield
 
     def begin(self) -> int:
         """Start an attempt at the newest checkpoint and return the attempt's number, 1 first.
@@ -204,11 +217,16 @@ class TrialFolder:
         shutil.rmtree(self.artifact, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove what a kill left behind after the record was written, or amid the dropping of weights."""
-        if (self.path / _RECORD).exists():
-            self._sweep()
-        if (self.path / _DROPPED).exists():
-            shutil.rmtree(self.artifact, ignore_errors=True)
+        """Remove what a kill left behind after the record was written, or amid the dropping of weights.
+
+        A trial that another process has in hand is left to it.
+        """
+        dropped = (self.path / _DROPPED).exists() and self.artifact.exists()
+        if dropped or ((self.path / _RECORD).exists() and self._leftovers()):
+            with suppress(StoreError), self.hold():
+                self._sweep()
+                if dropped:
+                    shutil.rmtree(self.artifact)
 
     def _legs(self) -> dict[int, float | None]:
         """Wall time in seconds by attempt, None where it was not noted."""
@@ -267,10 +285,14 @@ class TrialFolder:
             if not (self.path / _DROPPED).exists():
                 raise
 
+    def _leftovers(self) -> list[Path]:
+        """List temporaries and, if the trial is complete, what only a trial in hand needs."""
+        working = [self.checkpoint, self.path / _ATTEMPTS] if (self.path / _RECORD).exists() else []
+        return [path for path in (*self.path.glob(".*.tmp"), *working) if path.exists()]
+
     def _sweep(self, *names: str) -> None:
-        """Remove temporaries, what only a trial in hand needs if this one is complete, and the files named."""
-        working = (self.checkpoint.name, _ATTEMPTS) if (self.path / _RECORD).exists() else ()
-        for path in (*self.path.glob(".*.tmp"), *(self.path / name for name in (*working, *names))):
+        """Remove leftovers and the files or folders named."""
+        for path in (*self._leftovers(), *(self.path / name for name in names)):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
