@@ -239,3 +239,13 @@ def test_a_probe_measures_what_decides(session, tmp_path):
     assert {name: one.unit for name, one in found.items() if name in units} == units
     assert all(found[name].value > 0 for name in units)
     assert found["step_s"].n >= 20
+
+
+def test_training_does_not_depend_on_what_the_test_split_holds(session):
+    """A trial's name does, since its data is pinned; what it learns and predicts does not."""
+    asked = trial(purpose="tune")
+    seen = []
+    for other in (asked, asked.model_copy(update={"data_digest": "scrambled"})):
+        run, steps = finished(session, other, data_of("classify"))
+        seen.append((steps, run.predict(data_of("classify").splits["validation"]), run.token_digest))
+    assert seen[0] == seen[1]

@@ -178,7 +178,7 @@ def test_rate_is_the_top_of_the_parabola_not_the_best_point(top):
 
 
 def test_rate_equals_an_independent_weighted_fit():
-    """Written out anew: drops below the best, capped at two pooled deviations, by normal equations."""
+    """Written out anew: drops below the best, capped at 2.5 pooled deviations, by normal equations."""
     evidence, _ = follow(a_lock(), bell({"full": 5e-4, "lora": 2e-3}, width=0.05, noise=0.02))
     for arm in ("full", "lora"):
         rate = plan.chosen_rate(evidence, arm, "mail")
@@ -189,7 +189,7 @@ def test_rate_equals_an_independent_weighted_fit():
         mean = [sum(tried[r]) / len(tried[r]) for r in rates]
         best = mean.index(max(mean))
         squares = sum((v - sum(vs) / len(vs)) ** 2 for vs in tried.values() for v in vs)
-        reach = 2 * (squares / sum(len(vs) - 1 for vs in tried.values())) ** 0.5
+        reach = 2.5 * (squares / sum(len(vs) - 1 for vs in tried.values())) ** 0.5
         near = [i for i in range(len(rates)) if abs(i - best) <= 2]
         x = np.array([np.log10(rates[i]) for i in near])
         y = np.array([max(mean[i] - mean[best], -reach) for i in near])

@@ -166,7 +166,7 @@ class SimSession:
             raise DoesNotFitError(_does_not_fit(trial))
         costs = truth.costs
         timed = ("step", "load", "evaluate", "latency", "save")
-        luck = np.exp(0.01 * self.world.deviates("probe", trial.id, keys=timed))
+        luck = np.exp(0.01 * self.world.deviates("probe", *self.world.run(trial), keys=timed))
         step_s = costs.step_s * float(luck[0])
         tokens = sum(self.lengths(data.splits["train"])) / len(data.splits["train"]) * trial.controls.batch_examples
         return {
@@ -200,7 +200,9 @@ class SimRun:
             raise DoesNotFitError(_does_not_fit(self.trial))
         controls, steps = self.trial.controls, len(self._order)
         length, fails_at, noise = [len(row) for row in self._tokens], self._fails_at(), self._resume(checkpoint)
-        shock_S = self.world.deviates("loss", self.trial.id, keys=[str(number) for number in range(steps)])
+        shock_S = self.world.deviates(
+            "loss", *self.world.run(self.trial), keys=[str(number) for number in range(steps)]
+        )
         end = 0.2 + self.truth.regret(self.trial.learning_rate)
         for number in range(self.first_step, steps):
             if number == fails_at:

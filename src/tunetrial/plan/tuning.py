@@ -22,7 +22,7 @@ from tunetrial.core.study import Lock, Trial
 
 HALF_DECADE = 10**0.5
 FIT_STEPS = 2
-FIT_SDS = 2.0
+FIT_SDS = 2.5
 FIRST_TUNING_SEED = 901
 
 
@@ -120,7 +120,7 @@ def choose(curve: Sequence[Point]) -> Rate | None:
     """Choose the rate at the top of a parabola through the mean scores over log10(rate), weighted by seeds.
 
     It is fitted to the best point and those within two half-decades of it, and may not leave the best point's
-    neighbours. A score counts as at most two standard deviations of a run below the best: how bad a bad rate is says
+    neighbours. A score counts as at most 2.5 standard deviations of a run below the best: how bad a bad rate is says
     nothing about where the best one lies, and a collapse on one side would otherwise push the top far to the other.
     (Simulated: a free fit makes up to 40 % false verdicts where the curve falls off a cliff; this one 5 to 8 %.) Where
     a neighbour is missing or the parabola has no top, the best point itself. None if every run failed.
@@ -151,7 +151,7 @@ def _top(curve: Sequence[Point], best: int) -> float | None:
 
 
 def _reach(curve: Sequence[Point], mean_P: np.ndarray) -> float:
-    """How far below the best a score counts: two pooled standard deviations between seeds of one rate.
+    """How far below the best a score counts: 2.5 pooled standard deviations between seeds of one rate.
 
     Without two seeds anywhere, or without spread, all of the drops that were seen.
     """
