@@ -161,12 +161,14 @@ class Lock(Record):
         )
 
     def trial(self, arm: str, task: str, *, learning_rate: float, seed: int, purpose: Purpose) -> "Trial":
-        """The trial of one arm on one task."""
+        """The trial of one arm on one task. Only a final is known by the test split: nothing else may depend on it."""
+        digests = self.data[task].digests
+        seen = digests if purpose == "final" else {name: digests[name] for name in digests if name != "test"}
         return Trial(
             arm=self.study.arm(arm),
             controls=self.controls(task),
             task=task,
-            data_digest=digest(self.data[task].digests),
+            data_digest=digest(seen),
             learning_rate=learning_rate,
             seed=seed,
             purpose=purpose,
