@@ -108,7 +108,7 @@ class Hungry(Hook):
 
     def before_step(self, run: SimRun, step: Step) -> None:
         if run.trial.purpose == "tune" and step.step == 2:
-            examples = {"lora": run.micro_batch, "huge": 1000}.get(run.trial.arm.name, 0)
+            examples = {"lora": run.micro_batch, "glutton": 1000}.get(run.trial.arm.name, 0)
             self.taken = [os.urandom(2**20) * 40 for _ in range(examples)]
 
 

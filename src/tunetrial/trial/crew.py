@@ -137,12 +137,14 @@ class Crew:
     def _hear(self, worker: Worker, message: dict | None, ended: Ended) -> None:
         """Take in a report, or the end, of a worker. One that was ended on purpose is no longer listened to."""
         assignment = self._busy.get(worker)
-        if assignment is None:
-            if message is None and worker in self._idle:
-                self._idle.remove(worker)
-        elif message is None:
-            del self._busy[worker]
-            self._bury(worker, assignment, ended)
+        if message is None:
+            worker.close()
+            self._busy.pop(worker, None)
+            self._idle = [other for other in self._idle if other is not worker]
+            if assignment is not None and not self.stopping:
+                self._bury(worker, assignment, ended)
+        elif assignment is None:
+            return
         elif message["event"] == "broken":
             raise TunetrialError(message["error"])
         elif message["event"] == "started":
@@ -167,8 +169,6 @@ class Crew:
     def _bury(self, worker: Worker, dead: Assignment, ended: Ended) -> None:
         """Decide what becomes of a trial whose worker has died."""
         trial, cause = dead.trial, worker.exit_in_words()
-        if self.stopping:
-            return
         if worker.died_of_memory() and dead.shrunk:
             terms = self._pinned.terms(trial, micro_batch=dead.micro_batch)
             record_killed(trial, StudyFolder(self._folder).trial(trial), terms=terms)

@@ -21,6 +21,7 @@ from tunetrial.store import TrialFolder
 SPLITS = {"tune": ("validation",), "final": ("validation", "test"), "probe": ("validation",)}
 LIBRARIES = ("numpy", "safetensors", "torch", "transformers", "tunetrial")
 LAST_SHARE = 0.1
+ORPHAN_S = 60.0
 
 
 class Interrupted(Exception):
@@ -61,24 +62,32 @@ def carry_out(
 
     Raises:
         Interrupted: `watch` said so; nothing is recorded.
+        StoreError: Another process still has the trial in hand after a minute, or the disk is full.
     """
-    if folder.done:
-        return folder.record()
     seen = replace(data, splits={name: data.splits[name] for name in ("train", *SPLITS[trial.purpose])})
-    folder.begin()
+    with folder.hold(wait_s=ORPHAN_S):
+        if folder.done:
+            return folder.record()
+        folder.begin()
+        record, scores = _attempt(trial, seen, session, folder, terms, watch)
+        record = record.model_copy(update={"synthetic": terms.synthetic, "provenance": provenance()})
+        return folder.finish(record, scores, _contributions(metrics.find(terms.metric), scores))
+
+
+def _attempt(
+    trial: Trial, data: TaskData, session: Session, folder: TrialFolder, terms: Terms, watch: Watch
+) -> tuple[TrialRecord, dict[str, Scores]]:
+    """Go through the trial and note how long that took, however it ends."""
     started_s = time.monotonic()
     try:
         if trial.purpose == "probe":
-            record, scores = _probe(trial, seen, session, folder), {}
-        else:
-            record, scores = _train(trial, seen, session, folder, watch=watch, micro_batch=terms.micro_batch)
+            return _probe(trial, data, session, folder), {}
+        return _train(trial, data, session, folder, watch=watch, micro_batch=terms.micro_batch)
     except (DivergedError, DoesNotFitError) as error:
         status = "diverged" if isinstance(error, DivergedError) else "infeasible"
-        record, scores = TrialRecord(trial=trial, status=status, reason=str(error)), {}
+        return TrialRecord(trial=trial, status=status, reason=str(error)), {}
     finally:
         folder.leg(time.monotonic() - started_s)
-    record = record.model_copy(update={"synthetic": terms.synthetic, "provenance": provenance()})
-    return folder.finish(record, scores, _contributions(metrics.find(terms.metric), scores))
 
 
 def record_killed(trial: Trial, folder: TrialFolder, *, terms: Terms) -> None:

@@ -54,7 +54,7 @@ class Service:
         engine = find_engine(order["engine"])
         precision = engine.precision() if order["precision"] == "auto" else order["precision"]
         self._session = engine.open(Path(order["base"]), precision)
-        device = getattr(engine, "device", "cpu")
+        device = str(getattr(engine, "device", "cpu")).partition(":")[0]
         self._report({"event": "ready", "precision": precision, "device": device, "synthetic": engine.synthetic})
 
     def lengths(self, order: dict) -> None:
