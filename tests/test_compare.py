@@ -195,6 +195,7 @@ def test_unfinished_arms_are_pending_and_say_what_they_wait_for():
     result, c = state(waiting, "lora"), verdict(waiting)
     assert result.state == "pending" and len(result.values) == 3
     assert c.words == "CAN'T TELL YET" and c.reason == "lora has 3 of 5 finals" and c.effect is None
+    assert c.needs == "the finals of the first look"
     empty = change(found, lambda r: None)
     assert {r.state for r in compare(empty)[0]} == {"pending"} and compare(empty)[0][0].mean is None
     assert not extend(waiting) and not extend(empty)
@@ -251,6 +252,7 @@ def test_arms_that_predict_alike_leave_nothing_to_judge_by():
         scores[one(found, "lora", seed).trial.id, "test"] = scores[one(found, "full", seed).trial.id, "test"]
     c = verdict(replace(unstated(found), scores=scores))
     assert c.words == "CAN'T TELL YET" and "no spread to judge by" in c.reason and c.effect is None
+    assert c.needs == "test rows on which the arms differ"
 
 
 def test_unfair_evidence_is_not_compared_and_named():

@@ -17,6 +17,8 @@ from tunetrial.analysis.verdict import Verdict
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import ArmResult, Comparison, Evidence, Scores
 
+FIRST_LOOK = "the finals of the first look"
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -36,6 +38,7 @@ class Case:
     reference: str
     not_comparable: str | None = None
     pending: str | None = None
+    needs: str | None = None
     difference: Difference | None = None
     verdict: Verdict | None = None
 
@@ -96,7 +99,7 @@ def _case(
     first = evidence.lock.study.looks[0]
     waiting = [f"{arm} has {len(o.seeds)} of {first} finals" for arm, o in pair.items() if states[arm] == "pending"]
     if waiting:
-        return replace(blank, pending=", ".join(waiting))
+        return replace(blank, pending=", ".join(waiting), needs=FIRST_LOOK)
     idle = [arm for arm, state in states.items() if state == "did not train"]
     if idle:
         return replace(blank, not_comparable=_why_idle(pair[idle[0]].result, evidence))
@@ -108,13 +111,14 @@ def _difference(evidence: Evidence, blank: Case, candidate: Outcome, reference: 
     shared = sorted(set(candidate.seeds) & set(reference.seeds))
     look = arms.complete_look(len(shared), evidence.lock.study.looks)
     if look is None:
-        return replace(blank, pending=f"{len(shared)} of {evidence.lock.study.looks[0]} pairs are complete")
+        first = evidence.lock.study.looks[0]
+        return replace(blank, pending=f"{len(shared)} of {first} pairs are complete", needs=FIRST_LOOK)
     seeds = tuple(shared[:look])
     diff_RE = stats.cluster_values(candidate.stack(seeds) - reference.stack(seeds), rows.cluster_E)
     try:
         difference = Difference(stats.components(diff_RE), stats.crossed(diff_RE), len(rows.example_id_E))
     except EvidenceError as error:
-        return replace(blank, pending=str(error))
+        return replace(blank, pending=str(error), needs="test rows on which the arms differ")
     return replace(blank, difference=difference)
 
 
@@ -149,7 +153,7 @@ def comparison(evidence: Evidence, case: Case) -> Comparison:
     if case.not_comparable:
         return Comparison(**head, words="NOT COMPARABLE", reason=case.not_comparable)
     if case.verdict is None:
-        return Comparison(**head, words="CAN'T TELL YET", reason=case.pending, needs="the finals of the first look")
+        return Comparison(**head, words="CAN'T TELL YET", reason=case.pending, needs=case.needs)
     judged, parts, estimate = case.verdict, case.difference.parts, case.difference.estimate
     per_cluster = case.difference.rows / parts.examples
     return Comparison(

@@ -28,9 +28,10 @@ class Metric:
     """A measure of predictions against targets.
 
     `value` is None where the metric is not defined, never 0 in its stead. `contributions` (shape (E,), higher is
-    better) raises EvidenceError there. `higher_is_better` is None for a metric that only describes: it decides
-    nothing, and asking for its contributions is an error. Both raise EvidenceError on unequal lengths, on no
-    examples, on labels that are no text and on numbers that are not finite.
+    better) raises EvidenceError there and is defined wherever `value` is: where leaving one example out makes a
+    correlation undefined, that one counts as the 0 of a constant. `higher_is_better` is None for a metric that only
+    describes: it decides nothing, and asking for its contributions is an error. Both raise EvidenceError on unequal
+    lengths, on no examples, on labels that are no text and on numbers that are not finite.
     """
 
     name: str
@@ -73,7 +74,6 @@ def macro_f1(target_E: Values, prediction_E: Values) -> float:
 def _macro_f1_parts(target_E: Values, prediction_E: Values) -> Floats:
     """Pseudo-values; the labels averaged over stay those of the whole split when an example is left out."""
     target_E, prediction_E, classes = _codes(target_E, prediction_E)
-    _need("macro_f1", len(target_E), 2)
     return stats.macro_f1_pseudo_values(prediction_E, target_E, classes)
 
 
@@ -93,7 +93,6 @@ def _mcc_parts(target_E: Values, prediction_E: Values) -> Floats:
     """Pseudo-values, exact by removing one example from the counts of R_K: O(E)."""
     whole = mcc(target_E, prediction_E)
     target_E, prediction_E, classes = _codes(target_E, prediction_E)
-    _need("mcc", len(target_E), 2)
     true_C, said_C = (np.bincount(codes, minlength=classes) for codes in (target_E, prediction_E))
     hit_E = (target_E == prediction_E).astype(np.int64)
     without_E = _r_k(
@@ -130,9 +129,8 @@ def rmse(target_E: Values, prediction_E: Values) -> float:
 def _rmse_parts(target_E: Values, prediction_E: Values) -> Floats:
     """Minus the pseudo-values. O(E); sums before and after an example, for a difference would lose small errors."""
     square_E = _turned_errors(target_E, prediction_E) ** 2
-    _need("rmse", len(square_E), 2)
     before_E, after_E = (np.concatenate(([0.0], np.cumsum(s)[:-1])) for s in (square_E, square_E[::-1]))
-    without_E = ((before_E + after_E[::-1]) / (len(square_E) - 1)) ** 0.5
+    without_E = ((before_E + after_E[::-1]) / max(len(square_E) - 1, 1)) ** 0.5
     return -_pseudo_values(square_E.mean() ** 0.5, without_E)
 
 
@@ -155,8 +153,7 @@ def _pearson_parts(target_E: Values, prediction_E: Values) -> Floats:
     square_E = np.where(lost_E, 1.0, xx_E * yy_E)
     without_E = (x_E @ y_E - share * x_E * y_E) / square_E**0.5
     for e in np.flatnonzero(lost_E):
-        without = _correlation(np.delete(target_E, e), np.delete(prediction_E, e))
-        without_E[e] = _defined(f"pearson without example {e}", without)
+        without_E[e] = _correlation(np.delete(target_E, e), np.delete(prediction_E, e)) or 0.0
     return _pseudo_values(whole, without_E)
 
 
@@ -177,9 +174,8 @@ def _spearman_parts(target_E: Values, prediction_E: Values) -> Floats:
     own_E = (rank_E - 0.5) * (rank2_E - 0.5)
     product_E = rank_E @ rank2_E - fallen_E + _both_above(x_E, y_E) - own_E - n * ((n + 1) / 2) ** 2
     square_E = _rank_squares_without(x_E) * _rank_squares_without(y_E)
-    for e in np.flatnonzero(square_E == 0):
-        _defined(f"spearman without example {e}", None)
-    return _pseudo_values(whole, product_E / square_E**0.5)
+    without_E = np.divide(product_E, square_E**0.5, out=np.zeros(len(square_E)), where=square_E > 0)
+    return _pseudo_values(whole, without_E)
 
 
 def _sum_above(x_E: Floats, weight_E: Floats) -> Floats:
@@ -270,11 +266,6 @@ def _defined(name: str, value: float | None) -> float:
     if value is None:
         raise EvidenceError(f"{name}: not defined, targets or predictions are all equal; judge this trial by mae")
     return value
-
-
-def _need(name: str, examples: int, least: int) -> None:
-    if examples < least:
-        raise EvidenceError(f"{name}: needs {least} or more examples to tell their parts, got {examples}; add rows")
 
 
 def _pseudo_values(whole: float, without_E: Floats) -> Floats:
