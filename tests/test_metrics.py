@@ -150,8 +150,8 @@ def test_undefined_is_none_and_never_zero():
         assert metrics.find(name).value(varied, flat) is None and metrics.find(name).value(flat, varied) is None
         with pytest.raises(EvidenceError, match=f"{name}: not defined"):
             metrics.find(name).contributions(varied, flat)
-        with pytest.raises(EvidenceError, match=f"{name} without example 2: not defined"):
-            metrics.find(name).contributions(varied, [1.0, 1.0, 5.0, 1.0, 1.0])
+        with pytest.raises(EvidenceError, match=f"{name}: not defined"):
+            metrics.find(name).contributions([1.0], [2.0])
     assert metrics.range_used(flat, varied) is None and metrics.range_used(varied, flat) == 0
 
 
@@ -189,11 +189,20 @@ def test_unusable_scores_are_refused(name, target, said, message):
             compute(target, said)
 
 
-@pytest.mark.parametrize("name", ["macro_f1", "mcc", "rmse"])
-def test_one_example_has_no_pseudo_value(name):
-    rows = (["a"], ["a"]) if name in CLASSIFY else ([1.0], [2.0])
-    with pytest.raises(EvidenceError, match=f"{name}: needs 2 or more examples"):
-        metrics.find(name).contributions(*rows)
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_a_correlation_that_hangs_on_one_example_is_all_its_own(name):
+    """Without the one prediction that differs the rest is a constant, whose correlation counts as 0."""
+    target, said = [1.0, 2.0, 3.0, 5.0, 4.0], [1.0, 1.0, 1.0, 9.0, 1.0]
+    part_E, whole = metrics.find(name).contributions(target, said), metrics.find(name).value(target, said)
+    assert part_E[3] == pytest.approx(5 * whole) and (part_E[[0, 1, 2, 4]] < 5 * whole).all()
+
+
+@pytest.mark.parametrize("name", [*CLASSIFY, "mae", "rmse"])
+def test_one_example_contributes_the_whole(name):
+    rows = (["a"], ["a"]) if name in CLASSIFY else ([1.0], [3.0])
+    metric = metrics.find(name)
+    turn = 1 if metric.higher_is_better else -1
+    assert metric.contributions(*rows).tolist() == [turn * metric.value(*rows)]
 
 
 def test_names_and_kinds():

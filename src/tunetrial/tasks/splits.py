@@ -16,7 +16,7 @@ def draw(examples: Sequence[Example], share: float, *, group: Callable[[Example]
     Whole groups go to one side. Label by label (a group has that of most of its examples; numbers are one stratum)
     groups are taken in the order of a digest of their name, as long as the share of the labels so far is overshot by
     no more than half a group, and no more than half of a label's examples leave. Hence neither a seed nor the order
-    of the rows matters, the same rows always part in the same way, and every label keeps examples in the rest.
+    of the rows matters, the same rows always part in the same way, and a label that leads groups keeps half of them.
     """
     members: dict[str, list[Example]] = {}
     for example in examples:
