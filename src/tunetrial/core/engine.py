@@ -1,6 +1,6 @@
 """The accelerator seam: what trial/ asks of an engine. Examples go in; steps, predictions and facts come out.
 
-Two engines keep it: `engine.torch` (weights and devices) and `engine.sim` (planted truth, no torch).
+Two engines keep it: `engine.torch_engine` (weights and devices) and `engine.sim` (planted truth, no torch).
 """
 
 from collections.abc import Iterator, Sequence
