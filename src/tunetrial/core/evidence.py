@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from tunetrial.core.records import Record, digest
 from tunetrial.core.study import Kind, Lock, Trial
+
+if TYPE_CHECKING:  # a command that needs no array need not wait for numpy
+    import numpy as np
 
 Fact = bool | int | float | str | None
 ArmState = Literal["trained", "did not train", "diverged", "does not fit", "pending"]
@@ -84,8 +85,8 @@ class Scores:
 
     example_id_E: tuple[str, ...]
     cluster_E: tuple[str, ...]
-    target_E: np.ndarray
-    prediction_E: np.ndarray
+    target_E: "np.ndarray"
+    prediction_E: "np.ndarray"
 
     @property
     def digest(self) -> str:
