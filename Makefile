@@ -1,11 +1,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := tunetrial-demo
 
-.PHONY: test lint clean
+.PHONY: demo test test-slow test-gpu lint clean
+
+# Full fine-tuning × LoRA on two built-in tasks with the embedded base; ends with the verdict and the report's path.
+demo: $(VENV)/.installed
+	$(BIN)/tunetrial demo --folder $(DEMO)
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -q
+
+# Minutes each: whole simulated studies, long fault tests.
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m slow
+
+# On a machine with a CUDA device.
+test-gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m gpu
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check src tools tests
@@ -19,4 +32,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist $(DEMO)
