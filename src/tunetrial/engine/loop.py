@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tunetrial.core.checkpoint import newest_checkpoint, save_checkpoint
 from tunetrial.core.engine import Step
-from tunetrial.core.errors import DivergedError, DoesNotFitError
+from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import Controls
 from tunetrial.engine.attention import lay_out
@@ -124,14 +124,14 @@ class Loop:
         (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
 
     def _resume(self, checkpoint: Path) -> None:
-        """Continue from the newest valid checkpoint, if there is one of this very token stream."""
+        """Continue from the newest valid checkpoint, if there is one."""
         found = newest_checkpoint(checkpoint)
         if found is None:
             return
         step, folder = found
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state["token_digest"] != self.token_digest:
-            return
+            raise IntegrityError(f"{folder}: of another token stream, got {state['token_digest'][:12]}; remove it")
         tensors = load_file(folder / "state.safetensors", device=str(self.model.device))
         with torch.no_grad():
             for name, master in self.trainables.masters.items():
