@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunetrial import models
+from tunetrial import methods, models
 from tunetrial.core.engine import Engine, Session, Step
 from tunetrial.core.errors import DivergedError
 from tunetrial.core.evidence import Example, TaskData
@@ -16,7 +16,7 @@ from tunetrial.engine.sim import SimEngine, Truth, World
 
 ARMS = {
     "full": Arm(name="full", method="full"),
-    "lora": Arm(name="lora", method="lora", settings={"rank": 2, "alpha": 4.0, "targets": ("q_proj",)}),
+    "lora": Arm(name="lora", method="lora", settings=methods.settle("lora", {"rank": 2, "targets": ("q_proj",)})),
 }
 ROWS, BATCH, EPOCHS = 42, 4, 4
 STEPS = EPOCHS * math.ceil(ROWS / BATCH)

@@ -177,9 +177,10 @@ def test_rate_is_the_top_of_the_parabola_not_the_best_point(top):
     assert abs(np.log10(rate.value / top)) < 0.12
 
 
-def test_rate_equals_an_independent_weighted_fit():
+@pytest.mark.parametrize("top", [1.5e-4, 2.5e-4, 3.3e-4, 6e-4, 9e-4])
+def test_rate_equals_an_independent_weighted_fit(top):
     """Written out anew: drops below the best, capped at 2.5 pooled deviations, by normal equations."""
-    evidence, _ = follow(a_lock(), bell({"full": 5e-4, "lora": 2e-3}, width=0.05, noise=0.02))
+    evidence, _ = follow(a_lock(), bell({"full": top, "lora": 5 * top}, width=0.05, noise=0.02))
     for arm in ("full", "lora"):
         rate = plan.chosen_rate(evidence, arm, "mail")
         tried: dict[float, list[float]] = {}
@@ -196,8 +197,8 @@ def test_rate_equals_an_independent_weighted_fit():
         w = np.diag([float(len(tried[rates[i]])) for i in near])
         basis = np.stack([np.ones_like(x), x, x**2], axis=1)
         _, slope, bend = np.linalg.solve(basis.T @ w @ basis, basis.T @ w @ y)
-        top = np.clip(-slope / 2 / bend, np.log10(rates[best - 1]), np.log10(rates[best + 1]))
-        assert rate.value == pytest.approx(10**top, rel=6e-3)
+        expected = np.clip(-slope / 2 / bend, np.log10(rates[best - 1]), np.log10(rates[best + 1]))
+        assert rate.value == pytest.approx(10**expected, rel=6e-3)
 
 
 def test_rate_falls_back_to_the_best_point_where_the_curve_has_no_top():
@@ -206,6 +207,14 @@ def test_rate_falls_back_to_the_best_point_where_the_curve_has_no_top():
     evidence, _ = follow(a_lock(tuning=given), lambda t: 0.8)
     rate = plan.chosen_rate(evidence, "full", "mail")
     assert (rate.how, rate.value) == ("best point", 1e-4)
+
+
+def test_rate_is_the_best_point_where_the_parabola_opens_upwards():
+    rates = [t.learning_rate for t in plan.next_wave(empty(a_lock())).trials if t.arm.name == "full"]
+    score = dict(zip(rates, (0.79, 0.5, 0.8, 0.5, 0.79), strict=True))
+    evidence, _ = follow(a_lock(), lambda t: score.get(t.learning_rate, bell(TOP)(t)))
+    rate = plan.chosen_rate(evidence, "full", "mail")
+    assert (rate.how, rate.value, rate.at_edge) == ("best point", rates[2], False)
 
 
 def test_a_cliff_does_not_push_the_rate_away_from_the_top():
@@ -408,7 +417,7 @@ def test_preview_without_price_or_with_an_unknown_device_leaves_out_what_it_cann
     assert plan.preview(a_lock(), SHAPE).usd is None
     made = plan.preview(a_lock(hardware=Hardware(gpu="abacus", usd_per_hour=1.0)), SHAPE)
     assert made.seconds is None and made.usd is None
-    assert "no time for a abacus" in str(made)
+    assert "no time without the speed of 'abacus'" in str(made)
 
 
 def test_preview_of_memory_lies_around_the_count_by_hand():

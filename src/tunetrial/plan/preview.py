@@ -130,7 +130,7 @@ def _assumptions(lock: Lock, data: Mapping[str, TaskData]) -> tuple[str, ...]:
     if gpu is None:
         device = "a CPU of 1 to 16 cores: name a GPU under hardware if there is one"
     elif estimate.device(gpu) is None:
-        device = f"no time for a {gpu}, whose speed is not known: known are {', '.join(estimate.GPUS)}"
+        device = f"no time without the speed of {gpu!r}; known are {', '.join(estimate.GPUS)}"
     else:
         low, high = (100 * share for share in estimate.REACHED_SHARE[lock.precision])
         device = f"a {gpu} at {low:g} to {high:g} % of its bf16 peak"

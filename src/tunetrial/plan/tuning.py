@@ -8,6 +8,7 @@ waves before, never on which trials of a wave happened to end first, so an inter
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -155,7 +156,7 @@ def _reach(curve: Sequence[Point], mean_P: np.ndarray) -> float:
 
     Without two seeds anywhere, or without spread, all of the drops that were seen.
     """
-    spread = [np.var(list(p.scores.values()), ddof=1) for p in curve if len(p.scores) > 1]
+    spread = [statistics.variance(p.scores.values()) for p in curve if len(p.scores) > 1]
     freedom = [len(p.scores) - 1 for p in curve if len(p.scores) > 1]
     pooled = float(np.average(spread, weights=freedom)) ** 0.5 if spread else 0.0
     return FIT_SDS * pooled or float(np.ptp(mean_P))
