@@ -97,10 +97,10 @@ def test_plan_says_what_it_takes_and_trains_nothing(tmp_path):
 
 
 def test_a_study_in_which_trials_failed_exits_with_3_and_names_them(tmp_path):
-    path = write_study(tmp_path)
-    ran = tunetrial("run", path, "--engine", "trial_engines:Buggy", home=tmp_path)
+    path = write_study(tmp_path, arms=("full", "buggy"))
+    ran = tunetrial("run", path, "--engine", "trial_engines:Troubled", home=tmp_path)
     assert ran.returncode == 3, ran.stderr
-    assert "failed: lora on mail, tune" in ran.stderr and "Traceback" not in ran.stderr
+    assert "failed: buggy on mail, tune" in ran.stderr and "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize("text", ["base_model: embedded\n", "nonsense: [", "\x00"])

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from trial_study import content, load, write_study
-from tunetrial.core.errors import DataError, StoreError
+from tunetrial import Study
+from tunetrial.core.errors import DataError, StoreError, TunetrialError
 from tunetrial.store import StudyFolder, TestLedger
+from tunetrial.trial.pinning import pin
 
 HERE = Path(__file__).parent
 
@@ -131,50 +133,59 @@ def _bytes(study, purposes):
     return found
 
 
-def test_a_bug_in_one_arm_costs_the_others_nothing(tmp_path):
-    study = load(write_study(tmp_path), "Buggy").run()
-    assert study.outcome.status == "failed"
-    assert all("a bug in one trial" in error for error in study.outcome.failed.values())
-    assert all(label.startswith("lora on mail, tune") for label in study.outcome.failed)
-    assert "ZeroDivisionError" in (study.folder / "worker.log").read_text()
-    assert {r.trial.arm.name for r in records(study, "tune")} == {"full"}
-    before = content(study)
-    mended = load(study.path, "plain").run()
+ARMS = ("full", "buggy", "unlucky", "mortal", "wild", "divergent", "huge")
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory):
+    """A study in which nearly every arm is in trouble of its own."""
+    folder = tmp_path_factory.mktemp("troubled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNETRIAL_HOME", str(folder / "home"))
+        patch.setenv("TEST_MARKS", str(folder))
+        yield load(write_study(folder, kind="regress", arms=ARMS), "Troubled").run()
+
+
+def ends(study, arm):
+    return {record.status for record in records(study, "tune") if record.trial.arm.name == arm}
+
+
+def test_trouble_in_one_arm_costs_the_others_nothing(troubled):
+    assert troubled.outcome.status == "failed"
+    assert ends(troubled, "full") == ends(troubled, "unlucky") == {"ok"}
+
+
+def test_a_bug_leaves_no_record_and_is_named(troubled):
+    errors = [error for label, error in troubled.outcome.failed.items() if label.startswith("buggy on mail, tune")]
+    assert errors and all(error == "ZeroDivisionError: a bug in one arm" for error in errors)
+    assert ends(troubled, "buggy") == set()
+    assert "before_step" in (troubled.folder / "worker.log").read_text()
+
+
+def test_a_trial_whose_worker_died_is_taken_up_again(troubled):
+    assert sorted(r.attempt for r in records(troubled, "tune") if r.trial.arm.name == "unlucky")[-2:] == [1, 2]
+
+
+def test_a_trial_whose_worker_died_three_times_is_given_up_and_named(troubled):
+    ((label, error),) = ((la, er) for la, er in troubled.outcome.failed.items() if la.startswith("mortal"))
+    assert label.startswith("mortal on mail, tune")
+    assert "its worker process died 3 times, the last one killed by SIGKILL" in error and "worker.log" in error
+    assert ends(troubled, "mortal") == {"ok"}
+
+
+def test_diverging_not_fitting_and_predictions_gone_wild_are_results(troubled):
+    assert ends(troubled, "divergent") == ends(troubled, "wild") == {"diverged"}
+    assert ends(troubled, "huge") == {"infeasible"}
+    assert all(r.reason and not r.artifacts for r in troubled.outcome.evidence.records if r.status != "ok")
+
+
+@pytest.mark.slow
+def test_the_next_run_mends_what_failed_and_repeats_nothing(troubled, monkeypatch):
+    before = content(troubled)
+    mended = load(troubled.path, "plain").run()
     assert mended.outcome.status == "done"
     assert before.items() <= content(mended).items()
-
-
-def test_a_trial_whose_worker_dies_is_taken_up_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("TEST_LIVES", str(tmp_path / "lives"))
-    (tmp_path / "lives").write_text("2")
-    path = write_study(tmp_path)
-    study = load(path, "Mortal").run()
-    assert study.outcome.status == "done"
-    assert max(record.attempt for record in records(study, "tune")) in (2, 3)
-
-
-def test_a_trial_whose_worker_dies_three_times_is_given_up_and_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("TEST_LIVES", str(tmp_path / "lives"))
-    (tmp_path / "lives").write_text("99999")
-    study = load(write_study(tmp_path), "Mortal").run()
-    assert study.outcome.status == "failed"
-    for label, error in study.outcome.failed.items():
-        assert label.startswith("lora on mail, tune") and "died 3 times, the last one killed by SIGKILL" in error
-
-
-def test_diverging_and_not_fitting_are_results(tmp_path):
-    study = load(write_study(tmp_path, arms=("full", "divergent", "huge")), "plain").run()
-    assert study.outcome.status == "done"
-    status = {(r.trial.arm.name, r.status) for r in study.outcome.evidence.records if r.trial.purpose != "probe"}
-    assert ("divergent", "diverged") in status and ("divergent", "ok") not in status
-    assert {state for arm, state in status if arm == "huge"} <= {"infeasible"}
-    assert {r.status for r in records(study, "final") if r.trial.arm.name == "full"} == {"ok"}
-
-
-def test_predictions_that_are_not_finite_are_divergence(tmp_path):
-    study = load(write_study(tmp_path, kind="regress"), "Wild").run()
-    assert {r.status for r in records(study, "tune") if r.trial.arm.name == "lora"} == {"diverged"}
-    assert {r.status for r in records(study, "tune") if r.trial.arm.name == "full"} == {"ok"}
+    assert ends(mended, "buggy") == ends(mended, "mortal") == {"ok"}
 
 
 @pytest.fixture
@@ -192,6 +203,7 @@ def cgroup(request):
     pytest.skip("no memory cgroup can be made here")
 
 
+@pytest.mark.slow
 def test_a_trial_killed_for_memory_is_shrunk_then_infeasible(tmp_path, cgroup, monkeypatch):
     """The kernel kills: at four examples of 40 MiB beside a second worker, not at two alone; `glutton` never fits."""
     monkeypatch.setenv("TEST_CGROUP", str(cgroup))
@@ -203,11 +215,13 @@ def test_a_trial_killed_for_memory_is_shrunk_then_infeasible(tmp_path, cgroup, m
     assert {r.status for r in records(study, "tune") if r.trial.arm.name == "lora"} == {"ok"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_study_keeps_what_it_has_and_goes_on(done, tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_study_is_held_by_one_process_and_goes_on_where_that_was_stopped(done, tmp_path, number):
     path = write_study(tmp_path / "study")
     process = start(path, "Slow", tmp_path)
     wait_for_step(process, path.parent / "study-results")
+    with pytest.raises(StoreError, match=f"held by process {process.pid} on "):
+        load(path, "plain").run()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -215,8 +229,7 @@ def test_a_stopped_study_keeps_what_it_has_and_goes_on(done, tmp_path, number):
     begun = [p.parent for p in store.path.glob("trials/*/curve.jsonl")]
     assert [p for p in begun if not (p / "record.json").exists()], "nothing was under way"
     assert all(record.status == "ok" for record in store.records())
-    again = load(path, "plain").run()
-    assert content(again) == content(done)
+    assert content(load(path, "plain").run()) == content(done)
 
 
 def start(path: Path, engine: str, home: Path, **environment: str) -> subprocess.Popen:
@@ -241,30 +254,16 @@ def wait_for_step(process: subprocess.Popen, folder: Path) -> None:
     pytest.fail(f"ended before its first step: {process.communicate()[1]}")
 
 
-def test_a_second_process_is_told_who_holds_the_study(tmp_path):
-    path = write_study(tmp_path / "study")
-    process = start(path, "Slow", tmp_path)
-    try:
-        wait_for_step(process, path.parent / "study-results")
-        with pytest.raises(StoreError, match=f"held by process {process.pid} on "):
-            load(path, "plain").run()
-    finally:
-        process.terminate()
-        process.communicate()
-
-
 def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path):
     path = write_study(tmp_path / "study", more="max_tokens: 4")
     rows = path.parent / "train.jsonl"
     lines = rows.read_text().splitlines()
     lines[3] = json.dumps({**json.loads(lines[3]), "text": "one two three four five six"})
     rows.write_text("\n".join(lines) + "\n")
-    study = load(path, "plain")
-    study.plan()
-    study.run()
-    pin = study.outcome.evidence.lock.data["mail"]
-    assert pin.counts["train"] == 59
-    assert "train: 1 of 60 rows left out: longer than 4 tokens" in pin.remarks
+    asked = Study.load(path).asked
+    lock = pin(asked, path.parent, engine="trial_engines:plain", log=tmp_path / "worker.log").lock
+    assert lock.data["mail"].counts["train"] == 59
+    assert "train: 1 of 60 rows left out: longer than 4 tokens" in lock.data["mail"].remarks
 
 
 def test_too_many_rows_that_are_too_long_are_refused(tmp_path):
@@ -272,12 +271,9 @@ def test_too_many_rows_that_are_too_long_are_refused(tmp_path):
     with pytest.raises(
         DataError, match="mail: train: more than 10 % of the rows are longer than max_tokens, got 60 of 60"
     ):
-        load(path, "plain").run()
+        load(path, "plain").plan()
 
 
 def test_an_unknown_engine_is_refused_in_one_line(tmp_path):
-    from tunetrial import Study
-    from tunetrial.core.errors import TunetrialError
-
     with pytest.raises(TunetrialError, match="engine: not found, got 'trial_engines:none'"):
-        Study.load(write_study(tmp_path), engine="trial_engines:none").run()
+        Study.load(write_study(tmp_path), engine="trial_engines:none").plan()

@@ -72,24 +72,28 @@ class Slow(Hook):
         time.sleep(float(os.environ.get("TEST_STEP_S", "0.005")))
 
 
-class Buggy(Hook):
-    """Has a bug in one trial."""
+class Troubled(Hook):
+    """What can go wrong in one arm: a bug, a worker that dies once, one that always dies, predictions gone wild."""
 
     def before_step(self, run: SimRun, step: Step) -> None:
-        if run.trial.arm.name == "lora" and run.trial.purpose == "tune" and step.step == 2:
-            raise ZeroDivisionError("a bug in one trial")
+        arm = run.trial.arm.name
+        if arm == "wild":
+            run.predict = lambda examples: [float("nan")] * len(examples)
+        if run.trial.purpose != "tune" or step.step != 2:
+            return
+        if arm == "buggy":
+            raise ZeroDivisionError("a bug in one arm")
+        if arm in ("unlucky", "mortal") and self._struck(run, arm):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-
-class Mortal(Hook):
-    """Its process dies at one trial, as often as the file named by TEST_LIVES says."""
-
-    def before_step(self, run: SimRun, step: Step) -> None:
-        if run.trial.arm.name == "lora" and run.trial.purpose == "tune" and step.step == 2:
-            lives = Path(os.environ["TEST_LIVES"])
-            left = int(lives.read_text())
-            if left:
-                lives.write_text(str(left - 1))
-                os.kill(os.getpid(), signal.SIGKILL)
+    def _struck(self, run: SimRun, arm: str) -> bool:
+        """Is it the first trial of its arm, and, if merely unlucky, for the first time?"""
+        marks = Path(os.environ["TEST_MARKS"])
+        first = marks / arm
+        if not first.exists():
+            first.write_text(run.trial.id)
+            return True
+        return arm == "mortal" and first.read_text() == run.trial.id
 
 
 class Sealed(Hook):
@@ -110,11 +114,3 @@ class Hungry(Hook):
         if run.trial.purpose == "tune" and step.step == 2:
             examples = {"lora": run.micro_batch, "glutton": 1000}.get(run.trial.arm.name, 0)
             self.taken = [os.urandom(2**20) * 40 for _ in range(examples)]
-
-
-class Wild(Hook):
-    """Predicts numbers that are not finite in one arm."""
-
-    def before_step(self, run: SimRun, step: Step) -> None:
-        if run.trial.arm.name == "lora":
-            run.predict = lambda examples: [float("nan")] * len(examples)
