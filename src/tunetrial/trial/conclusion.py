@@ -55,7 +55,7 @@ def _relock(lock: Lock, study: Study, folder: Path) -> Lock:
     if changed:
         what, before, now = changed[0]
         raise StoreError(
-            f"{folder}: {what}: differs from the trials' {before}, got {now}; run the study, or restore it"
+            f"{folder}: {what}: was {before} when trials ran, got {now}; run the study again or restore it"
         )
     return lock.model_copy(update={"study": study})
 
