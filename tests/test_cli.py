@@ -103,6 +103,13 @@ def test_a_study_in_which_trials_failed_exits_with_3_and_names_them(tmp_path):
     assert "failed: buggy on mail, tune" in ran.stderr and "Traceback" not in ran.stderr
 
 
+def test_a_study_of_which_no_arm_fits_exits_with_4(tmp_path):
+    path = write_study(tmp_path, arms=("huge", "vast"), more="")
+    ran = tunetrial("run", path, "--engine", "trial_engines:plain", home=tmp_path)
+    assert ran.returncode == 4, ran.stderr
+    assert "does not fit" in ran.stdout
+
+
 @pytest.mark.parametrize("text", ["base_model: embedded\n", "nonsense: [", "\x00"])
 def test_a_bad_study_file_is_one_error_without_a_traceback(tmp_path, text):
     (tmp_path / "study.yaml").write_text(text)

@@ -188,6 +188,39 @@ def test_the_next_run_mends_what_failed_and_repeats_nothing(troubled, monkeypatc
     assert ends(mended, "buggy") == ends(mended, "mortal") == {"ok"}
 
 
+FULL_DISK = """
+import subprocess, sys
+from pathlib import Path
+from trial_study import content, write_study
+from tunetrial import Study
+
+def run(study, **folder):
+    return Study.load(write_study(study), engine="trial_engines:Bulky", **folder).run()
+
+home, disk = Path(sys.argv[1]), Path(sys.argv[2])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
+full = run(home / "full", folder=disk / "results")
+print(full.outcome.status, set(full.outcome.failed.values()))
+before = content(full)
+subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+mended = run(home / "full", folder=disk / "results")
+print(mended.outcome.status, before.items() <= content(mended).items(), content(mended) == content(run(home / "roomy")))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_fails_trials_in_words_and_the_rest_is_run_when_there_is_room(tmp_path):
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no right to a mount namespace (unshare -rm)")
+    (tmp_path / "disk").mkdir()
+    command = ["unshare", "-rm", sys.executable, "-c", FULL_DISK, tmp_path, tmp_path / "disk"]
+    ran = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    first, second = ran.stdout.splitlines()
+    assert first.startswith("failed") and "disk is full" in first, first
+    assert second == "done True True"
+
+
 @pytest.fixture
 def cgroup(request):
     """A memory cgroup of 400 MiB; skipped where none can be made."""

@@ -16,6 +16,7 @@ WORLD = World(
         "lora": Truth(quality=0.8, best_rate=3e-3),
         "divergent": Truth(failure=1.0),
         "huge": Truth(fits=False),
+        "vast": Truth(fits=False),
     }
 )
 
@@ -65,6 +66,13 @@ def plain() -> SimEngine:
     return SimEngine(WORLD)
 
 
+def torch_often():
+    """The engine of real weights, with a checkpoint every few steps."""
+    from tunetrial.engine.torch_engine import TorchEngine
+
+    return TorchEngine(device="cpu", checkpoint_every_s=0.1)
+
+
 class Slow(Hook):
     """Takes its time over each step, so that a signal finds it at work."""
 
@@ -101,6 +109,20 @@ class Sealed(Hook):
 
     def before_step(self, run: SimRun, step: Step) -> None:
         assert ("test" in run.data.splits) == (run.trial.purpose == "final"), run.data.splits.keys()
+
+
+class Bulky(Hook):
+    """Saves artifacts of 200 kB."""
+
+    def before_step(self, run: SimRun, step: Step) -> None:
+        if step.step == 1:
+            save = run.save
+
+            def bulky(folder: Path) -> None:
+                save(folder)
+                (folder / "weights").write_bytes(bytes(200_000))
+
+            run.save = bulky
 
 
 class Hungry(Hook):

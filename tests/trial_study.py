@@ -9,7 +9,7 @@ from tunetrial import Study
 
 SPLITS = {"train": 60, "validation": 40, "test": 50}
 YAML = """
-base_model: embedded
+base_model: {base_model}
 tasks:
   - name: mail
     data: train.jsonl
@@ -23,7 +23,7 @@ tasks:
     margin: 0.05
 arms:
 {arms}
-reference: full
+reference: {reference}
 batch_examples: 4
 epochs: 2
 tuning: {{points: 3, max_points: 5}}
@@ -38,6 +38,7 @@ def write_study(
     kind: str = "classify",
     label: Callable[[str, str], str] = lambda split, name: "abc"[int(name) % 3],
     more: str = "",
+    base_model: str = "embedded",
 ) -> Path:
     """Write a study of a made-up task, 30 steps a trial; `label` gives the target of a row of a split."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,9 @@ def write_study(
     lines = "\n".join(f"  {arm}: {{{method}}}" for arm, method in zip(arms, methods, strict=True))
     metric = {"classify": "accuracy", "regress": "mae"}[kind]
     path = folder / "study.yaml"
-    path.write_text(YAML.format(kind=kind, metric=metric, arms=lines, more=more))
+    path.write_text(
+        YAML.format(reference=arms[0], kind=kind, metric=metric, arms=lines, more=more, base_model=base_model)
+    )
     return path
 
 
@@ -72,12 +75,13 @@ def content(study: Study) -> dict[str, dict]:
 
 def _content(folder: Path) -> dict:
     record = json.loads((folder / "record.json").read_text())["record"]
-    for name in ("attempt", "legs_s"):
-        record.pop(name)
-    record["measurements"].pop("evaluate_s", None)
+    timed = list(record["measurements"]) if record["trial"]["purpose"] == "probe" else ["train_s", "evaluate_s"]
+    for name in timed:
+        record["measurements"].pop(name, None)
+    curve = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
     scores = folder / "scores.parquet"
     return {
-        "record": record,
-        "curve": (folder / "curve.jsonl").read_bytes(),
+        "record": {name: value for name, value in record.items() if name not in ("attempt", "legs_s")},
+        "curve": [{name: value for name, value in step.items() if name != "seconds"} for step in curve],
         "scores": scores.read_bytes() if scores.exists() else None,
     }

@@ -41,6 +41,7 @@ class Study:
         self.engine = engine
         self.asked = spec.read(self.path)
         self.outcome: Outcome | None = None
+        self._concluded: tuple[Evidence, Decision] | None = None
 
     @classmethod
     def load(cls, path: str | Path, *, folder: str | Path | None = None, engine: str = "torch") -> Study:
@@ -69,6 +70,7 @@ class Study:
         """
         from tunetrial.trial import waves
 
+        self._concluded = None
         self.outcome = waves.run(
             self.asked,
             self.path.parent,
@@ -84,10 +86,11 @@ class Study:
 
     def decide(self) -> Decision:
         """Decide from the records there are; margins or weights changed since they were made are named post hoc."""
+        self._concluded = None
         return self._conclude()[1]
 
     def report(self) -> Path:
-        """Write report.html and report.md, and return the path of the page."""
+        """Write report.html and report.md of the decision last made, and return the path of the page."""
         from tunetrial import report
         from tunetrial.store import StudyFolder
 
@@ -118,7 +121,9 @@ class Study:
     def _conclude(self) -> tuple[Evidence, Decision]:
         from tunetrial.trial.conclusion import conclude
 
-        return conclude(self.asked, self.folder)
+        if self._concluded is None:
+            self._concluded = conclude(self.asked, self.folder)
+        return self._concluded
 
     def _done(self) -> int:
         return len(list(self.folder.glob("trials/*/record.json")))

@@ -108,10 +108,13 @@ def _run(study: Study, *, wait_s: float, json: bool) -> None:
         study.run(wait_s=wait_s, tell=display.show)
     for label, error in study.outcome.failed.items():
         print(f"failed: {label}: {error}", file=sys.stderr)
+    decision = study.decide()
     page = study.report()
     print(study.to_json() if json else f"{study.summary()}\nReport: {page}")
     if study.outcome.failed:
         raise typer.Exit(FAILED)
+    if all(arm.state == "does not fit" for arm in decision.arms):
+        raise typer.Exit(DOES_NOT_FIT)
 
 
 class _Display:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -130,9 +131,10 @@ def _train(
 
 
 def _probe(trial: Trial, data: TaskData, session: Session, folder: TrialFolder) -> TrialRecord:
-    """Measure cost; what it saves for that is not kept."""
+    """Measure cost; what it saves for that is not kept. Figures of different processors must not be compared."""
     found = session.probe(trial, data, folder.path / ".probe.tmp")
-    return TrialRecord(trial=trial, status="ok", measurements=found)
+    resolved = {"processor": processor(), "cores": os.cpu_count()}
+    return TrialRecord(trial=trial, status="ok", measurements=found, resolved=resolved)
 
 
 def _score(run: Run, examples: tuple[Example, ...], trial: Trial) -> Scores:
@@ -182,6 +184,16 @@ def _contributions(metric: metrics.Metric, scores: Mapping[str, Scores]) -> dict
 
 def _size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def provenance() -> dict[str, Fact]:
