@@ -168,6 +168,22 @@ def test_search_stops_beyond_an_edge_once_the_best_is_inside():
     assert not plan.chosen_rate(evidence, "full", "mail").at_edge
 
 
+def test_search_goes_where_a_parabola_points_beyond_the_last_rate():
+    """The best point is the last but one, yet the curve rises to the last: one more rate is tried."""
+    lock = a_lock()
+    rates = [t.learning_rate for t in plan.next_wave(empty(lock)).trials if t.arm.name == "full"]
+    level = dict(zip(rates, (0.70, 0.70, 0.70, 0.801, 0.80), strict=True))
+
+    def rising(trial: Trial) -> float:
+        return level.get(trial.learning_rate, 0.70) + (0.0, 0.05, -0.05)[trial.seed % 901 % 3]
+
+    evidence, _ = follow(lock, lambda t: rising(t) if t.arm.name == "full" else bell(TOP)(t))
+    assert sorted(of(evidence, "tune", "full"))[:5] == rates
+    assert len(of(evidence, "tune", "full")) == 6
+    rate = plan.chosen_rate(evidence, "full", "mail")
+    assert rates[3] < rate.value < max(of(evidence, "tune", "full")) and not rate.at_edge
+
+
 @pytest.mark.parametrize("top", [2.2e-4, 4.3e-4, 7e-4])
 def test_rate_is_the_top_of_the_parabola_not_the_best_point(top):
     noisy = bell({"full": top, "lora": 2e-3}, width=0.02, noise=0.002)
@@ -312,6 +328,36 @@ def test_an_open_study_bound_by_seeds_goes_to_the_next_look():
     assert waves[-1].why == "finals of the look at 10 seeds"
     assert [(t.seed, t.arm.name) for t in waves[-1].trials] == [(s, a) for s in range(6, 11) for a in ("full", "lora")]
     assert len(evidence.of(purpose="probe")) == 2
+
+
+def test_no_task_goes_to_the_next_look_before_every_task_had_its_first():
+    """Mail is open after its first look, bound by seeds; news is still being tuned."""
+
+    def unsteady(trial: Trial) -> float:
+        return bell(TOP)(trial) + 0.15 * random.Random(f"{trial.arm.name}{trial.seed}").uniform(-1, 1)
+
+    evidence, asked = empty(a_lock(tasks=("mail", "news"))), []
+    for _ in range(30):
+        wave = plan.next_wave(evidence)
+        asked += [t for t in wave.trials if t.task == "mail"]
+        evidence = add(evidence, [t for t in wave.trials if t.task == "mail"], unsteady)
+    assert {t.seed for t in asked if t.purpose == "final"} == {1, 2, 3, 4, 5}
+    assert {t.task for t in plan.next_wave(evidence).trials} == {"news"}
+
+
+def test_the_next_look_is_completed_once_begun():
+    """Mail calls for a second look of all and then has its own: news, settled before, must still complete it."""
+
+    def answer(trial: Trial) -> float:
+        steady = 0.9 if trial.arm.name == "full" else 0.6
+        luck = 0.15 * random.Random(f"{trial.arm.name}{trial.seed}").uniform(-1, 1)
+        return bell(TOP, level=steady)(trial) if trial.task == "news" else bell(TOP)(trial) + luck
+
+    whole, waves = follow(a_lock(tasks=("mail", "news")), answer)
+    assert {(t.task, t.seed > 5) for t in waves[-1].trials} == {("mail", True), ("news", True)}
+    late = {t.id for t in waves[-1].trials if t.task == "news"}
+    part = dataclasses.replace(whole, records=tuple(r for r in whole.records if r.trial.id not in late))
+    assert {t.id for t in plan.next_wave(part).trials} == late
 
 
 def test_no_trial_is_asked_for_twice_and_the_study_ends_in_trials_within_the_preview():
