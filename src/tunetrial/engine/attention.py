@@ -3,6 +3,9 @@
 Attention is the one place where rows must not meet: there queries, keys and values are laid out in a padded grid,
 attended causally, and gathered back. What stands to the right of a row's end cannot reach its tokens, and the grid's
 empty cells are never gathered: the result is that of the padded batch.
+
+Lengths are rounded up to buckets, with idle tokens that nothing reads: kernels are prepared once a shape, and on a
+CPU preparing one costs more than running it.
 """
 
 from collections.abc import Sequence
@@ -14,11 +17,12 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 UNPADDED = "tunetrial_unpadded"
+TOKEN_BUCKET, ROW_BUCKET = 64, 8
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows end to end: ids and positions (1, tokens), each token's cell in the grid, the last token of each row."""
+    """Rows end to end: ids and positions (1, tokens), each real token's cell in the grid, the rows' last tokens."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -29,12 +33,14 @@ class Layout:
 
 
 def lay_out(tokens: Sequence[Sequence[int]], device: torch.device) -> Layout:
-    """Lay rows of tokens end to end."""
+    """Lay rows of tokens end to end, and idle tokens after them up to the next bucket."""
     lengths = np.array([len(row) for row in tokens])
-    longest = int(lengths.max())
+    longest = _round_up(int(lengths.max()), ROW_BUCKET)
     positions = np.concatenate([np.arange(length) for length in lengths])
     cells = positions + np.repeat(np.arange(len(lengths)) * longest, lengths)
-    ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in tokens])
+    idle = np.zeros(-len(cells) % TOKEN_BUCKET, dtype=np.int64)
+    ids = np.concatenate([*(np.asarray(row, dtype=np.int64) for row in tokens), idle])
+    positions = np.concatenate([positions, idle])
     move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
     return Layout(
         move(ids)[None], move(positions)[None], move(cells), move(lengths.cumsum() - 1), len(lengths), longest
@@ -58,14 +64,19 @@ def attend(
     else:
         mixed = _plain(q, k, v, scaling)
     gathered = mixed.transpose(1, 2).flatten(0, 1).index_select(0, layout.cells)
-    return gathered[None], None
+    idle = query.shape[2] - len(layout.cells)
+    return nn.functional.pad(gathered, (0, 0, 0, 0, 0, idle))[None], None
 
 
 def _to_grid(x: torch.Tensor, layout: Layout) -> torch.Tensor:
     """(1, heads, tokens, head_dim) -> (rows, heads, longest, head_dim), empty cells 0."""
-    flat = x[0].transpose(0, 1)
+    flat = x[0].transpose(0, 1)[: len(layout.cells)]
     grid = flat.new_zeros(layout.rows * layout.longest, *flat.shape[1:]).index_copy(0, layout.cells, flat)
     return grid.unflatten(0, (layout.rows, layout.longest)).transpose(1, 2)
+
+
+def _round_up(length: int, bucket: int) -> int:
+    return -(-length // bucket) * bucket
 
 
 def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
