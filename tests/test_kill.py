@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from test_trial import start
-from trial_study import content, load, write_study
+from trial_study import content, differences, load, write_study
 
 KILLED = ("coordinator", "worker", "all")
 
@@ -79,7 +79,7 @@ def test_a_study_killed_again_and_again_ends_with_the_same_bytes(tmp_path, kills
     path = write_study(tmp_path / "study")
     struck = kill_again_and_again(path, "Slow", kills=kills, longest_s=longest_s)
     assert struck == kills, f"the study ended after {struck} kills: slow it down"
-    assert finished(path, "plain") == finished(write_study(tmp_path / "plain"), "plain")
+    assert differences(finished(path, "plain"), finished(write_study(tmp_path / "plain"), "plain")) == []
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_a_study_of_real_weights_killed_again_and_again_ends_with_the_same_weigh
     path = write_study(tmp_path / "study", **settings)
     assert kill_again_and_again(path, "torch_often", kills=6, longest_s=15.0) >= 3
     plain = write_study(tmp_path / "plain", **settings)
-    assert finished(path, "torch_often") == finished(plain, "torch_often")
+    assert differences(finished(path, "torch_often"), finished(plain, "torch_often")) == []
 
 
 def test_workers_end_with_their_coordinator(tmp_path):

@@ -73,6 +73,24 @@ def content(study: Study) -> dict[str, dict]:
     return {path.parent.name: _content(path.parent) for path in sorted(study.folder.glob("trials/*/record.json"))}
 
 
+def differences(found: dict[str, dict], expected: dict[str, dict]) -> list[str]:
+    """Say where two contents differ, so that a failing test can be read."""
+    lines = [f"{trial}: in one alone" for trial in found.keys() ^ expected.keys()]
+    for trial in sorted(found.keys() & expected.keys()):
+        one, other = found[trial], expected[trial]
+        for name, value in one["record"].items():
+            if value != other["record"][name]:
+                lines.append(f"{trial}: {name}: {value} is not {other['record'][name]}")
+        steps = [n for n, (a, b) in enumerate(zip(one["curve"], other["curve"], strict=False), start=1) if a != b]
+        if steps or len(one["curve"]) != len(other["curve"]):
+            lines.append(
+                f"{trial}: curves of {len(one['curve'])} and {len(other['curve'])} steps differ at {steps[:3]}"
+            )
+        if one["scores"] != other["scores"]:
+            lines.append(f"{trial}: scores.parquet differs")
+    return lines
+
+
 def _content(folder: Path) -> dict:
     record = json.loads((folder / "record.json").read_text())["record"]
     timed = list(record["measurements"]) if record["trial"]["purpose"] == "probe" else ["train_s", "evaluate_s"]
