@@ -41,19 +41,27 @@ def test_planted_scores_are_what_the_truth_says():
     assert sum(seen) / len(seen) == pytest.approx(sum(expected) / len(expected), abs=0.012)
 
 
+def is_bounded(kind: str) -> bool:
+    """Kinds whose error must stay nominal; the others show power, or a limit that the documentation names."""
+    return kind.startswith("null") or kind.endswith("the margin")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in whole_studies.KINDS if kind.startswith("null")])
+@pytest.mark.parametrize("kind", filter(is_bounded, whole_studies.KINDS))
 def test_error_stays_nominal(kind):
-    found = whole_studies.count(whole_studies.KINDS[kind], 200)
-    assert found["false_direction"] <= binom.ppf(0.999, 200, 0.05)
-    assert found["false_size"] <= binom.ppf(0.999, 200, 0.05)
+    found = whole_studies.count(whole_studies.KINDS[kind], 100)
+    assert found["false_direction"] <= binom.ppf(0.999, 100, 0.05)
+    assert found["false_size"] <= binom.ppf(0.999, 100, 0.05)
 
 
 def test_committed_counts_stay_within_the_binomial_bound():
-    log = json.loads(whole_studies.LOG.read_text())
-    assert set(log) == set(whole_studies.KINDS)
-    for kind, found in log.items():
-        if kind.startswith("null") or kind.endswith("the margin"):
-            assert found["studies"] >= 1000, kind
-            assert found["false_direction"] <= found["at_most"], kind
-            assert found["false_size"] <= found["at_most"], kind
+    """A/A alarms within the 95 % bound, 62 of 1,000; as do all kinds together; each alone within its 99.5 % bound."""
+    log = {kind: found for kind, found in json.loads(whole_studies.LOG.read_text()).items() if is_bounded(kind)}
+    assert set(log) == set(filter(is_bounded, whole_studies.KINDS))
+    assert log["null"]["studies"] >= 1000
+    for error in ("false_direction", "false_size"):
+        assert log["null"][error] <= binom.ppf(0.95, log["null"]["studies"], 0.05)
+        together = [sum(found[what] for found in log.values()) for what in (error, "studies")]
+        assert together[0] <= binom.ppf(0.95, together[1], 0.05)
+        for kind, found in log.items():
+            assert found[error] <= binom.ppf(0.995, found["studies"], 0.05), kind

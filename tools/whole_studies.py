@@ -6,7 +6,7 @@
 Every study is planned, run on the simulator, extended and judged by the very functions that a real study uses; only
 the disk is left out. The truth is that of the arms at their best rates: what bad tuning loses counts as error. A false
 direction is a better or worse that the truth does not have; a false size, or NOT WORSE, one that contradicts it. With
-1,000 studies at a nominal 5 %, an exact procedure shows more than 62 false ones in 5 % of cases.
+1,000 studies at a nominal 5 %, an exact procedure shows more than 62 false ones in 1 of 20 cases.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binom
 
 from tunetrial import methods
 from tunetrial.analysis import compare, metrics
@@ -48,7 +47,7 @@ class Planted:
     lora: dict = field(default_factory=dict)
     task: Kind = "classify"
     margin: float = 0.02
-    studies: int = 1000
+    studies: int = 500
 
     def truth(self, arm: str, best_rate: float) -> Truth:
         settings = dict(getattr(self, arm))
@@ -74,8 +73,8 @@ def both(**settings: float) -> dict[str, dict]:
 
 
 KINDS = {
-    "null": Planted(),
-    "null, steep curves": Planted(**both(curvature=0.12)),
+    "null": Planted(studies=1000),
+    "null, steep curves": Planted(**both(curvature=0.12), studies=1000),
     "null, collapse at high rates": Planted(full={"cliff": 0.4}, lora={"cliff": 0.6}),
     "null, unequal spreads": Planted(full={"seed_sd": 0.04}, lora={"seed_sd": 0.004}),
     "null, clusters": Planted(world={"cluster": 0.3, "item": 0.3}),
@@ -85,11 +84,11 @@ KINDS = {
     "null, mean absolute error": Planted(task="regress", margin=0.1),
     "worse by the margin": Planted(full={"quality": 0.82}),
     "better by the margin": Planted(lora={"quality": 0.82}),
-    "no difference, margin 0.05": Planted(margin=0.05, studies=300),
-    "better by 0.05": Planted(lora={"quality": 0.85}, studies=300),
-    "worse by 0.05": Planted(full={"quality": 0.85}, studies=300),
+    "no difference, margin 0.05": Planted(margin=0.05, studies=200),
+    "better by 0.05": Planted(lora={"quality": 0.85}, studies=200),
+    "worse by 0.05": Planted(full={"quality": 0.85}, studies=200),
     "15 % collapse in one arm, equal means": Planted(
-        full={"quality": 0.7475}, lora={"collapse": 0.15, "quality": 0.7911764705882353}, studies=300
+        full={"quality": 0.7475}, lora={"collapse": 0.15, "quality": 0.7911764705882353}, studies=200
     ),
 }
 
@@ -242,7 +241,6 @@ def count(planted: Planted, studies: int) -> dict:
         "margin": planted.margin,
         "false_direction": sum(one.false_direction for one in found),
         "false_size": sum(one.false_size for one in found),
-        "at_most": int(binom.ppf(0.95, studies, 0.05)),
         "words": dict(Counter(one.verdict.words for one in found).most_common()),
         "mean_regret": round(float(np.mean(regrets)), 5),
         "mean_trials": round(float(np.mean([one.trials for one in found])), 1),

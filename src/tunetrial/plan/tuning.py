@@ -1,6 +1,6 @@
 """How each arm finds its learning rate: the same search with the same limits for every arm, on validation alone.
 
-One seed's best rate is luck: taken at its word, it makes 15 to 27 % false verdicts at a nominal 5 %. So the best
+One seed's best rate is luck: taken at its word, it makes 10 to 27 % false verdicts at a nominal 5 %. So the best
 point and its neighbours get several seeds, and the rate is the top of a parabola through the curve.
 
 The search is replayed from its beginning whenever it is asked: what is scheduled next depends on the complete
@@ -123,7 +123,7 @@ def choose(curve: Sequence[Point]) -> Rate | None:
     It is fitted to the best point and those within two half-decades of it, and may not leave the best point's
     neighbours. A score counts as at most 2.5 standard deviations of a run below the best: how bad a bad rate is says
     nothing about where the best one lies, and a collapse on one side would otherwise push the top far to the other.
-    (Simulated: a free fit makes up to 40 % false verdicts where the curve falls off a cliff; this one 5 to 8 %.) Where
+    (In simulations a free fit made up to 40 % false verdicts where curves fall off a cliff, this one 5 to 8 %.) Where
     a neighbour is missing or the parabola has no top, the best point itself. None if every run failed.
     """
     best = _best(curve)
