@@ -4,8 +4,8 @@ Attention is the one place where rows must not meet: there queries, keys and val
 attended causally, and gathered back. What stands to the right of a row's end cannot reach its tokens, and the grid's
 empty cells are never gathered: the result is that of the padded batch.
 
-Lengths are rounded up to buckets, with idle tokens that nothing reads: kernels are prepared once a shape, and on a
-CPU preparing one costs more than running it.
+The number of tokens is rounded up to a bucket, with idle tokens that nothing reads: kernels are prepared once a shape,
+and on a CPU preparing one costs more than running it.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 UNPADDED = "tunetrial_unpadded"
-TOKEN_BUCKET, ROW_BUCKET = 64, 8
+TOKEN_BUCKET = 64
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Layout:
 def lay_out(tokens: Sequence[Sequence[int]], device: torch.device) -> Layout:
     """Lay rows of tokens end to end, and idle tokens after them up to the next bucket."""
     lengths = np.array([len(row) for row in tokens])
-    longest = _round_up(int(lengths.max()), ROW_BUCKET)
+    longest = int(lengths.max())
     positions = np.concatenate([np.arange(length) for length in lengths])
     cells = positions + np.repeat(np.arange(len(lengths)) * longest, lengths)
     idle = np.zeros(-len(cells) % TOKEN_BUCKET, dtype=np.int64)
@@ -73,10 +73,6 @@ def _to_grid(x: torch.Tensor, layout: Layout) -> torch.Tensor:
     flat = x[0].transpose(0, 1)[: len(layout.cells)]
     grid = flat.new_zeros(layout.rows * layout.longest, *flat.shape[1:]).index_copy(0, layout.cells, flat)
     return grid.unflatten(0, (layout.rows, layout.longest)).transpose(1, 2)
-
-
-def _round_up(length: int, bucket: int) -> int:
-    return -(-length // bucket) * bucket
 
 
 def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
