@@ -153,15 +153,16 @@ class Crew:
             running = Running(label(assignment.trial), message["step"], message["steps"], message["loss"])
             self._busy[worker] = replace(assignment, running=running)
         elif message["event"] in ("recorded", "failed", "interrupted"):
-            self._release(worker)
+            self._release(worker, sound=message["event"] != "failed")
             if message["event"] != "interrupted":
                 ended(assignment.trial, message.get("status", "failed"), message.get("error"))
             elif not self.stopping:
                 self.stop()
 
-    def _release(self, worker: Worker) -> None:
-        """Let a worker wait for its next trial; one that worked alone has served."""
-        if self._busy.pop(worker).alone:
+    def _release(self, worker: Worker, *, sound: bool) -> None:
+        """Let a worker wait for its next trial. One that worked alone, or met an error, has served: a device may be
+        left in any state by it."""
+        if self._busy.pop(worker).alone or not sound:
             worker.close()
         else:
             self._idle.append(worker)
