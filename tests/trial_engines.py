@@ -26,7 +26,10 @@ class Hook:
     """A simulator that calls `before_step` before each step it yields; one thing that goes wrong a test."""
 
     synthetic: bool = True
-    device: str = "cpu"
+    device_type: str = "cpu"
+
+    def free_bytes(self) -> int:
+        return SimEngine(WORLD).free_bytes()
 
     def precision(self) -> str:
         return "fp32"

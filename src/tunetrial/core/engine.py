@@ -78,9 +78,13 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """Opens sessions."""
+    """Opens sessions. `device_type` is "cpu" or "cuda"."""
 
     synthetic: bool
+    device_type: str
+
+    def free_bytes(self) -> int:
+        """Memory free on the device, before a base is opened."""
 
     def precision(self) -> Precision:
         """The compute dtype native to this machine, for a study that says "auto"."""

@@ -18,6 +18,7 @@ from statistics import median_low, mode
 from zlib import crc32
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from scipy.special import ndtr, ndtri
@@ -138,6 +139,10 @@ class SimEngine:
 
     world: World = World()
     synthetic: bool = True
+    device_type: str = "cpu"
+
+    def free_bytes(self) -> int:
+        return psutil.virtual_memory().available
 
     def precision(self) -> Precision:
         return "fp32"

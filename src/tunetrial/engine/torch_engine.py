@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
@@ -31,7 +32,13 @@ class TorchEngine:
 
     def __init__(self, *, device: str | None = None, checkpoint_every_s: float = 60.0):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device_type = self.device.type
         self.checkpoint_every_s = checkpoint_every_s
+
+    def free_bytes(self) -> int:
+        if self.device_type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        return psutil.virtual_memory().available
 
     def precision(self) -> Precision:
         """bf16 where products in it are native (compute capability 8.0, AMX or AVX512-BF16), else fp32."""

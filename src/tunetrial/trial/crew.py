@@ -38,8 +38,8 @@ class Assignment:
 
 
 class Crew:
-    """Workers that carry out trials, `size` at most side by side. On a CPU each has one thread, always: results are
-    then the same however many cores there are.
+    """Workers that carry out trials, `size` at most side by side. Each has one thread, always: results are then
+    the same however many cores there are.
 
     They live on from one call of `carry_out` to the next. A trial that must be alone gets a fresh worker, and a probe
     all threads.
@@ -47,7 +47,6 @@ class Crew:
 
     def __init__(self, pinned: Pinned, folder: Path, *, size: int) -> None:
         self._pinned, self._folder, self._size = pinned, folder, size
-        self._threads = 1 if pinned.device == "cpu" else cores()
         self._inbox: SimpleQueue = SimpleQueue()
         self._queue: deque[Assignment] = deque()
         self._busy: dict[Worker, Assignment] = {}
@@ -122,7 +121,7 @@ class Crew:
             worker.send({**order, "terms": asdict(terms)})
 
     def _hire(self, assignment: Assignment) -> Worker:
-        threads = cores() if assignment.trial.purpose == "probe" else self._threads
+        threads = cores() if assignment.trial.purpose == "probe" else 1
         worker = Worker(self._inbox, threads=threads, log=self._folder / "worker.log")
         pinned = self._pinned
         order = {"do": "open", "engine": pinned.engine, "base": str(pinned.base), "precision": pinned.lock.precision}

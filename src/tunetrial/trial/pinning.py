@@ -16,13 +16,14 @@ OVER_LONG_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Pinned:
-    """A locked study, with what its trials need: rows by task, the base's folder, the engine and its device."""
+    """A locked study, with what its trials need: rows, the base's folder, the engine, its device and free memory there."""
 
     lock: Lock
     data: dict[str, TaskData]
     base: Path
     engine: str
     device: str
+    free_bytes: int
 
     def terms(self, trial: Trial, *, micro_batch: int | None) -> Terms:
         """On what terms a trial of this study is carried out."""
@@ -56,7 +57,8 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned
         data={name: _data_pin(rows) for name, rows in data.items()},
         engine="sim" if machine["synthetic"] else "torch",
     )
-    return Pinned(lock=lock, data=data, base=base.folder, engine=engine, device=machine["device"])
+    device, free_bytes = machine["device"], machine["free_bytes"]
+    return Pinned(lock=lock, data=data, base=base.folder, engine=engine, device=device, free_bytes=free_bytes)
 
 
 class _Survey:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from tunetrial import models, plan
 from tunetrial.core.evidence import Evidence
 from tunetrial.core.study import Study, Trial
@@ -84,11 +82,13 @@ def _write_plan(pinned: Pinned, store: StudyFolder) -> Plan:
 
 
 def _side_by_side(pinned: Pinned, made: Plan) -> int:
-    """How many trials go side by side: on a CPU one a core, as far as the largest fits in memory; elsewhere one."""
-    if pinned.device != "cpu":
-        return 1
+    """How many trials go side by side: one a core, as far as twice the largest fits into the device's free memory.
+
+    On a GPU small models wait for the process that feeds it, not for the device; a large one leaves no room for two.
+    """
     largest_bytes = max(needed.high for needed in made.memory_bytes.values())
-    return max(1, min(cores(), int(psutil.virtual_memory().available / largest_bytes)))
+    share = 1 if pinned.device == "cpu" else 2
+    return max(1, min(cores(), int(pinned.free_bytes / (share * largest_bytes))))
 
 
 class _Course:

@@ -54,8 +54,8 @@ class Service:
         engine = find_engine(order["engine"])
         precision = engine.precision() if order["precision"] == "auto" else order["precision"]
         self._session = engine.open(Path(order["base"]), precision)
-        device = str(getattr(engine, "device", "cpu")).partition(":")[0]
-        self._report({"event": "ready", "precision": precision, "device": device, "synthetic": engine.synthetic})
+        machine = {"device": engine.device_type, "free_bytes": engine.free_bytes(), "synthetic": engine.synthetic}
+        self._report({"event": "ready", "precision": precision, **machine})
 
     def lengths(self, order: dict) -> None:
         """Count the tokens of prompts."""
