@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from tunetrial.core.errors import TunetrialError
 from tunetrial.core.study import Trial
 from tunetrial.store import StudyFolder
-from tunetrial.trial.execution import SPLITS, record_killed
+from tunetrial.trial.execution import SPLITS, record_infeasible
 from tunetrial.trial.pinning import Pinned
 from tunetrial.trial.pool import Worker, cores
 from tunetrial.trial.progress import Running, label
@@ -23,18 +23,19 @@ Ended = Callable[[Trial, str, str | None], None]
 
 @dataclass(frozen=True)
 class Assignment:
-    """A trial to carry out. One whose worker was killed for memory is tried once more, `shrunk` and alone."""
+    """A trial to carry out. One that found too little memory beside others is tried once more as a `retry`, alone; in
+    smaller micro-batches if the kernel killed it."""
 
     trial: Trial
     micro_batch: int | None = None
-    shrunk: bool = False
+    retry: bool = False
     deaths: int = 0
     running: Running | None = None
 
     @property
     def alone(self) -> bool:
-        """Must nothing else be at work? A probe measures cost, and a shrunk trial is to have all memory."""
-        return self.shrunk or self.trial.purpose == "probe"
+        """Must nothing else be at work? A probe measures cost, and a retry is to have all memory."""
+        return self.retry or self.trial.purpose == "probe"
 
 
 class Crew:
@@ -151,12 +152,28 @@ class Crew:
         elif message["event"] == "step":
             running = Running(label(assignment.trial), message["step"], message["steps"], message["loss"])
             self._busy[worker] = replace(assignment, running=running)
-        elif message["event"] in ("recorded", "failed", "interrupted"):
-            self._release(worker, sound=message["event"] != "failed")
-            if message["event"] != "interrupted":
-                ended(assignment.trial, message.get("status", "failed"), message.get("error"))
-            elif not self.stopping:
-                self.stop()
+        elif message["event"] in ("recorded", "failed", "unfit", "interrupted"):
+            self._release(worker, sound=message["event"] in ("recorded", "interrupted"))
+            self._conclude(assignment, message, ended)
+
+    def _conclude(self, assignment: Assignment, message: dict, ended: Ended) -> None:
+        """Say how a trial ended, or take it up again alone; a worker that was asked to stop stops all."""
+        if message["event"] == "unfit" and not self.stopping:
+            if assignment.alone or self._size == 1:
+                self._give_up(assignment, message["reason"], ended)
+            else:
+                self._queue.append(Assignment(assignment.trial, retry=True, deaths=assignment.deaths))
+        elif message["event"] in ("recorded", "failed"):
+            ended(assignment.trial, message.get("status", "failed"), message.get("error"))
+        elif not self.stopping:
+            self.stop()
+
+    def _give_up(self, assignment: Assignment, reason: str, ended: Ended) -> None:
+        """Record that a trial does not fit, although it was alone on the machine."""
+        folder = StudyFolder(self._folder).trial(assignment.trial)
+        synthetic = self._pinned.lock.engine == "sim"
+        record_infeasible(assignment.trial, folder, synthetic=synthetic, reason=reason)
+        ended(assignment.trial, "infeasible", None)
 
     def _release(self, worker: Worker, *, sound: bool) -> None:
         """Let a worker wait for its next trial. One that worked alone, or met an error, has served: a device may be
@@ -169,13 +186,12 @@ class Crew:
     def _bury(self, worker: Worker, dead: Assignment, ended: Ended) -> None:
         """Decide what becomes of a trial whose worker has died."""
         trial, cause = dead.trial, worker.exit_in_words()
-        if worker.died_of_memory() and dead.shrunk:
-            terms = self._pinned.terms(trial, micro_batch=dead.micro_batch)
-            record_killed(trial, StudyFolder(self._folder).trial(trial), terms=terms)
-            ended(trial, "infeasible", None)
+        if worker.died_of_memory() and dead.retry:
+            reason = f"killed for memory by the kernel twice, at last alone at a micro-batch of {dead.micro_batch}"
+            self._give_up(dead, reason, ended)
         elif worker.died_of_memory():
             half = max(1, (dead.micro_batch or trial.controls.batch_examples) // 2)
-            self._queue.appendleft(Assignment(trial, micro_batch=half, shrunk=True, deaths=dead.deaths))
+            self._queue.appendleft(Assignment(trial, micro_batch=half, retry=True, deaths=dead.deaths))
         elif dead.deaths + 1 < DEATHS:
             self._queue.appendleft(replace(dead, deaths=dead.deaths + 1, running=None))
         else:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tunetrial.analysis import metrics
 from tunetrial.core.engine import Run, Session, Step
-from tunetrial.core.errors import DivergedError, DoesNotFitError
+from tunetrial.core.errors import DivergedError
 from tunetrial.core.evidence import Example, Fact, Measurement, Scores, TaskData, TrialRecord
 from tunetrial.core.study import Trial
 from tunetrial.store import TrialFolder
@@ -59,10 +59,11 @@ def carry_out(
     """Carry out a trial, or what an earlier attempt left of it, and record it.
 
     The engine is given only the splits that the trial may see: the test split goes to final trials alone. Diverging
-    and not fitting are results and are recorded; any other error leaves the trial without a record.
+    is a result and is recorded; any error leaves the trial without a record.
 
     Raises:
         Interrupted: `watch` said so; nothing is recorded.
+        DoesNotFitError: It did not fit. That is a result only if it was alone: whoever knows says `record_infeasible`.
         StoreError: Another process still has the trial in hand after a minute, or the disk is full.
     """
     seen = replace(data, splits={name: data.splits[name] for name in ("train", *SPLITS[trial.purpose])})
@@ -84,9 +85,31 @@ def _attempt(
         if trial.purpose == "probe":
             return _probe(trial, data, session, folder), {}
         return _train(trial, data, session, folder, watch=watch, micro_batch=terms.micro_batch)
-    except (DivergedError, DoesNotFitError) as error:
-        status = "diverged" if isinstance(error, DivergedError) else "infeasible"
-        return TrialRecord(trial=trial, status=status, reason=str(error)), {}
+    except DivergedError as error:
+        return TrialRecord(trial=trial, status="diverged", reason=str(error)), {}
+    finally:
+        folder.leg(time.monotonic() - started_s)
+
+
+def record_infeasible(trial: Trial, folder: TrialFolder, *, synthetic: bool, reason: str) -> None:
+    """Record that a trial does not fit in memory although it was alone on the machine."""
+    with folder.hold(wait_s=ORPHAN_S):
+        folder.begin()
+        record = TrialRecord(trial=trial, status="infeasible", reason=reason, synthetic=synthetic)
+        folder.finish(record.model_copy(update={"provenance": provenance()}), {})
+
+
+def _attempt(
+    trial: Trial, data: TaskData, session: Session, folder: TrialFolder, terms: Terms, watch: Watch
+) -> tuple[TrialRecord, dict[str, Scores]]:
+    """Go through the trial and note how long that took, however it ends."""
+    started_s = time.monotonic()
+    try:
+        if trial.purpose == "probe":
+            return _probe(trial, data, session, folder), {}
+        return _train(trial, data, session, folder, watch=watch, micro_batch=terms.micro_batch)
+    except DivergedError as error:
+        return TrialRecord(trial=trial, status="diverged", reason=str(error)), {}
     finally:
         folder.leg(time.monotonic() - started_s)
 

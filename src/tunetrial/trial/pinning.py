@@ -16,7 +16,7 @@ OVER_LONG_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Pinned:
-    """A locked study, with what its trials need: rows, the base's folder, the engine, its device and free memory there."""
+    """A locked study, with what its trials need: rows, base and engine, the device's kind and its free memory."""
 
     lock: Lock
     data: dict[str, TaskData]
@@ -83,7 +83,7 @@ class _Survey:
 
 
 def _located(base_model: str, root: Path) -> str:
-    return base_model if base_model == "embedded" else str(root / Path(base_model).expanduser())
+    return base_model if base_model == "embedded" else str((root / Path(base_model).expanduser()).resolve())
 
 
 def _fitting(data: TaskData, max_tokens: int, survey: _Survey) -> TaskData:

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 
 from tunetrial.core.engine import Engine, Session, Step
-from tunetrial.core.errors import SpecError, TunetrialError
+from tunetrial.core.errors import DoesNotFitError, SpecError, TunetrialError
 from tunetrial.core.evidence import Example, Fact, TaskData
 from tunetrial.core.study import Trial
 from tunetrial.store import StudyFolder
@@ -120,6 +120,8 @@ def _serve(service: Service, order: dict, report: Callable[[dict], None]) -> Non
         getattr(service, order["do"])(order)
     except Interrupted:
         report({"event": "interrupted"})
+    except DoesNotFitError as error:
+        report({"event": "unfit", "reason": str(error)})
     except Exception as error:
         traceback.print_exc()
         text = str(error) if isinstance(error, TunetrialError) else f"{type(error).__name__}: {error}"
