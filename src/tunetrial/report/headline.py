@@ -97,16 +97,17 @@ def _effects(evidence: Evidence, decision: Decision) -> tuple[Line, ...]:
 
 
 def _costs(evidence: Evidence, decision: Decision, use: str) -> tuple[Line, ...]:
-    """Up to two costs of what is recommended beside the reference's."""
-    primary = evidence.lock.study.rule.primary
-    reference = next((c.reference for c in decision.verdicts if c.task == primary), evidence.lock.study.reference)
-    own, other = decision.costs.get(use, {}), decision.costs.get(reference, {})
+    """Up to three costs of what is recommended, beside those of the reference or, if it is that, of the candidate."""
+    primary = [c for c in decision.verdicts if c.task == evidence.lock.study.rule.primary]
+    reference = primary[0].reference if primary else evidence.lock.study.reference
+    beside = reference if use != reference else next((c.candidate for c in primary), None)
+    own, other = decision.costs.get(use, {}), decision.costs.get(beside, {})
     parts = []
     for name in (name for name in words.CRITERIA if name != "quality" and name in own):
-        beside = f" vs {words.quantity(other[name])}" if use != reference and name in other else ""
-        parts.append(f"{words.quantity(own[name])}{beside} {words.criterion(name).lower()}")
-    against = "" if use == reference or not parts else f" ({words.name(use)} vs {words.name(reference)})"
-    return (Line("", f"{'; '.join(parts[:2])}{against}."),) if parts else ()
+        against = f" vs {words.quantity(other[name])}" if name in other else ""
+        parts.append(f"{words.quantity(own[name])}{against} {words.criterion(name).lower()}")
+    pair = f" ({words.name(use)} vs {words.name(beside)})" if beside and other else ""
+    return (Line("", f"{'; '.join(parts[:3])}{pair}."),) if parts else ()
 
 
 def sentence(evidence: Evidence, comparison: Comparison) -> str:
