@@ -13,7 +13,7 @@ from tunetrial.methods import AdapterSpec
 
 
 class LoraLinear(nn.Module):
-    """W x + scaling * B A x with W frozen: the sum that PEFT's Linear computes, without dropout."""
+    """W x + scaling * B A x with W frozen and no bias: the sum that PEFT's Linear computes, without dropout."""
 
     def __init__(self, base: nn.Linear, *, rank: int, scaling: float, generator: torch.Generator):
         super().__init__()
@@ -25,8 +25,27 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank).to(weight))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low = nn.functional.linear(x, self.lora_A) * self.scaling
-        return self.base(x) + nn.functional.linear(low, self.lora_B)
+        flat = x.flatten(0, -2)
+        sum_ = FrozenPlusLowRank.apply(flat, self.base.weight, self.lora_A, self.lora_B, self.scaling)
+        return sum_.unflatten(0, x.shape[:-1])
+
+
+class FrozenPlusLowRank(torch.autograd.Function):
+    """x W^T + scaling * (x A^T) B^T with its gradients in x, A and B; sums are made in place, W has no gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, a, b, scaling):
+        low = (x @ a.T).mul_(scaling)
+        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.scaling = scaling
+        return (x @ weight.T).addmm_(low, b.T)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, a, b, low = ctx.saved_tensors
+        dlow = (dy @ b).mul_(ctx.scaling)
+        dx = (dy @ weight).addmm_(dlow, a) if ctx.needs_input_grad[0] else None
+        return dx, None, dlow.T @ x, dy.T @ low, None
 
 
 def attach(model: nn.Module, spec: AdapterSpec, *, seed: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from tunetrial.core.evidence import Measurement, TaskData
 from tunetrial.core.study import Trial
 
-WARM_UP, TIMED, SINGLE = 5, 25, 20
+WARM_UP, TIMED, SINGLE = 4, 20, 20
 
 
 def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Measurement]:
