@@ -47,7 +47,7 @@ def is_bounded(kind: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", filter(is_bounded, whole_studies.KINDS))
+@pytest.mark.parametrize("kind", list(filter(is_bounded, whole_studies.KINDS)))
 def test_error_stays_nominal(kind):
     found = whole_studies.count(whole_studies.KINDS[kind], 100)
     assert found["false_direction"] <= binom.ppf(0.999, 100, 0.05)
