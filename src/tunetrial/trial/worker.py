@@ -4,6 +4,7 @@
 what was stdout, a JSON object a line; stdout itself is joined to stderr, so that no library's print breaks the talk.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -123,7 +124,8 @@ def _serve(service: Service, order: dict, report: Callable[[dict], None]) -> Non
     except DoesNotFitError as error:
         report({"event": "unfit", "reason": str(error)})
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the disk of the log may be what is full
+            traceback.print_exc()
         text = str(error) if isinstance(error, TunetrialError) else f"{type(error).__name__}: {error}"
         if order["do"] == "open":
             report({"event": "broken", "error": text})
