@@ -74,7 +74,8 @@ def test_recommendation_is_read_first_with_effect_interval_margin_costs_price_an
     said = (
         "Use LoRA r16. SAME (within your margin): macro-F1 −0.003 vs full (97.2 %: −0.027…+0.021; "
         "you said 0.05 matters). 0.43 GiB vs 1.12 GiB peak memory; 0.61 MiB vs 23.5 MiB saved artifact; "
-        "21.9 s vs 30.8 s one training run (LoRA r16 vs full). This study took 22 min of machine time for 68 runs, $0.29 at $0.80 an hour. "
+        "21.9 s vs 30.8 s one training run (LoRA r16 vs full). "
+        "This study took 22 min of machine time for 68 runs, $0.29 at $0.80 an hour. "
         "Flips to full if the weight of quality reaches 0.83 (now 0.5). "
         "Flips to full if the margin of tickets (macro_f1) reaches 0.027 (now 0.05)."
     )
