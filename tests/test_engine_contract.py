@@ -1,15 +1,18 @@
 """What every engine promises (core.engine), asked of each through its public doors alone."""
 
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tiny import make_model
 from tunetrial import methods, models
 from tunetrial.core.engine import Engine, Session, Step
-from tunetrial.core.errors import DivergedError
+from tunetrial.core.errors import DivergedError, IntegrityError
 from tunetrial.core.evidence import Example, TaskData
 from tunetrial.core.study import Arm, Controls, Trial
 from tunetrial.engine.sim import SimEngine, Truth, World
@@ -36,7 +39,18 @@ def _sim() -> Case:
     return Case(lambda: SimEngine(World(arms={"full": truth, "lora": truth})), models.EMBEDDED)
 
 
-CASES = {"sim": _sim}
+def _torch() -> Case:
+    from tunetrial.engine.torch_engine import TorchEngine
+
+    return Case(lambda: TorchEngine(device="cpu", checkpoint_every_s=0.0), _tiny_base())
+
+
+@cache
+def _tiny_base() -> Path:
+    return make_model(Path(tempfile.mkdtemp(prefix="tiny-base-")), hidden=32)
+
+
+CASES = {"sim": _sim, "torch": _torch}
 
 
 @pytest.fixture(params=CASES)
@@ -203,11 +217,12 @@ def test_a_damaged_checkpoint_is_passed_over(case, tmp_path):
     assert rest == expected[run.first_step :]
 
 
-def test_another_trials_checkpoint_is_not_taken(case, tmp_path):
+def test_another_trials_checkpoint_is_refused(case, tmp_path):
     data, checkpoint = data_of("classify"), tmp_path / "checkpoint"
     list(case.make().open(case.base, "fp32").start(trial(seed=1), data).steps(checkpoint))
     run = case.make().open(case.base, "fp32").start(trial(seed=2), data)
-    assert len(list(run.steps(checkpoint))) == STEPS
+    with pytest.raises(IntegrityError, match="of another trial, got .*; remove it"):
+        list(run.steps(checkpoint))
 
 
 def test_numbers_that_are_not_finite_end_the_run(session):

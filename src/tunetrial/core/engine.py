@@ -37,6 +37,7 @@ class Run(Protocol):
         Raises:
             DivergedError: Loss, gradient or weights are not finite.
             DoesNotFitError: Memory runs out even at a micro-batch of one example.
+            IntegrityError: The checkpoint is another trial's.
         """
 
     first_step: int

@@ -14,7 +14,7 @@ from tunetrial.core.checkpoint import newest_checkpoint, save_checkpoint
 from tunetrial.core.engine import Step
 from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example
-from tunetrial.core.study import Controls
+from tunetrial.core.study import Trial
 from tunetrial.engine.attention import lay_out
 from tunetrial.engine.batches import learning_rate, order, token_digest
 from tunetrial.engine.readout import Classifier
@@ -35,22 +35,23 @@ class Loop:
         examples: Sequence[Example],
         tokens: Sequence[list[int]],
         *,
-        controls: Controls,
-        peak_rate: float,
-        seed: int,
+        trial: Trial,
         micro_batch: int | None,
         checkpoint_every_s: float,
     ):
-        self.model, self.trainables, self.controls, self.peak_rate = model, trainables, controls, peak_rate
-        self.tokens = tokens
+        controls = trial.controls
+        self.model, self.trainables, self.tokens = model, trainables, tokens
+        self.trial_id, self.controls, self.peak_rate = trial.id, controls, trial.learning_rate
         self.targets = model.readout.encode([example.target for example in examples], model.device)
-        self.order = order(len(examples), epochs=controls.epochs, batch_examples=controls.batch_examples, seed=seed)
+        self.order = order(
+            len(examples), epochs=controls.epochs, batch_examples=controls.batch_examples, seed=trial.seed
+        )
         self.token_digest = token_digest(self.order, examples, tokens)
         self.micro_batch = min(micro_batch or controls.batch_examples, controls.batch_examples)
         self.checkpoint_every_s = checkpoint_every_s
         self.first_step = 0
         self.optimiser = torch.optim.AdamW(
-            trainables.groups(controls.weight_decay), lr=peak_rate, betas=(0.9, 0.999), eps=1e-8, fused=True
+            trainables.groups(controls.weight_decay), lr=self.peak_rate, betas=(0.9, 0.999), eps=1e-8, fused=True
         )
 
     def steps(self, checkpoint: Path | None) -> Iterator[Step]:
@@ -120,7 +121,7 @@ class Loop:
             for key, value in self.optimiser.state[master].items():
                 tensors[f"{key}.{name}"] = value
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
-        state = {"micro_batch": self.micro_batch, "token_digest": self.token_digest}
+        state = {"micro_batch": self.micro_batch, "trial": self.trial_id}
         (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
 
     def _resume(self, checkpoint: Path) -> None:
@@ -130,8 +131,8 @@ class Loop:
             return
         step, folder = found
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if state["token_digest"] != self.token_digest:
-            raise IntegrityError(f"{folder}: of another token stream, got {state['token_digest'][:12]}; remove it")
+        if state["trial"] != self.trial_id:
+            raise IntegrityError(f"{folder}: of another trial, got {state['trial']}; remove it")
         tensors = load_file(folder / "state.safetensors", device=str(self.model.device))
         with torch.no_grad():
             for name, master in self.trainables.masters.items():

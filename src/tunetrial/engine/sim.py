@@ -25,7 +25,7 @@ from scipy.special import ndtr, ndtri
 
 from tunetrial.core.checkpoint import newest_checkpoint, save_checkpoint
 from tunetrial.core.engine import Step
-from tunetrial.core.errors import DivergedError, DoesNotFitError
+from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.records import Record, canonical
 from tunetrial.core.study import Precision, Trial
@@ -225,14 +225,14 @@ class SimRun:
         self.finished = True
 
     def _resume(self, checkpoint: Path | None) -> float:
-        """Go to the newest valid checkpoint of this trial, if there is one, and return the luck that goes on."""
+        """Go to the newest valid checkpoint, if there is one, and return the luck that goes on."""
         found = newest_checkpoint(checkpoint) if checkpoint is not None else None
         if found is None:
             return 0.0
         step, folder = found
         state = json.loads((folder / "state.json").read_text())
         if state["trial"] != self.trial.id:
-            return 0.0
+            raise IntegrityError(f"{folder}: of another trial, got {state['trial']}; remove it")
         self.first_step = step
         return state["noise"]
 

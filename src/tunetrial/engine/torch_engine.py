@@ -126,9 +126,7 @@ class TorchRun:
             self.trainables,
             examples,
             tokens,
-            controls=trial.controls,
-            peak_rate=trial.learning_rate,
-            seed=trial.seed,
+            trial=trial,
             micro_batch=micro_batch,
             checkpoint_every_s=session.checkpoint_every_s,
         )
