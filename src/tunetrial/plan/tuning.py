@@ -123,7 +123,7 @@ def choose(curve: Sequence[Point]) -> Rate | None:
     It is fitted to the best point and those within two half-decades of it, and may not leave the best point's
     neighbours. A score counts as at most 2.5 standard deviations of a run below the best: how bad a bad rate is says
     nothing about where the best one lies, and a collapse on one side would otherwise push the top far to the other.
-    (In simulations a free fit made up to 40 % false verdicts where curves fall off a cliff, this one 5 to 8 %.) Where
+    (In simulations a free fit made up to 40 % false verdicts where curves fall off a cliff, this one 5 to 9 %.) Where
     a neighbour is missing or the parabola has no top, the best point itself. None if every run failed.
     """
     best = _best(curve)
