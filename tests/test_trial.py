@@ -13,6 +13,7 @@ import pytest
 from trial_study import content, differences, load, write_study
 from tunetrial import Study
 from tunetrial.core.errors import DataError, StoreError, TunetrialError
+from tunetrial.models import EMBEDDED
 from tunetrial.store import StudyFolder, TestLedger
 from tunetrial.trial.pinning import pin
 
@@ -305,6 +306,28 @@ def test_too_many_rows_that_are_too_long_are_refused(tmp_path):
     with pytest.raises(
         DataError, match="mail: train: more than 10 % of the rows are longer than max_tokens, got 60 of 60"
     ):
+        load(path, "plain").plan()
+
+
+def test_rows_longer_than_the_base_was_made_for_are_left_out(tmp_path):
+    """No position beyond the base's own context is ever computed, whatever max_tokens allows."""
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (base / name).write_bytes((EMBEDDED / name).read_bytes())
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4}))
+    path = write_study(tmp_path / "study", base_model=str(base))
+    rows = path.parent / "train.jsonl"
+    lines = rows.read_text().splitlines()
+    lines[3] = json.dumps({**json.loads(lines[3]), "text": "one two three four five six"})
+    rows.write_text("\n".join(lines) + "\n")
+    asked = Study.load(path).asked
+    data = pin(asked, path.parent, engine="trial_engines:plain", log=tmp_path / "worker.log").lock.data["mail"]
+    assert data.counts["train"] == 59
+    assert "train: 1 of 60 rows left out: longer than the base's context of 4 tokens" in data.remarks
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 3}))
+    with pytest.raises(DataError, match="longer than the base's context, got 60 of 60 above 3 tokens .*; shorten"):
         load(path, "plain").plan()
 
 

@@ -35,24 +35,25 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned
     """Resolve and check all that a study names. Paths in it are relative to `root`.
 
     The rows are read once, here, and every trial is given these very rows. Rows whose prompt has more tokens than
-    the controls allow are left out, alike in every arm, and the remarks say how many.
+    the controls allow, or than the base's own context, are left out, alike in every arm, and the remarks say how many.
 
     Raises:
         ModelError, IntegrityError, DataError, SpecError: Base, rows or engine cannot be used as named; or more than
             10 % of the rows of a split are too long.
     """
     base = models.resolve(_located(study.base_model, root))
+    shape = models.shape(base.folder)
     loaded = {spec.name: tasks.load(spec, root) for spec in study.tasks}
     survey = _Survey(log)
     try:
         machine = survey.ask({"do": "open", "engine": engine, "base": str(base.folder), "precision": study.precision})
-        data = {name: _fitting(rows, study.max_tokens, survey) for name, rows in loaded.items()}
+        data = {name: _fitting(rows, study.max_tokens, shape.context, survey) for name, rows in loaded.items()}
     finally:
         survey.close()
     lock = Lock(
         study=study,
         base_fingerprint=base.fingerprint,
-        parameters=models.shape(base.folder).parameters,
+        parameters=shape.parameters,
         precision=machine["precision"],
         data={name: _data_pin(rows) for name, rows in data.items()},
         engine="sim" if machine["synthetic"] else "torch",
@@ -86,20 +87,23 @@ def _located(base_model: str, root: Path) -> str:
     return base_model if base_model == "embedded" else str((root / Path(base_model).expanduser()).resolve())
 
 
-def _fitting(data: TaskData, max_tokens: int, survey: _Survey) -> TaskData:
-    """Leave out the rows that are too long."""
+def _fitting(data: TaskData, max_tokens: int, context: int, survey: _Survey) -> TaskData:
+    """Leave out the rows that are too long: positions beyond its context are none that the base was made for."""
+    limit, within = min(max_tokens, context), max_tokens <= context
+    name, of_what = ("max_tokens", "") if within else ("the base's context", "the base's context of ")
+    remedy = "raise max_tokens or shorten the input" if within else "shorten the input or use another base"
     splits, remarks = {}, list(data.remarks)
     for split, rows in data.splits.items():
         tokens = survey.ask({"do": "lengths", "prompts": [example.prompt for example in rows]})["tokens"]
-        kept = tuple(example for example, n in zip(rows, tokens, strict=True) if n <= max_tokens)
+        kept = tuple(example for example, n in zip(rows, tokens, strict=True) if n <= limit)
         dropped = len(rows) - len(kept)
         if dropped > OVER_LONG_SHARE * len(rows):
             raise DataError(
-                f"{data.name}: {split}: more than 10 % of the rows are longer than max_tokens, got {dropped} of "
-                f"{len(rows)} above {max_tokens} tokens (longest {max(tokens)}); raise max_tokens or shorten the input"
+                f"{data.name}: {split}: more than 10 % of the rows are longer than {name}, got {dropped} of "
+                f"{len(rows)} above {limit} tokens (longest {max(tokens)}); {remedy}"
             )
         if dropped:
-            remarks.append(f"{split}: {dropped} of {len(rows)} rows left out: longer than {max_tokens} tokens")
+            remarks.append(f"{split}: {dropped} of {len(rows)} rows left out: longer than {of_what}{limit} tokens")
         splits[split] = kept
     return replace(data, splits=splits, remarks=tuple(remarks))
 
