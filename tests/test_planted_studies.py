@@ -41,6 +41,12 @@ def test_planted_scores_are_what_the_truth_says():
     assert sum(seen) / len(seen) == pytest.approx(sum(expected) / len(expected), abs=0.012)
 
 
+def test_counts_do_not_depend_on_the_number_of_processes():
+    planted = whole_studies.KINDS["null, mean absolute error"]
+    alone, shared = (whole_studies.count(planted, 12, processes=processes) for processes in (1, 2))
+    assert alone | {"cpu_s_each": None} == shared | {"cpu_s_each": None}
+
+
 def is_bounded(kind: str) -> bool:
     """Kinds whose error must stay nominal; the others show power, or a limit that the documentation names."""
     return kind.startswith("null") or kind.endswith("the margin")

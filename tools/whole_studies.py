@@ -1,7 +1,7 @@
 """Carry out whole studies on planted truth, tuning included, and count the verdicts that are false.
 
-    python tools/whole_studies.py                    # every kind, more than an hour; writes tools/whole_studies.json
-    python tools/whole_studies.py --kind null --studies 100
+    python tools/whole_studies.py                    # every kind, over an hour of one core; writes whole_studies.json
+    python tools/whole_studies.py --kind null --studies 100 --processes 4
 
 Every study is planned, run on the simulator, extended and judged by the very functions that a real study uses; only
 the disk is left out. The truth is that of the arms at their best rates: what bad tuning loses counts as error. A false
@@ -13,7 +13,9 @@ import argparse
 import json
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ METRIC: dict[Kind, str] = {"classify": "accuracy", "regress": "mae"}
 LABELS = ("no", "yes")
 SPLITS = {"train": 64, "validation": 120, "test": 1000}
 ROWS_PER_CLUSTER = 4
+PART = 10
 ARMS = {"full": Arm(name="full", method="full"), "lora": Arm(name="lora", method="lora")}
 
 
@@ -47,7 +50,7 @@ class Planted:
     lora: dict = field(default_factory=dict)
     task: Kind = "classify"
     margin: float = 0.02
-    studies: int = 500
+    studies: int = 1000
 
     def truth(self, arm: str, best_rate: float) -> Truth:
         settings = dict(getattr(self, arm))
@@ -73,14 +76,14 @@ def both(**settings: float) -> dict[str, dict]:
 
 
 KINDS = {
-    "null": Planted(studies=1000),
-    "null, steep curves": Planted(**both(curvature=0.12), studies=1000),
+    "null": Planted(),
+    "null, steep curves": Planted(**both(curvature=0.12)),
     "null, collapse at high rates": Planted(full={"cliff": 0.4}, lora={"cliff": 0.6}),
-    "null, unequal spreads": Planted(full={"seed_sd": 0.04}, lora={"seed_sd": 0.004}),
+    "null, unequal spreads": Planted(full={"seed_sd": 0.04}, lora={"seed_sd": 0.004}, studies=2000),
     "null, clusters": Planted(world={"cluster": 0.3, "item": 0.3}),
     "null, 15 % collapse": Planted(**both(collapse=0.15)),
     "null, 10 % diverge": Planted(**both(failure=0.1)),
-    "null, paired seeds": Planted(world={"pairing": 0.7}, **both(seed_sd=0.03)),
+    "null, paired seeds": Planted(world={"pairing": 0.7}, **both(seed_sd=0.03), studies=2000),
     "null, mean absolute error": Planted(task="regress", margin=0.1),
     "worse by the margin": Planted(full={"quality": 0.82}),
     "better by the margin": Planted(lora={"quality": 0.82}),
@@ -228,12 +231,23 @@ def judge(planted: Planted, number: int, data: TaskData, locked: Lock) -> Outcom
     )
 
 
-def count(planted: Planted, studies: int) -> dict:
-    """Carry out studies of one kind and count."""
+def judge_some(planted: Planted, numbers: range) -> tuple[list[Outcome], float]:
+    """Carry out the studies of these numbers; also the processor seconds they took."""
     data = task_data(planted.task)
     locked = lock(study(planted), data)
     started_s = time.process_time()
-    found = [judge(planted, number, data, locked) for number in range(studies)]
+    return [judge(planted, number, data, locked) for number in numbers], time.process_time() - started_s
+
+
+def count(planted: Planted, studies: int, *, processes: int = 1) -> dict:
+    """Carry out studies of one kind and count; the same, seconds apart, by however many processes."""
+    parts = [range(first, min(first + PART, studies)) for first in range(0, studies, PART)]
+    if processes == 1:
+        done = [judge_some(planted, part) for part in parts]
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            done = list(pool.map(partial(judge_some, planted), parts))
+    found = [outcome for outcomes, _ in done for outcome in outcomes]
     regrets = [regret for one in found for regret in one.regret.values()]
     return {
         "studies": studies,
@@ -245,7 +259,7 @@ def count(planted: Planted, studies: int) -> dict:
         "mean_regret": round(float(np.mean(regrets)), 5),
         "mean_trials": round(float(np.mean([one.trials for one in found])), 1),
         "extended_share": round(float(np.mean([one.verdict.n_replicates > 5 for one in found])), 3),
-        "cpu_s_each": round((time.process_time() - started_s) / studies, 3),
+        "cpu_s_each": round(sum(seconds for _, seconds in done) / studies, 3),
     }
 
 
@@ -253,10 +267,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, help="instead of each kind's own number")
     parser.add_argument("--kind", choices=KINDS, nargs="*", default=list(KINDS))
+    parser.add_argument("--processes", type=int, default=1, help="how many work side by side")
     arguments = parser.parse_args()
     log = json.loads(LOG.read_text()) if LOG.exists() else {}
     for name in arguments.kind:
-        log[name] = count(KINDS[name], arguments.studies or KINDS[name].studies)
+        log[name] = count(KINDS[name], arguments.studies or KINDS[name].studies, processes=arguments.processes)
         print(name, json.dumps(log[name]), flush=True)
         LOG.write_text(json.dumps({key: log[key] for key in KINDS if key in log}, indent=1) + "\n")
 
