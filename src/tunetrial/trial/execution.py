@@ -99,21 +99,6 @@ def record_infeasible(trial: Trial, folder: TrialFolder, *, synthetic: bool, rea
         folder.finish(record.model_copy(update={"provenance": provenance()}), {})
 
 
-def _attempt(
-    trial: Trial, data: TaskData, session: Session, folder: TrialFolder, terms: Terms, watch: Watch
-) -> tuple[TrialRecord, dict[str, Scores]]:
-    """Go through the trial and note how long that took, however it ends."""
-    started_s = time.monotonic()
-    try:
-        if trial.purpose == "probe":
-            return _probe(trial, data, session, folder), {}
-        return _train(trial, data, session, folder, watch=watch, micro_batch=terms.micro_batch)
-    except DivergedError as error:
-        return TrialRecord(trial=trial, status="diverged", reason=str(error)), {}
-    finally:
-        folder.leg(time.monotonic() - started_s)
-
-
 def record_killed(trial: Trial, folder: TrialFolder, *, terms: Terms) -> None:
     """Record a trial whose process was killed for memory twice, the second time alone on the machine."""
     folder.begin()
