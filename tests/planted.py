@@ -11,6 +11,7 @@ from tunetrial.core.study import Arm, DataPin, Lock, Rule, Study, TaskSpec
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 LABELS = ("a", "b", "c")
+EXECUTED = {"device": "cpu", "threads": 2, "micro_batch": 16}
 KIND = {"accuracy": "classify", "macro_f1": "classify"}
 
 
@@ -76,7 +77,7 @@ def evidence(
                         status="ok",
                         measurements={**found, "steps": Measurement(value=100, unit="steps")},
                         token_digest=f"{task.name}-{seed}",
-                        resolved={"device": "cpu", "threads": 2, "micro_batch": 16},
+                        resolved=EXECUTED,
                     )
                 )
             if costs and arm in costs:
@@ -90,7 +91,8 @@ def _tuned(trial, task, level) -> TrialRecord:
     """A tuning record whose score is best at 1e-3 and falls off on both sides."""
     away, turn = np.log10(trial.learning_rate / 1e-3) ** 2, 1 if metrics.find(task.metric).higher_is_better else -1
     found = {f"validation.{task.metric}": Measurement(value=level - turn * 0.05 * level * away, unit="share")}
-    return TrialRecord(trial=trial, status="ok", measurements=found, token_digest=f"{task.name}-{trial.seed}")
+    tokens = f"{task.name}-{trial.seed}"
+    return TrialRecord(trial=trial, status="ok", measurements=found, token_digest=tokens, resolved=EXECUTED)
 
 
 def change(found: Evidence, what: Callable[[TrialRecord], TrialRecord | None]) -> Evidence:

@@ -86,8 +86,18 @@ BROKEN = {
     "other targets": ("are of other examples", lambda e: rescore(e, "test", target_E=np.full(120, "a"))),
     "short scores": ("are incomplete", lambda e: rescore(e, "test", prediction_E=np.full(7, "a"))),
     "altered predictions": ("its scores give", lambda e: rescore(e, "test", prediction_E=np.full(120, "b"))),
-    "threads": ("threads differs: 2 (full), 9 (lora)", lambda e: edit(e, resolved={"device": "cpu", "threads": 9})),
-    "an unknown fact": ("threads differs: 2 (full), None (lora)", lambda e: edit(e, resolved={"device": "cpu"})),
+    "threads": (
+        "threads differs: 2 (lora, full, lora's tuning, full's tuning), 9 (lora)",
+        lambda e: edit(e, resolved={"device": "cpu", "threads": 9}),
+    ),
+    "an unknown fact": (
+        "threads differs: 2 (lora, full, lora's tuning, full's tuning), None (lora)",
+        lambda e: edit(e, resolved={"device": "cpu"}),
+    ),
+    "tuned on another device": (
+        "device differs: 'cpu' (lora, full, lora's tuning, full's tuning), 'gpu' (full's tuning)",
+        lambda e: edit(e, "full", seeds=(902,), purpose="tune", resolved={"device": "gpu", "threads": 2}),
+    ),
     "edge": (
         "lora is best at the edge of the rates it tried, 0.001 to 0.01",
         lambda e: dropped(e, lambda r: tuned(r) and r.trial.learning_rate < 1e-3),
@@ -158,6 +168,17 @@ def test_a_broken_pair_leaves_the_other_pairs_alone():
     assert lora.words == "NOT COMPARABLE" and dora.effect is not None
     check = next(c for c in ledger(edit(found, token_digest="other")) if not c.holds)
     assert check.found == "mail, lora and full: seed 2: the arms trained on different token streams"
+
+
+def test_what_was_found_of_several_pairs_alike_is_said_once():
+    found = evidence(lock(("full", "lora", "dora")), {"full": 0.8, "lora": 0.8, "dora": 0.8}, rows=120)
+    said = {check.what: check.found for check in ledger(found)}
+    assert said["measured and simulated trials are not mixed"] == "every comparison: all measured"
+    assert said["learning rates lie inside what was searched"].startswith("mail, lora and full: lora 0.001 in")
+    broken = next(c for c in ledger(edit(found, "full", token_digest="other")) if not c.holds)
+    assert broken.found == "every comparison: seed 2: the arms trained on different token streams"
+    missing = next(c for c in ledger(edit(found, "full", token_digest=None)) if not c.holds)
+    assert missing.found == "every comparison: seed 2: no digest of the token stream is recorded"
 
 
 def test_costs_of_two_machines_are_not_compared_but_quality_is(honest):

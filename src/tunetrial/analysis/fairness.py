@@ -63,9 +63,15 @@ def obstacles(evidence: Evidence, task: str, candidate: str, reference: str) -> 
 
 
 def _check(what: str, results: list[tuple[Pair, bool, str]]) -> Check:
-    holds = all(kept for _, kept, _ in results)
-    shown = {f"{p.task}, {p.candidate} and {p.reference}: {text}": None for p, kept, text in results if kept == holds}
-    return Check(what=what, holds=holds, found="; ".join(shown))
+    """Sum the pairs up: all if the rule holds, else those that break it; those of which the same was found together."""
+    holds, pairs = all(kept for _, kept, _ in results), {}
+    for pair, kept, text in results:
+        if kept == holds:
+            pairs.setdefault(text, []).append(f"{pair.task}, {pair.candidate} and {pair.reference}")
+    found = []
+    for text, own in pairs.items():
+        found.append(f"{'every comparison' if len(own) == len(results) > 1 else ' · '.join(own)}: {text}")
+    return Check(what=what, holds=holds, found="; ".join(found))
 
 
 def _same_study(pair: Pair) -> Found:
@@ -152,15 +158,16 @@ def _scores_match_records(pair: Pair) -> Found:
 
 
 def _same_execution(pair: Pair) -> Found:
-    finals = [r for r in pair.of("final") if r.status == "ok"]
-    for name in sorted({name for r in finals for name in r.resolved} - MAY_DIFFER):
-        values = {repr(r.resolved.get(name)): r for r in finals}
-        if len(values) > 1:
-            shown = ", ".join(
-                f"{value} ({r.trial.arm.name})" for value, r in sorted(values.items(), key=lambda v: v[0])
-            )
-            return False, f"{name} differs: {shown}"
-    facts = finals[0].resolved if finals else {}
+    """Finals and tuning alike: a rate that was tuned in another precision was tuned for another experiment."""
+    ran = [r for r in (*pair.of("final"), *pair.of("tune")) if r.status == "ok"]
+    for name in sorted({name for r in ran for name in r.resolved} - MAY_DIFFER):
+        by_value: dict[str, dict[str, None]] = {}
+        for r in ran:
+            who = f"{r.trial.arm.name}'s tuning" if r.trial.purpose == "tune" else r.trial.arm.name
+            by_value.setdefault(repr(r.resolved.get(name)), {})[who] = None
+        if len(by_value) > 1:
+            return False, f"{name} differs: " + ", ".join(f"{v} ({', '.join(by_value[v])})" for v in sorted(by_value))
+    facts = ran[0].resolved if ran else {}
     return True, ", ".join(f"{name} {facts[name]}" for name in sorted(facts) if name not in MAY_DIFFER) or "no facts"
 
 
@@ -229,7 +236,7 @@ RULES: dict[str, Callable[[Pair], Found]] = {
     "paired arms trained on the same tokens in the same order": _same_tokens,
     "all finals are scored, on the same examples": _same_examples,
     "records agree with their scores": _scores_match_records,
-    "finals were executed alike": _same_execution,
+    "trials were executed alike": _same_execution,
     "learning rates lie inside what was searched": _interior_rate,
     "arms had the same tuning budget, on seeds of its own": _same_tuning,
 }
