@@ -16,10 +16,16 @@ class Lora(Method):
     drawn as a linear layer of torch is by default, B is zero: at step 0 the model computes what the base does.
     """
 
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    rslora: bool = False
+    rank: int = Field(default=16, ge=1, description="rank of the update of each projection", examples=[16])
+    alpha: float = Field(
+        default=32.0, gt=0, description="scale of the update (twice the rank if left out)", examples=[32]
+    )
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear", description="projections to adapt", examples=["all-linear"]
+    )
+    rslora: bool = Field(
+        default=False, description="choice to divide alpha by the root of the rank (rsLoRA)", examples=[True]
+    )
 
     @field_validator("targets", mode="before")
     @classmethod

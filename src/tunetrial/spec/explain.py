@@ -23,6 +23,9 @@ _LATER = (
     ("arms.*.base_model", None, "give one base_model for all arms"),
     ("arms.*.dora", None, "remove it"),
 )
+_ELSEWHERE = {
+    ("limits", "quality"): "is no cost, got {}; write a floor instead: require: {{task.metric: '>= 0.8'}}",
+}
 _WORDS = {
     "missing": "is missing",
     "int_type": "must be a whole number",
@@ -94,6 +97,8 @@ def _put(tree: Tree, schema: dict, keys: Keys, parts: list[dict]) -> Fault:
     """The errors of one field in words: several when it may be of several types."""
     part = parts[0]
     kind, context = part["type"], part.get("ctx", {})
+    if keys in _ELSEWHERE:
+        return Fault(keys, _ELSEWHERE[keys].format(show(tree.at(keys))))
     if kind == "extra_forbidden":
         known = _subschema(schema, part["loc"][:-1]).get("properties", {})
         return Fault(keys, f"unknown key; {nearest(str(keys[-1]), known)}")
