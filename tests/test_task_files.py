@@ -5,7 +5,9 @@ import csv
 import io
 import json
 import re
+import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -252,6 +254,36 @@ def test_a_field_that_is_nowhere_is_one_fault_of_the_study(tmp_path, changes, me
 def test_templates_that_cannot_be_used_are_refused(tmp_path, template, message):
     with pytest.raises(DataError, match=message):
         load(tmp_path, rows_of(9), input=template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 10 ** (10 ** 10) }}",
+        "{{ 'a' | center(10 ** 11) }}",
+        "{{ text * 10 ** 10 }}",
+        "{{ text }}{{ 2 ** bend ** 2 }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set grown = namespace(s=text) %}{% for i in range(60) %}{% set grown.s = grown.s ~ grown.s %}{% endfor %}",
+    ],
+)
+def test_a_template_that_never_ends_or_takes_all_memory_is_refused_by_row_within_seconds(tmp_path, template):
+    rows = [row | {"bend": 1 if number < 2 else 10**9} for number, row in enumerate(rows_of(9))]
+    began_s = time.monotonic()
+    said = rf"^data.jsonl: row {3 if 'bend' in template else 1}: input takes more than 2 s and 1 GiB to render; "
+    with pytest.raises(DataError, match=said):
+        load(tmp_path, rows, input=template)
+    assert time.monotonic() - began_s < 20
+
+
+def test_a_template_with_loops_is_filled_as_any_other(tmp_path):
+    template = "{% for word in text.split() %}{{ word }}\n{% endfor %}{{ row['text'] * 2 }}\U0001f600 {{ missing }}"
+    with prompt.filling(template) as fill:
+        for fields in ({"text": "a b", "missing": "é"}, {"text": "\u2028", "missing": datetime(2026, 1, 2)}):
+            assert fill(fields) == prompt.fill(template, fields)
+        with pytest.raises(DataError, match="a printed field has no value in missing"):
+            fill({"text": "a", "missing": None})
+        assert fill({"text": "a", "missing": 1}) == "a\naa\U0001f600 1"
 
 
 def test_prompts_may_say_that_a_value_is_optional_and_use_any_name():

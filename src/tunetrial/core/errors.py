@@ -5,6 +5,7 @@
     ├── IntegrityError   a file is missing, truncated or altered against its manifest
     ├── ModelError       a base model cannot be used as named
     ├── DataError        a task, split or row cannot be used as named
+    │   └── RunawayError a template takes more time or memory on a row than any prompt is worth
     ├── EvidenceError    scores are missing, unpaired or too few for what is asked of them
     ├── StoreError       a study folder cannot be used now: held by another process, full, or of another study
     ├── DivergedError    a trial's loss, gradient or weights are no longer finite: a result, not a fault
@@ -33,6 +34,10 @@ class ModelError(TunetrialError):
 
 class DataError(TunetrialError):
     """A task, split or row is unknown or malformed."""
+
+
+class RunawayError(DataError):
+    """A template does not come to an end on a row; trying the others would take as long again."""
 
 
 class EvidenceError(TunetrialError):

@@ -2,8 +2,7 @@
 
 import os
 
-from jinja2 import TemplateError, meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError, nodes
 
 from tunetrial import tasks
 from tunetrial.analysis import metrics
@@ -11,6 +10,7 @@ from tunetrial.core.errors import DataError
 from tunetrial.core.study import TaskSpec
 from tunetrial.spec.faults import Fault, nearest, show
 from tunetrial.spec.form import TaskForm
+from tunetrial.tasks import prompt
 
 DEFAULT_METRIC = {"classify": "macro_f1", "regress": "mae"}
 _OVER_BUILT_IN = {"name", "metric", "margin", "epochs"}
@@ -124,8 +124,8 @@ def _runs_to_one(metric: str) -> bool:
 def _check_input(template: str, target: str) -> str | None:
     """What is wrong with a prompt that no row is needed to see."""
     try:
-        tree = ImmutableSandboxedEnvironment().parse(template)
-        names = meta.find_undeclared_variables(tree)
+        tree = prompt.ENVIRONMENT.parse(template)
+        names = prompt.asked(tree)
     except (TemplateError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         return f"no template ({reason}), got {show(template)}; write fields as {{{{ field }}}}"

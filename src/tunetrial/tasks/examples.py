@@ -4,11 +4,11 @@ import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from tunetrial.core.errors import DataError
+from tunetrial.core.errors import DataError, RunawayError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import TaskSpec
 from tunetrial.tasks import prompt
@@ -45,23 +45,26 @@ def examine(rows: Sequence[Row], spec: TaskSpec, where: str) -> Source:
     if spec.kind == "classify":
         _check_types(seen, spec.target, where)
     examples, row_of, faults = [], {}, []
-    for row in seen:
-        try:
-            example = _example(row, spec)
-            if example.id in row_of:
-                raise DataError(f"{spec.id} {example.id!r} repeats {row_of[example.id]}")
-        except DataError as fault:
-            faults.append(f"{row.where}: {fault}")
-        else:
-            examples.append(example)
-            row_of[example.id] = row.where
+    with prompt.filling(spec.input) as fill:
+        for row in seen:
+            try:
+                example = _example(row, spec, fill)
+                if example.id in row_of:
+                    raise DataError(f"{spec.id} {example.id!r} repeats {row_of[example.id]}")
+            except RunawayError as fault:
+                raise DataError(f"{where}: {row.where}: {fault}; simplify the template") from None
+            except DataError as fault:
+                faults.append(f"{row.where}: {fault}")
+            else:
+                examples.append(example)
+                row_of[example.id] = row.where
     if faults:
         _check_names(rows, spec, where)
     refuse(where, faults, of=len(rows))
     return Source(where=where, examples=tuple(examples), row_of=row_of, hidden=len(rows) - len(seen))
 
 
-def _example(row: Row, spec: TaskSpec) -> Example:
+def _example(row: Row, spec: TaskSpec, fill: Callable[[dict], str]) -> Example:
     for field in filter(None, (spec.target, spec.id, spec.cluster)):
         if field not in row.fields:
             raise DataError(f"{field} is missing")
@@ -70,7 +73,7 @@ def _example(row: Row, spec: TaskSpec) -> Example:
     return Example(
         id=name,
         cluster=name if spec.cluster is None else _name(row.fields[spec.cluster], spec.cluster),
-        prompt=prompt.fill(spec.input, row.fields),
+        prompt=fill(row.fields),
         target=read_target(row.fields[spec.target], spec.target),
     )
 
