@@ -39,7 +39,8 @@ def test_the_cheaper_of_two_that_are_the_same_is_recommended():
     assert "your margin is 0.1" in d.because[0] and "5 paired seeds and 300 test rows" in d.because[0]
     assert "lora is the cheapest (training time, then peak memory" in d.because[1]
     assert (
-        d.because[2] == "lora: one training run 30 s (full: 60), peak memory 2 GiB (full: 4), storage 3 MiB (full: 48)."
+        d.because[2]
+        == "lora: one training run 30 s (full: 60), peak memory 2 GiB (full: 4), saved artifact 3 MiB (full: 48)."
     )
     assert all(line.endswith(".") and "\n" not in line for line in d.because)
 
@@ -195,7 +196,8 @@ def test_what_weakens_the_evidence_is_said():
     assert "lora on news, which does not decide: " in text
     assert d.post_hoc == ("tasks.mail.margin: was 1, is now 2",)
     assert d.study_digest == found.lock.digest and len(d.record_digests) == len(found.records)
-    assert not d.synthetic and d == decide(found, test_openings={"mail": 3}, post_hoc=d.post_hoc)
+    assert d.test_openings == {"mail": 3, "news": 1}
+    assert not d.synthetic and d == decide(found, test_openings=d.test_openings, post_hoc=d.post_hoc)
 
 
 # With criteria.

@@ -188,6 +188,15 @@ def test_provenance_holds_digest_seeds_versions_and_what_differs_between_arms():
         assert said in text
 
 
+def test_provenance_counts_the_openings_of_the_test_rows():
+    evidence, decision = fixtures.clear()
+    for openings, said in (({"tickets": 1}, "opened once"), ({"tickets": 3}, "opened 3 times")):
+        counted = decision.model_copy(update={"test_openings": openings})
+        assert f"tickets: test rows {said}" in flat(Page(report.html(evidence, counted)).text)
+        assert json.loads(report.to_json(evidence, counted))["decision"]["test_openings"] == openings
+    assert "test rows opened" not in drawn("clear").text
+
+
 def test_study_cost_adds_all_attempts_and_needs_a_price():
     evidence, _ = fixtures.clear()
     twice = tuple(r.model_copy(update={"legs_s": (60.0, 30.0)}) for r in evidence.records)

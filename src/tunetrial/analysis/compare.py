@@ -10,7 +10,7 @@ what it would have said there; levels are those of `verdict`.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tunetrial.analysis import arms, fairness, stats, verdict
+from tunetrial.analysis import arms, fairness, metrics, stats, verdict
 from tunetrial.analysis.arms import Outcome
 from tunetrial.analysis.stats import Components, Estimate
 from tunetrial.analysis.verdict import Verdict
@@ -132,7 +132,7 @@ def _why_lost(result: ArmResult, evidence: Evidence) -> str:
 
 
 def _why_idle(result: ArmResult, evidence: Evidence) -> str:
-    metric = evidence.lock.study.task(result.task).metric
+    metric = metrics.find(evidence.lock.study.task(result.task).metric).title
     if result.mean is None:
         return f"{result.arm} did not train: no learning rate gave a defined {metric}"
     floor = "0" if result.floor is None else f"{result.floor:.4g}"

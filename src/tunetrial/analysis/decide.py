@@ -37,7 +37,7 @@ def decide(
     """Decide by the study's own rule.
 
     `test_openings` counts by task how often the test rows were opened, this time included; `post_hoc` names choices
-    that were changed after results. Both are said and change nothing.
+    that were changed after results. Both are recorded, said, and change nothing.
     """
     results, cases = review(evidence)
     board = lay_out(evidence, results, cases)
@@ -57,6 +57,7 @@ def decide(
         excluded=board.excluded,
         fairness=fairness.ledger(evidence),
         post_hoc=tuple(post_hoc),
+        test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,
         record_digests={r.trial.id: r.digest for r in evidence.records},
         synthetic=evidence.lock.engine == "sim" or any(r.synthetic for r in evidence.records),
@@ -97,7 +98,7 @@ def _margin_flips(board: Board, pick: str) -> tuple[Flip, ...]:
         at, to = -bound, board.cheapest([arm for arm in board.safe if arm != pick])
     if to in (None, pick) or at <= 0:
         return ()
-    return (Flip(what=f"margin of {board.primary} ({spec.metric})", now=spec.margin, at=at, to=to),)
+    return (Flip(what=f"margin of {board.primary} ({board.metric.title})", now=spec.margin, at=at, to=to),)
 
 
 def _weigh(board: Board) -> Choice:

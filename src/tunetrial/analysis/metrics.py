@@ -27,14 +27,16 @@ Values = np.ndarray | Sequence[str] | Sequence[float]
 class Metric:
     """A measure of predictions against targets.
 
-    `value` is None where the metric is not defined, never 0 in its stead. `contributions` (shape (E,), higher is
-    better) raises EvidenceError there and is defined wherever `value` is: where leaving one example out makes a
-    correlation undefined, that one counts as the 0 of a constant. `higher_is_better` is None for a metric that only
-    describes: it decides nothing, and asking for its contributions is an error. Both raise EvidenceError on unequal
-    lengths, on no examples, on labels that are no text and on numbers that are not finite.
+    `title` is the name as text spells it. `value` is None where the metric is not defined, never 0 in its stead.
+    `contributions` (shape (E,), higher is better) raises EvidenceError there and is defined wherever `value` is: where
+    leaving one example out makes a correlation undefined, that one counts as the 0 of a constant. `higher_is_better`
+    is None for a metric that only describes: it decides nothing, and asking for its contributions is an error. Both
+    raise EvidenceError on unequal lengths, on no examples, on labels that are no text and on numbers that are not
+    finite.
     """
 
     name: str
+    title: str
     kinds: tuple[Kind, ...]
     unit: str
     higher_is_better: bool | None
@@ -294,13 +296,15 @@ def _pseudo_values(whole: float, without_E: Floats) -> Floats:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", ("classify",), "share", True, accuracy, _hits),
-        Metric("macro_f1", ("classify",), "F1", True, macro_f1, _macro_f1_parts),
-        Metric("mcc", ("classify",), "correlation", True, mcc, _mcc_parts),
-        Metric("mae", ("regress",), "target units", False, mae, _turned_errors),
-        Metric("rmse", ("regress",), "target units", False, rmse, _rmse_parts),
-        Metric("pearson", ("regress",), "correlation", True, pearson, _pearson_parts),
-        Metric("spearman", ("regress",), "correlation", True, spearman, _spearman_parts),
-        Metric("range_used", ("regress",), "share of the targets' range", None, range_used, _range_used_parts),
+        Metric("accuracy", "accuracy", ("classify",), "share", True, accuracy, _hits),
+        Metric("macro_f1", "macro-F1", ("classify",), "F1", True, macro_f1, _macro_f1_parts),
+        Metric("mcc", "MCC", ("classify",), "correlation", True, mcc, _mcc_parts),
+        Metric("mae", "MAE", ("regress",), "target units", False, mae, _turned_errors),
+        Metric("rmse", "RMSE", ("regress",), "target units", False, rmse, _rmse_parts),
+        Metric("pearson", "Pearson r", ("regress",), "correlation", True, pearson, _pearson_parts),
+        Metric("spearman", "Spearman ρ", ("regress",), "correlation", True, spearman, _spearman_parts),
+        Metric(
+            "range_used", "range used", ("regress",), "share of the targets' range", None, range_used, _range_used_parts
+        ),
     )
 }

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from math import floor, log10
 
+from tunetrial.analysis import metrics
 from tunetrial.analysis.board import Board
 from tunetrial.analysis.verdict import NO_SEEDS
 from tunetrial.core.evidence import Comparison
 
-COSTS = {"train_s": "one training run", "peak_gib": "peak memory", "storage_mib": "storage"}
+COSTS = {"train_s": "one training run", "peak_gib": "peak memory", "storage_mib": "saved artifact"}
 
 
 def opening(board: Board) -> Iterator[str]:
@@ -44,7 +45,7 @@ def cheapest_of(board: Board, pick: str, pool: Sequence[str]) -> Iterator[str]:
     better = pick != board.reference and board.verdicts[pick].words == "BETTER"
     kind = f"{'better' if better else 'not worse'} than {board.reference}"
     if len(pool) > 1:
-        order = "training time, then peak memory, then storage; within 10 % counts as equal"
+        order = "training time, then peak memory, then saved artifact; within 10 % counts as equal"
         yield f"Of the arms that are {kind} ({', '.join(pool)}), {pick} is the cheapest ({order})."
     else:
         yield f"{pick} is the only arm that is shown to be {kind if pick != board.reference else 'safe'}."
@@ -92,7 +93,7 @@ def finding(c: Comparison) -> str:
         return c.reason or "no interval"
     effect, low, high = (f"{x:+.{_places(c)}f}" for x in (c.effect, c.low, c.high))
     held = f"{100 * c.level:.1f} %: {low} to {high}; your margin is {c.margin:g}"
-    return f"{c.metric} {effect} against {c.reference} ({held})"
+    return f"{metrics.find(c.metric).title} {effect} against {c.reference} ({held})"
 
 
 def sentences(clauses: Sequence[str]) -> tuple[str, ...]:
@@ -101,7 +102,7 @@ def sentences(clauses: Sequence[str]) -> tuple[str, ...]:
 
 
 def _loss(c: Comparison, value: float) -> str:
-    return f"{max(0.0, value):.{_places(c)}f} {c.metric}"
+    return f"{max(0.0, value):.{_places(c)}f} {metrics.find(c.metric).title}"
 
 
 def _places(c: Comparison) -> int:

@@ -190,7 +190,11 @@ class Abstention(Record):
 
 
 class Decision(Record):
-    """The outcome of a study: verdicts, then a recommendation or an abstention, with reasons and flip points."""
+    """The outcome of a study: verdicts, then a recommendation or an abstention, with reasons and flip points.
+
+    `test_openings` counts by task how often the test rows have been opened, by any study of this user, this one
+    included; empty where nobody counted.
+    """
 
     verdicts: tuple[Comparison, ...]
     arms: tuple[ArmResult, ...]
@@ -203,6 +207,7 @@ class Decision(Record):
     excluded: dict[str, str]
     fairness: tuple[Check, ...]
     post_hoc: tuple[str, ...]
+    test_openings: dict[str, int] = {}
     study_digest: str
     record_digests: dict[str, str]
     synthetic: bool

@@ -29,7 +29,7 @@ def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tup
         ("settings", _settings(evidence)),
         ("records", f"{len(decision.record_digests)} digests in the JSON report"),
     ]
-    data = [pair for task in study.tasks if task.name in lock.data for pair in _data(evidence, task)]
+    data = [pair for task in study.tasks if task.name in lock.data for pair in _data(evidence, decision, task)]
     return (
         ("Pre-registration", tuple(rule)),
         ("Base", tuple(base)),
@@ -50,12 +50,14 @@ def _settings(evidence: Evidence) -> str:
     return "; ".join([shared, *arms])
 
 
-def _data(evidence: Evidence, task: TaskSpec) -> list[tuple[str, str]]:
+def _data(evidence: Evidence, decision: Decision, task: TaskSpec) -> list[tuple[str, str]]:
     pin, name = evidence.lock.data[task.name], words.name(task.name)
     counts = ", ".join(f"{words.number(n, 0)} {words.clean(split, 20)}" for split, n in pin.counts.items())
     digests = ", ".join(f"{words.clean(split, 20)} {digest[:16]}" for split, digest in pin.digests.items())
     remarks = [(f"{name}: remark", words.clean(remark)) for remark in pin.remarks]
-    return [(f"{name}: rows", counts), (f"{name}: SHA-256", digests), *remarks]
+    times = decision.test_openings.get(task.name)
+    opened = [(f"{name}: test rows opened", "once" if times == 1 else f"{times} times")] if times else []
+    return [(f"{name}: rows", counts), (f"{name}: SHA-256", digests), *opened, *remarks]
 
 
 def _ranges(seeds: Iterable[int]) -> str:

@@ -4,6 +4,7 @@ import math
 import re
 import unicodedata
 
+from tunetrial.analysis.metrics import METRICS
 from tunetrial.core.evidence import Measurement
 
 MINUS = "\N{MINUS SIGN}"
@@ -11,15 +12,6 @@ THIN = "\N{NARROW NO-BREAK SPACE}"
 BINARY = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 UNITLESS = frozenset(("", "1", "share", "fraction", "coefficient", "F1", "correlation", "target units"))
-METRICS = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "mcc": "MCC",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "pearson": "Pearson r",
-    "spearman": "Spearman ρ",
-}
 CRITERIA = {
     "quality": "Quality",
     "peak_gib": "Peak memory",
@@ -64,7 +56,7 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\
 
 def metric(name: str) -> str:
     """The usual spelling of a metric's name."""
-    return METRICS.get(name, clean(name, 40))
+    return METRICS[name].title if name in METRICS else clean(name, 40)
 
 
 def criterion(name: str) -> str:
