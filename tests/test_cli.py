@@ -88,6 +88,32 @@ def test_decide_without_results_says_so(tmp_path):
     assert ran.returncode == 1 and "no study here" in ran.stderr and len(ran.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("verb,name", [("decide", "record.json"), ("report", "scores.parquet"), ("run", "curve.jsonl")])
+def test_tampered_results_are_refused_and_named_by_every_verb(done, tmp_path, verb, name):
+    path, _ = done
+    copied = tmp_path / "results"
+    subprocess.run(["cp", "-r", path.parent / "study-results", copied], check=True)
+    tampered = sorted(copied.glob(f"trials/*/{name}"))[-1]
+    content = tampered.read_bytes()
+    tampered.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    engine = ["--engine", "trial_engines:plain"] if verb == "run" else []
+    ran = tunetrial(verb, path, "--folder", copied, *engine, home=path.parent / "home")
+    assert ran.returncode == 1 and ran.stdout == "" and "Traceback" not in ran.stderr
+    assert f"{tampered}: " in ran.stderr.splitlines()[-1]
+
+
+def test_a_lost_record_is_no_result_until_it_is_run_again(done, tmp_path):
+    path, ran = done
+    copied = tmp_path / "results"
+    subprocess.run(["cp", "-r", path.parent / "study-results", copied], check=True)
+    final = next(p for p in sorted(copied.glob("trials/*/record.json")) if '"final"' in p.read_text())
+    final.unlink()
+    less = tunetrial("decide", path, "--folder", copied, home=path.parent / "home")
+    assert less.returncode == 0 and "CAN'T TELL YET" in less.stdout and "4 of 5" in less.stdout, less.stdout
+    again = tunetrial("run", path, "--folder", copied, "--engine", "trial_engines:plain", home=path.parent / "home")
+    assert again.returncode == 0 and final.exists(), again.stderr
+
+
 def test_plan_says_what_it_takes_and_trains_nothing(tmp_path):
     path = write_study(tmp_path)
     ran = tunetrial("plan", path, "--engine", "trial_engines:plain", "--json", home=tmp_path)

@@ -1,6 +1,9 @@
 """The base model that ships: shape, format, tokenizer, that it learned English, and that damage is refused."""
 
 import json
+import os
+import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,8 +12,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import tiny
 from tunetrial import models
 from tunetrial.core.errors import IntegrityError, ModelError
+from tunetrial.engine.torch_engine import TorchEngine
 
 WEIGHTS = models.EMBEDDED / "model.safetensors"
 TOKENIZER = AutoTokenizer.from_pretrained(models.EMBEDDED)
@@ -177,6 +182,34 @@ def test_other_folders_are_refused_with_a_reason(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"got weights in \.bin; save the model as safetensors"):
         models.resolve(str(tmp_path))
+
+
+@dataclass(frozen=True)
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    folder: str
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    base, sprung = tiny.make_model(tmp_path / "base"), tmp_path / "sprung"
+    trap = pickle.dumps(Trap(str(sprung)))
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "adapter_model.bin"):
+        (base / name).write_bytes(trap)
+    models.resolve(str(base))
+    run = TorchEngine(device="cpu").open(base, "fp32").start(tiny.make_trial(epochs=1), tiny.make_data("classify"))
+    (tmp_path / "checkpoint" / "step-000001").mkdir(parents=True)
+    (tmp_path / "checkpoint" / "step-000001" / "optimizer.pt").write_bytes(trap)
+    list(run.steps(tmp_path / "checkpoint"))
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no [*].safetensors, got weights in .bin, .pt"):
+        models.resolve(str(base))
+    assert not sprung.exists()
+    pickle.loads(trap)
+    assert sprung.exists()
 
 
 def test_real_models_resolve(outside_data):
