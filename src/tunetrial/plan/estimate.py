@@ -50,28 +50,43 @@ def exactly(value: float) -> Range:
     return Range(low=value, high=value)
 
 
-def tokens_per_example(examples: Sequence[Example] | None, max_tokens: int) -> Range:
-    """Mean tokens of a prompt: 2.5 to 6 bytes each; without examples anything from 8 up to the limit."""
+def tokens_per_example(
+    examples: Sequence[Example] | None, max_tokens: int, *, counted: Sequence[int] | None = None
+) -> Range:
+    """Mean tokens of a prompt: as counted, else 2.5 to 6 bytes each; without examples from 8 up to the limit."""
+    if counted:
+        return exactly(sum(counted) / len(counted))
     if not examples:
         return Range(low=min(8, max_tokens), high=max_tokens)
     size_bytes = sum(len(example.prompt.encode()) for example in examples) / len(examples)
     return Range(low=min(size_bytes / 6 + 1, max_tokens), high=min(size_bytes / 2.5 + 1, max_tokens))
 
 
-def memory_bytes(arm: Arm, shape: ModelShape, controls: Controls, *, outputs: int, tokens: Range) -> Range:
-    """Peak memory of training: from one example at a time without spare room to the whole batch at the token limit."""
+def memory_bytes(
+    arm: Arm, shape: ModelShape, controls: Controls, *, outputs: int, tokens: Range, longest: int | None = None
+) -> Range:
+    """Peak memory of training: from one example at a time without spare room to a whole batch of the longest.
+
+    The longest example is taken for four times the mean where its tokens are not counted.
+    """
     method = methods.find(arm)
     trained = method.trainable_parameters(shape, outputs)
     compute = COMPUTE_BYTES[controls.precision]
     master = max(compute, 4)
     weights = shape.backbone_parameters * compute
     states = 2 * master * trained + method.state_bytes(shape, outputs) * master // 4
-    longest = min(controls.max_tokens, 4 * tokens.high)
+    longest = longest or min(controls.max_tokens, 4 * tokens.high)
     # Trained weights need no copy of their own where masters have the compute dtype; else their gradients have one.
     shared = method.adapter(shape) is None and master == compute
     least = states + (0 if shared else weights) + tokens.low * _activation_bytes(shape, compute, tokens.low)
     batch = controls.batch_examples * longest * _activation_bytes(shape, compute, longest)
     return Range(low=least, high=SPARE * (states + weights + compute * trained + batch))
+
+
+def checkpoint_bytes(arm: Arm, shape: ModelShape, *, outputs: int) -> int:
+    """Masters and AdamW's moments of a trial in hand."""
+    method = methods.find(arm)
+    return 4 * method.trainable_parameters(shape, outputs) + method.state_bytes(shape, outputs)
 
 
 def train_operations(arm: Arm, shape: ModelShape) -> float:

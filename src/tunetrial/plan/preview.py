@@ -1,8 +1,9 @@
 """What a study will take, before anything is spent: its first wave, most trials, tokens, memory, time, money, power."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from tunetrial import methods
 from tunetrial.core.evidence import Evidence, TaskData
 from tunetrial.core.records import Record
 from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
@@ -19,7 +20,8 @@ class Plan(Record):
 
     Trials, tokens and time range from a search that stops at once and a verdict at the first look, to a search that
     uses its last point and a verdict at the last look. `seconds` is for one trial after the other and None for a GPU
-    that is not known; `usd` is None without a price. `refused` names arms that cannot fit, and why.
+    that is not known; `usd` is None without a price. `disk_bytes` is the most that lies on the disk at any time.
+    `refused` names arms that cannot fit, and why.
     """
 
     first_wave: tuple[Trial, ...]
@@ -27,6 +29,8 @@ class Plan(Record):
     trials: Range
     trained_tokens: Range
     memory_bytes: dict[str, Range]
+    disk_bytes: Range
+    free_disk_bytes: int | None = None
     seconds: Range | None
     usd: Range | None
     power: tuple[Power, ...]
@@ -37,16 +41,29 @@ class Plan(Record):
         return "\n".join(_lines(self))
 
 
-def preview(lock: Lock, shape: ModelShape, data: Mapping[str, TaskData] | None = None) -> Plan:
-    """Estimate a study from its lock and the base's sizes; `data` narrows the ranges of tokens and power."""
-    study, data = lock.study, data or {}
+def preview(
+    lock: Lock,
+    shape: ModelShape,
+    data: Mapping[str, TaskData] | None = None,
+    *,
+    counted: Mapping[str, Sequence[int]] | None = None,
+    free_disk_bytes: int | None = None,
+) -> Plan:
+    """Estimate a study from its lock and the base's sizes.
+
+    `data` narrows the ranges of tokens and power, and `counted`, the tokens of each task's training rows, leaves of
+    tokens what depends on the number of trials.
+    """
+    study, data, counted = lock.study, data or {}, counted or {}
     wave = next_wave(Evidence(lock=lock, records=(), scores={}, curves={}))
     tokens = {
-        spec.name: estimate.tokens_per_example(_rows(data, spec, "train"), lock.controls(spec.name).max_tokens)
+        spec.name: estimate.tokens_per_example(
+            _rows(data, spec, "train"), lock.controls(spec.name).max_tokens, counted=counted.get(spec.name)
+        )
         for spec in study.tasks
     }
     counts = {(t.name, a.name): _trials(lock, a) for t in study.tasks for a in study.arms}
-    memory = {arm.name: _memory(lock, shape, arm, tokens) for arm in study.arms}
+    memory = {arm.name: _memory(lock, shape, arm, tokens, counted) for arm in study.arms}
     seconds = _seconds(lock, shape, tokens)
     price = study.hardware.usd_per_hour
     return Plan(
@@ -57,11 +74,13 @@ def preview(lock: Lock, shape: ModelShape, data: Mapping[str, TaskData] | None =
             (n * exactly(_epochs_rows(lock, task)) * tokens[task] for (task, _), n in counts.items()), exactly(0)
         ),
         memory_bytes=memory,
+        disk_bytes=_disk(lock, shape),
+        free_disk_bytes=free_disk_bytes,
         seconds=seconds,
         usd=None if price is None or seconds is None else seconds * exactly(price / 3600),
         power=tuple(power(lock, spec, prior(spec, _targets(data, spec))) for spec in study.tasks),
         refused=_refused(lock, memory),
-        assumptions=_assumptions(lock, data),
+        assumptions=_assumptions(lock, data, counted),
     )
 
 
@@ -76,19 +95,37 @@ def _epochs_rows(lock: Lock, task: str) -> int:
     return lock.controls(task).epochs * lock.data[task].counts["train"]
 
 
-def _memory(lock: Lock, shape: ModelShape, arm: Arm, tokens: Mapping[str, Range]) -> Range:
+def _memory(
+    lock: Lock, shape: ModelShape, arm: Arm, tokens: Mapping[str, Range], counted: Mapping[str, Sequence[int]]
+) -> Range:
     """The largest of an arm's tasks."""
     found = [
         estimate.memory_bytes(
             arm,
             shape,
             lock.controls(spec.name),
-            outputs=len(lock.data[spec.name].labels) if spec.kind == "classify" else 1,
+            outputs=_outputs(lock, spec),
             tokens=tokens[spec.name],
+            longest=max(counted.get(spec.name, ()), default=None),
         )
         for spec in lock.study.tasks
     ]
     return Range(low=max(r.low for r in found), high=max(r.high for r in found))
+
+
+def _disk(lock: Lock, shape: ModelShape) -> Range:
+    """Weights of all finals, which are kept until the last is done; at most three checkpoints of the largest trial."""
+    study, artifacts, checkpoints = lock.study, 0, []
+    for spec in study.tasks:
+        for arm in study.arms:
+            outputs = _outputs(lock, spec)
+            artifacts += methods.find(arm).artifact_bytes(shape, outputs, shape.bytes_per_weight)
+            checkpoints.append(estimate.checkpoint_bytes(arm, shape, outputs=outputs))
+    return Range(low=study.looks[0] * artifacts, high=study.looks[-1] * artifacts + 3 * max(checkpoints))
+
+
+def _outputs(lock: Lock, spec: TaskSpec) -> int:
+    return len(lock.data[spec.name].labels) if spec.kind == "classify" else 1
 
 
 def _seconds(lock: Lock, shape: ModelShape, tokens: Mapping[str, Range]) -> Range | None:
@@ -124,7 +161,7 @@ def _refused(lock: Lock, memory: Mapping[str, Range]) -> dict[str, str]:
     }
 
 
-def _assumptions(lock: Lock, data: Mapping[str, TaskData]) -> tuple[str, ...]:
+def _assumptions(lock: Lock, data: Mapping[str, TaskData], counted: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
     """What the ranges rest on."""
     gpu = lock.study.hardware.gpu
     if gpu is None:
@@ -135,7 +172,7 @@ def _assumptions(lock: Lock, data: Mapping[str, TaskData]) -> tuple[str, ...]:
         low, high = (100 * share for share in estimate.REACHED_SHARE[lock.precision])
         device = f"a {gpu} at {low:g} to {high:g} % of its bf16 peak"
     lengths = "2.5 to 6 bytes a token" if data else "prompts of any length up to max_tokens"
-    return device, lengths, "one trial after the other"
+    return device, "tokens as counted" if counted else lengths, "one trial after the other"
 
 
 def _rows(data: Mapping[str, TaskData], spec: TaskSpec, split: str):
@@ -159,6 +196,12 @@ def _lines(plan: Plan) -> list[str]:
         lines.append(f"cost: {plan.usd.low:.2f} to {plan.usd.high:.2f} USD (estimate)")
     for arm, needed in plan.memory_bytes.items():
         lines.append(f"memory of {arm}: {needed.low / GIB:.2g} to {needed.high / GIB:.2g} GiB (estimate)")
+    free = "" if plan.free_disk_bytes is None else f", {plan.free_disk_bytes / GIB:.2g} GiB free"
+    short = plan.free_disk_bytes is not None and plan.free_disk_bytes < plan.disk_bytes.low
+    lines.append(
+        f"disk: {plan.disk_bytes.low / GIB:.2g} to {plan.disk_bytes.high / GIB:.2g} GiB (estimate){free}"
+        + (": too little, trials will fail until there is more" if short else "")
+    )
     lines += [f"does not fit: {arm} {why}" for arm, why in plan.refused.items()]
     lines += [str(one) for one in plan.power]
     return [*lines, f"assumed: {'; '.join(plan.assumptions)}"]

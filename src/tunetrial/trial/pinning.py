@@ -16,7 +16,10 @@ OVER_LONG_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Pinned:
-    """A locked study, with what its trials need: rows, base and engine, the device's kind and its free memory."""
+    """A locked study, with what its trials need: rows, base and engine, the device's kind and its free memory.
+
+    `counted` are the tokens of each task's training rows.
+    """
 
     lock: Lock
     data: dict[str, TaskData]
@@ -24,6 +27,7 @@ class Pinned:
     engine: str
     device: str
     free_bytes: int
+    counted: dict[str, tuple[int, ...]]
 
     def terms(self, trial: Trial, *, micro_batch: int | None) -> Terms:
         """On what terms a trial of this study is carried out."""
@@ -47,7 +51,7 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned
     survey = _Survey(log)
     try:
         machine = survey.ask({"do": "open", "engine": engine, "base": str(base.folder), "precision": study.precision})
-        data = {name: _fitting(rows, study.max_tokens, shape.context, survey) for name, rows in loaded.items()}
+        fitting = {name: _fitting(rows, study.max_tokens, shape.context, survey) for name, rows in loaded.items()}
     finally:
         survey.close()
     lock = Lock(
@@ -55,11 +59,18 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned
         base_fingerprint=base.fingerprint,
         parameters=shape.parameters,
         precision=machine["precision"],
-        data={name: _data_pin(rows) for name, rows in data.items()},
+        data={name: _data_pin(rows) for name, (rows, _) in fitting.items()},
         engine="sim" if machine["synthetic"] else "torch",
     )
-    device, free_bytes = machine["device"], machine["free_bytes"]
-    return Pinned(lock=lock, data=data, base=base.folder, engine=engine, device=device, free_bytes=free_bytes)
+    return Pinned(
+        lock=lock,
+        data={name: rows for name, (rows, _) in fitting.items()},
+        base=base.folder,
+        engine=engine,
+        device=machine["device"],
+        free_bytes=machine["free_bytes"],
+        counted={name: tokens for name, (_, tokens) in fitting.items()},
+    )
 
 
 class _Survey:
@@ -87,12 +98,15 @@ def _located(base_model: str, root: Path) -> str:
     return base_model if base_model == "embedded" else str((root / Path(base_model).expanduser()).resolve())
 
 
-def _fitting(data: TaskData, max_tokens: int, context: int, survey: _Survey) -> TaskData:
-    """Leave out the rows that are too long: positions beyond its context are none that the base was made for."""
+def _fitting(data: TaskData, max_tokens: int, context: int, survey: _Survey) -> tuple[TaskData, tuple[int, ...]]:
+    """Leave out the rows that are too long: positions beyond its context are none that the base was made for.
+
+    Returns the tokens of each training row besides.
+    """
     limit, within = min(max_tokens, context), max_tokens <= context
     name, of_what = ("max_tokens", "") if within else ("the base's context", "the base's context of ")
     remedy = "raise max_tokens or shorten the input" if within else "shorten the input or use another base"
-    splits, remarks = {}, list(data.remarks)
+    splits, counted, remarks = {}, {}, list(data.remarks)
     for split, rows in data.splits.items():
         tokens = survey.ask({"do": "lengths", "prompts": [example.prompt for example in rows]})["tokens"]
         kept = tuple(example for example, n in zip(rows, tokens, strict=True) if n <= limit)
@@ -104,8 +118,8 @@ def _fitting(data: TaskData, max_tokens: int, context: int, survey: _Survey) -> 
             )
         if dropped:
             remarks.append(f"{split}: {dropped} of {len(rows)} rows left out: longer than {of_what}{limit} tokens")
-        splits[split] = kept
-    return replace(data, splits=splits, remarks=tuple(remarks))
+        splits[split], counted[split] = kept, tuple(n for n in tokens if n <= limit)
+    return replace(data, splits=splits, remarks=tuple(remarks)), counted["train"]
 
 
 def _data_pin(data: TaskData) -> DataPin:

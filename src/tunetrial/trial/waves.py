@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunetrial import models, plan
+from tunetrial.core import files
 from tunetrial.core.evidence import Evidence
 from tunetrial.core.study import Study, Trial
 from tunetrial.plan import Plan, Wave
@@ -76,7 +77,8 @@ def run(
 
 
 def _write_plan(pinned: Pinned, store: StudyFolder) -> Plan:
-    made = plan.preview(pinned.lock, models.shape(pinned.base), pinned.data)
+    shape, free = models.shape(pinned.base), files.free_bytes(store.path)
+    made = plan.preview(pinned.lock, shape, pinned.data, counted=pinned.counted, free_disk_bytes=free)
     store.write_plan(made.model_dump(mode="json"))
     return made
 
