@@ -296,7 +296,7 @@ def test_an_arm_that_does_not_fit_is_given_nothing_more(purpose):
     assert len(evidence.of(purpose="final", arm="full")) >= 5
 
 
-def test_finals_and_probes_wait_for_every_arm_of_their_task_but_not_for_other_tasks():
+def test_finals_wait_for_every_arm_of_their_task_and_probes_for_all_tasks():
     lock, answer = a_lock(tasks=("mail", "news")), bell(TOP)
     evidence = empty(lock)
     wave = plan.next_wave(evidence)
@@ -307,10 +307,16 @@ def test_finals_and_probes_wait_for_every_arm_of_their_task_but_not_for_other_ta
     assert {(t.task, t.arm.name) for t in wave.trials if t.purpose == "tune"} == {("news", "lora")}
     finals = [t for t in wave.trials if t.purpose == "final"]
     assert [(t.seed, t.arm.name) for t in finals] == [(s, a) for s in range(1, 6) for a in ("full", "lora")]
+    while "probe" not in {t.purpose for t in wave.trials}:
+        evidence = add(evidence, wave.trials, answer)
+        wave = plan.next_wave(evidence)
+    assert "tune" not in {t.purpose for t in wave.trials}
     probes = [t for t in wave.trials if t.purpose == "probe"]
-    assert [(t.seed, t.arm.name) for t in probes] == [(1, "full"), (1, "lora")]
+    assert [(t.seed, t.task, t.arm.name) for t in probes] == [
+        (1, task, arm) for task in ("mail", "news") for arm in ("full", "lora")
+    ]
     for trial in (*finals, *probes):
-        assert trial.learning_rate == plan.chosen_rate(evidence, trial.arm.name, "mail").value
+        assert trial.learning_rate == plan.chosen_rate(evidence, trial.arm.name, trial.task).value
 
 
 def test_a_settled_study_ends_at_the_first_look():

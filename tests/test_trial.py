@@ -16,6 +16,7 @@ from tunetrial.core.errors import DataError, StoreError, TunetrialError
 from tunetrial.models import EMBEDDED
 from tunetrial.store import StudyFolder, TestLedger
 from tunetrial.trial.pinning import pin
+from tunetrial.trial.pool import cores
 
 HERE = Path(__file__).parent
 
@@ -55,6 +56,15 @@ def test_the_test_split_is_handed_to_finals_alone(done):
 
 def _splits(study, record):
     return [split for name, split in study.outcome.evidence.scores if name == record.trial.id]
+
+
+def test_probes_have_one_worker_of_their_own_with_every_core(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_MARKS", str(tmp_path))
+    load(write_study(tmp_path / "study"), "Signed").run()
+    probes, trials = ([line.split() for line in (tmp_path / w).read_text().splitlines()] for w in ("probe", "trial"))
+    assert len(probes) == 2 and len({process for process, _ in probes}) == 1
+    assert {threads for _, threads in probes} == {str(cores())} and {threads for _, threads in trials} == {"1"}
+    assert not {process for process, _ in probes} & {process for process, _ in trials}
 
 
 def test_records_say_what_was_measured_and_how(done):

@@ -1,6 +1,8 @@
 """What an arm costs alone on the machine: load, step, evaluate, save and peak memory, each timed apart."""
 
+import ctypes
 import gc
+import itertools
 import shutil
 import statistics
 import time
@@ -14,10 +16,11 @@ from tunetrial.core.evidence import Measurement, TaskData
 from tunetrial.core.study import Trial
 
 WARM_UP, TIMED, SINGLE = 4, 20, 20
+SETTLED, MOST_BLOCKS = 0.95, 10
 
 
 def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Measurement]:
-    """Run WARM_UP and then TIMED real steps of the trial, cycling through its order, then the other phases.
+    """Run real steps of the trial until they have settled, cycling through its order, then the other phases.
 
     Peak memory is the device's on CUDA; on a CPU it is the process's highest resident size above what it was before
     the run began with the base in memory added, where the system tells it (Linux), and absent elsewhere.
@@ -27,14 +30,10 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     gc.collect()
     memory = _Peak(session)
     run = session.start(trial, data)
-    peak_step, steps = trial.learning_rate, run.loop.order
-    step_s, tokens = [], []
-    for number in range(WARM_UP + TIMED):
-        rows = steps[number % len(steps)]
-        seconds = clock.time(lambda rows=rows: run.loop.step(rows, peak_step * 1e-3))
-        if number >= WARM_UP:
-            step_s.append(seconds)
-            tokens.append(sum(len(run.loop.tokens[row]) for row in rows))
+    order, rate = run.loop.order, trial.learning_rate * 1e-3
+    timed = settled(lambda number: clock.time(lambda: run.loop.step(order[number % len(order)], rate)))
+    step_s = [seconds for _, seconds in timed]
+    tokens = [len(run.loop.tokens[row]) for number, _ in timed for row in order[number % len(order)]]
     peak = memory.read()
     examples = data.splits["validation"]
     run.predict(examples[:1])
@@ -60,6 +59,27 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     return found
 
 
+def settled(take: Callable[[int], float]) -> list[tuple[int, float]]:
+    """Take numbered steps until TIMED of them are no faster than the TIMED before; these last, with their seconds.
+
+    Kernels and memory are prepared at first use, and in a fresh process on a GPU that goes on for dozens of steps,
+    each two or three times slower than the hundreds that follow.
+    """
+    numbers = itertools.count()
+    block = lambda size: [(number, take(number)) for number in itertools.islice(numbers, size)]  # noqa: E731
+    block(WARM_UP)
+    last = block(TIMED)
+    for _ in range(MOST_BLOCKS):
+        before, last = last, block(TIMED)
+        if _middle(last) > SETTLED * _middle(before):
+            break
+    return last
+
+
+def _middle(timed: list[tuple[int, float]]) -> float:
+    return statistics.median(seconds for _, seconds in timed)
+
+
 class _Clock:
     """Wall time of a call, with the device's queue empty before and after."""
 
@@ -75,7 +95,7 @@ class _Clock:
 
 
 class _Peak:
-    """Peak memory from now on, the resident base included."""
+    """Peak memory from now on, the resident base included. What an earlier run freed is first given back."""
 
     def __init__(self, session):
         self.cuda = session.device.type == "cuda"
@@ -84,6 +104,8 @@ class _Peak:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         elif self.clear.exists():
+            if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+                libc.malloc_trim(0)
             self.clear.write_text("5")
             self.before = psutil.Process().memory_info().rss
 

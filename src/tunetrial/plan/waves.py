@@ -1,9 +1,9 @@
 """Which trials come next, from the records alone: one pure function that a study is carried out, resumed and
 extended by.
 
-For each task: the search of every arm's learning rate; once all rates of the task are known, a probe of each arm and
-the finals of the first look, every arm with the same seeds. When every task has completed a look, the next one for
-all, if an open comparison is bound by seeds.
+For each task: the search of every arm's learning rate; once all rates of the task are known, the finals of the first
+look, every arm with the same seeds. Once all rates of all tasks are known, the probes, one after the other. When every
+task has completed a look, the next one for all, if an open comparison is bound by seeds.
 """
 
 from collections.abc import Iterator
@@ -32,9 +32,10 @@ def next_wave(evidence: Evidence) -> Wave | None:
     searches = {(t.name, a.name): search(evidence, a.name, t.name) for t in _tasks(evidence) for a in _arms(evidence)}
     rates = {key: found.rate for key, found in searches.items() if found.rate}
     tuned = [task.name for task in _tasks(evidence) if not _pending(searches, task.name)]
+    pending = [t for task in _tasks(evidence) for t in _pending(searches, task.name)]
     parts = [
-        ("learning-rate search", [t for task in _tasks(evidence) for t in _pending(searches, task.name)]),
-        ("probes", list(_missing(evidence, _probes(evidence.lock, rates, tuned)))),
+        ("learning-rate search", pending),
+        ("probes", [] if pending else list(_missing(evidence, _probes(evidence.lock, rates)))),
         _finals(evidence, rates, tuned),
     ]
     trials = tuple(trial for _, part in parts for trial in part)
@@ -71,12 +72,11 @@ def _goes_on(evidence: Evidence, seeds: tuple[int, ...]) -> bool:
     return extend(replace(evidence, records=records))
 
 
-def _probes(lock: Lock, rates: dict, tuned: list[str]) -> Iterator[Trial]:
+def _probes(lock: Lock, rates: dict) -> Iterator[Trial]:
     """One probe an arm and task, at the chosen rate."""
     seed = final_seeds(lock, 1)[0]
     for (task, arm), rate in rates.items():
-        if task in tuned:
-            yield lock.trial(arm, task, learning_rate=rate.value, seed=seed, purpose="probe")
+        yield lock.trial(arm, task, learning_rate=rate.value, seed=seed, purpose="probe")
 
 
 def _trials(lock: Lock, rates: dict, tuned: list[str], seeds: tuple[int, ...]) -> Iterator[Trial]:
