@@ -1,6 +1,7 @@
 """The engine against a plain Hugging Face Trainer with PEFT, and what it promises of seeds, resume and memory."""
 
 import json
+import statistics
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ from transformers import LlamaForSequenceClassification, Trainer, TrainingArgume
 from tiny import make_data, make_model, make_trial
 from tunetrial import methods, models
 from tunetrial.core.errors import DivergedError
+from tunetrial.engine import probe
 from tunetrial.engine.torch_engine import TorchEngine
 
 ROWS_PER_STEP = 16
@@ -325,6 +327,33 @@ def test_a_rate_too_high_is_diverged(base):
     run = session.start(make_trial("full", rate=1e18), data)
     with pytest.raises(DivergedError, match=r"step \d+: numbers are no longer finite, got loss"):
         list(run.steps(None))
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        lambda number: 0.04,
+        lambda number: 0.13 if number < 30 else 0.04,
+        lambda number: 0.04 + 0.13 * 0.95**number,
+    ],
+    ids=["at once", "after thirty", "slowly"],
+)
+def test_probe_times_steps_once_they_have_settled(seconds):
+    """A fresh process prepares its kernels for dozens of steps: a run of hundreds does not cost that a step."""
+    taken = []
+
+    def take(number: int) -> float:
+        taken.append(number)
+        return seconds(number) * (1 + 0.02 * (number % 3))
+
+    timed = probe.settled(take)
+    assert [number for number, _ in timed] == taken[-probe.TIMED :]
+    assert statistics.median(second for _, second in timed) == pytest.approx(0.04, rel=0.08)
+    assert taken == list(range(len(taken)))
+
+
+def test_probe_of_steps_that_never_settle_ends():
+    assert len(probe.settled(lambda number: 0.9**number)) == probe.TIMED
 
 
 def test_probe_tells_phases_apart(base, data, tmp_path):
