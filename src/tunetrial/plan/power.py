@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import ndtri
 
-from tunetrial.analysis import stats
+from tunetrial.analysis import metrics, stats
 from tunetrial.analysis.stats import Components
 from tunetrial.core.records import Record
 from tunetrial.core.study import Lock, TaskSpec
@@ -49,7 +49,7 @@ class Power(Record):
     rows_needed: int | None = None
 
     def __str__(self) -> str:
-        head = f"{self.task}: margin {self.margin:g} {self.metric} on {self.test_rows} test rows"
+        head = f"{self.task}: margin {self.margin:g} {metrics.find(self.metric).title} on {self.test_rows} test rows"
         if self.prior is None:
             return f"{head}; power unknown: the spread of the targets is not known"
         seen = ", ".join(f"{effect:.2g} with {seeds} seeds" for seeds, effect in self.detectable.items())
