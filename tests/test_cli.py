@@ -144,6 +144,45 @@ def test_a_bad_study_file_is_one_error_without_a_traceback(tmp_path, text):
     assert "study.yaml" in ran.stderr and "Traceback" not in ran.stderr
 
 
+FILES_OF_BASE = {
+    "truncated weights": ("model.safetensors", lambda content: content[:1000]),
+    "a broken tokenizer": ("tokenizer.json", lambda content: b"{}"),
+    "sizes that do not fit": ("config.json", lambda content: content.replace(b'"hidden_size": 2', b'"hidden_size": 9')),
+}
+
+
+@pytest.mark.parametrize("name", FILES_OF_BASE)
+def test_a_base_that_cannot_be_opened_is_named_in_one_line(copied_base, tmp_path, name):
+    (copied_base / "manifest.json").unlink()
+    file, damage = FILES_OF_BASE[name]
+    content = (copied_base / file).read_bytes()
+    (copied_base / file).write_bytes(damage(content))
+    assert (copied_base / file).read_bytes() != content
+    ran = tunetrial("plan", write_study(tmp_path / "study", base_model=str(copied_base)), home=tmp_path)
+    assert ran.returncode == 1 and ran.stdout == ""
+    [line] = ran.stderr.splitlines()
+    assert line.startswith(f"tunetrial: {copied_base}: cannot be opened as a base, got ")
+
+
+def test_an_arm_that_does_not_suit_the_base_is_named_with_its_field(tmp_path):
+    path = write_study(tmp_path)
+    path.write_text(path.read_text().replace("rank: 2", "targets: [w_q]"))
+    ran = tunetrial("plan", path, "--engine", "trial_engines:plain", home=tmp_path)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("tunetrial: arms.lora.targets: no such projection in this base, got 'w_q'; use some")
+
+
+@pytest.mark.parametrize("arguments", [("demo",), ("plan", "study.yaml"), ("run", "study.yaml")])
+def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    write_study(tmp_path)
+    Path("file").write_text("x")
+    ran = tunetrial(*arguments, "--folder", "file/in", "--engine", "trial_engines:plain", home=tmp_path)
+    assert ran.returncode == 1 and ran.stdout == ""
+    [line] = ran.stderr.splitlines()
+    assert line.startswith("tunetrial: file/in") and "cannot be written, got Not a directory; see to that" in line
+
+
 def test_bad_usage_exits_with_2(tmp_path):
     assert tunetrial("run", home=tmp_path).returncode == 2
     assert tunetrial("run", "study.yaml", "--no-such-option", home=tmp_path).returncode == 2

@@ -43,10 +43,13 @@ def demo(
 ) -> None:
     """Full × LoRA on the built-in tasks, on the embedded base."""
     with _exit_status():
-        folder.mkdir(parents=True, exist_ok=True)
+        from tunetrial.core import files
+
         path = folder / "demo.yaml"
-        if not path.exists():
-            path.write_bytes((Path(__file__).parent / "embedded" / "demo.yaml").read_bytes())
+        with files.writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.write_bytes((Path(__file__).parent / "embedded" / "demo.yaml").read_bytes())
         _run(Study.load(path, engine=engine), wait_s=0.0, json=json)
 
 

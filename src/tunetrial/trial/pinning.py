@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
-from tunetrial import models, tasks
-from tunetrial.core.errors import DataError, TunetrialError
+from tunetrial import methods, models, tasks
+from tunetrial.core.errors import DataError, SpecError, TunetrialError
 from tunetrial.core.evidence import TaskData
 from tunetrial.core.study import DataPin, Lock, Study, Trial
 from tunetrial.trial.execution import Terms
@@ -47,6 +47,7 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned
     """
     base = models.resolve(_located(study.base_model, root))
     shape = models.shape(base.folder)
+    _check_arms(study, shape)
     loaded = {spec.name: tasks.load(spec, root) for spec in study.tasks}
     survey = _Survey(log)
     try:
@@ -71,6 +72,14 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned
         free_bytes=machine["free_bytes"],
         counted={name: tokens for name, (_, tokens) in fitting.items()},
     )
+
+
+def _check_arms(study: Study, shape: models.ModelShape) -> None:
+    for arm in study.arms:
+        try:
+            methods.find(arm).adapter(shape)
+        except SpecError as error:
+            raise SpecError(f"arms.{arm.name}.{error}") from None
 
 
 class _Survey:

@@ -34,8 +34,10 @@ def preview(study: Study, root: Path, folder: Path, *, engine: str = "torch") ->
     """Say what a study will take before anything is spent, and keep it as the folder's `plan.json`.
 
     Raises:
-        TunetrialError: The study cannot be locked; see `pin`.
+        TunetrialError: The study cannot be locked, see `pin`, or the folder not be made.
     """
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     pinned = pin(study, root, engine=engine, log=folder / "worker.log")
     return _write_plan(pinned, StudyFolder(folder))
 

@@ -126,8 +126,10 @@ def _serve(service: Service, order: dict, report: Callable[[dict], None]) -> Non
     except Exception as error:
         with contextlib.suppress(OSError):  # the disk of the log may be what is full
             traceback.print_exc()
-        text = str(error) if isinstance(error, TunetrialError) else f"{type(error).__name__}: {error}"
+        ours = isinstance(error, TunetrialError)
+        text = str(error) if ours else " ".join(f"{type(error).__name__}: {error}".split())
         if order["do"] == "open":
+            text = text if ours else f"{order['base']}: cannot be opened as a base, got {text}; restore its files"
             report({"event": "broken", "error": text})
             os._exit(1)
         report({"event": "failed", "error": text})
