@@ -109,6 +109,18 @@ def test_an_arm_no_better_than_the_majority_did_not_train_and_is_not_compared():
     assert (c.effect, c.low, c.mde) == (None, None, None)
 
 
+def test_an_arm_of_which_two_finals_in_five_collapse_did_not_train_and_the_others_are_counted():
+    found = unstated(evidence(lock(), {"full": 0.8, "lora": 0.8}))
+    scores = dict(found.scores)
+    for seed in (2, 4):
+        key = one(found, "lora", seed).trial.id, "test"
+        scores[key] = replace(scores[key], prediction_E=np.full(300, "a"))
+    found = replace(found, scores=scores)
+    result, c = state(found, "lora"), verdict(found)
+    assert result.state == "did not train" and len(result.values) == 5 and not extend(found)
+    assert c.words == "NOT COMPARABLE" and c.reason.endswith(", though 3 of 5 finals alone are")
+
+
 def test_an_arm_that_only_says_the_constant_did_not_train():
     found = evidence(lock(), {"full": 0.8, "lora": 0.8})
     scores = {

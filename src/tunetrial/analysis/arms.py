@@ -2,6 +2,11 @@
 
 Intention to treat, fixed here for every study: a final that diverged counts as if it had predicted the constant. An
 arm of which more than half diverged has the state "diverged" and is compared with nothing.
+
+An arm whose mean over all counted finals is not shown to be better than the constant "did not train", even if some of
+its finals are: two that collapse in five are enough. What one run of such an arm gives cannot be relied on, which is
+what a verdict is about; a mean of those that went well would be of runs chosen by their outcome. The reason counts
+them. More seeds might yet show the mean to be better; the study does not go on for that, since looks settle verdicts.
 """
 
 from collections.abc import Mapping

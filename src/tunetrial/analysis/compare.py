@@ -52,7 +52,9 @@ def compare(evidence: Evidence) -> tuple[tuple[ArmResult, ...], tuple[Comparison
 def extend(evidence: Evidence) -> bool:
     """Say whether the next look must be run: some comparison is open, and seeds, not examples, bound its interval.
 
-    BETTER, WORSE, WORSE negligibly and SAME are settled and stop early. Asked when every arm has completed a look.
+    BETTER, WORSE, WORSE negligibly and SAME are settled and stop early. Asked when every arm has completed a look,
+    and answered for the study: the verdicts are one family, in which the level of each depends on the others' p. If a
+    settled task kept its first look while another went on, Holm's procedure could take back what it had rejected.
     """
     last = evidence.lock.study.looks[-1]
     return any(
@@ -132,12 +134,14 @@ def _why_lost(result: ArmResult, evidence: Evidence) -> str:
 
 
 def _why_idle(result: ArmResult, evidence: Evidence) -> str:
-    metric = metrics.find(evidence.lock.study.task(result.task).metric).title
+    metric = metrics.find(evidence.lock.study.task(result.task).metric)
     if result.mean is None:
-        return f"{result.arm} did not train: no learning rate gave a defined {metric}"
-    floor = "0" if result.floor is None else f"{result.floor:.4g}"
-    text = f"{result.arm} did not train: {metric} {result.mean:.4g} is not shown to be better than a constant's {floor}"
-    return text + (f", {result.failed} of its finals diverged" if result.failed else "")
+        return f"{result.arm} did not train: no learning rate gave a defined {metric.title}"
+    floor, turn = result.floor or 0.0, 1 if metric.higher_is_better else -1
+    text = f"{result.arm} did not train: {metric.title} {result.mean:.4g} is not shown to be better than a constant's "
+    better = sum(turn * (value - floor) > 0 for value in result.values.values())
+    alone = f"{floor:.4g}, though {better} of {len(result.values)} finals alone are" if better else f"{floor:.4g}"
+    return text + alone + (f", {result.failed} of its finals diverged" if result.failed else "")
 
 
 def comparison(evidence: Evidence, case: Case) -> Comparison:
