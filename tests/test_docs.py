@@ -18,5 +18,13 @@ def test_every_relative_link_leads_to_a_file(page):
     assert [path for path in paths if path and not (page.parent / path).exists()] == []
 
 
+def test_every_test_that_the_faults_name_is_there():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/faults.md").read_text(encoding="utf-8")))
+    defined = {
+        name for path in ROOT.glob("tests/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 40 and named <= defined, named - defined
+
+
 def test_links_are_looked_for_on_the_pages_that_have_them():
     assert {"README.md", "architecture.md"} <= {page.name for page in PAGES} and len(PAGES) >= 8
