@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 from jinja2 import (
@@ -78,7 +78,8 @@ def _is_plain(node: nodes.Node) -> bool:
 
 def _serve() -> None:
     """Fill what comes in on stdin; the kernel's alarm ends this process at the row that takes too long."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    with suppress(ValueError, OSError):  # not every system limits memory
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     while True:
         source, fields = pickle.load(sys.stdin.buffer)
         signal.setitimer(signal.ITIMER_REAL, ROW_S)
