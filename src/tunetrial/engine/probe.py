@@ -1,6 +1,5 @@
 """What an arm costs alone on the machine: load, step, evaluate, save and peak memory, each timed apart."""
 
-import ctypes
 import gc
 import itertools
 import shutil
@@ -95,7 +94,7 @@ class _Clock:
 
 
 class _Peak:
-    """Peak memory from now on, the resident base included. What an earlier run freed is first given back."""
+    """Peak memory from now on, the resident base included."""
 
     def __init__(self, session):
         self.cuda = session.device.type == "cuda"
@@ -104,8 +103,6 @@ class _Peak:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         elif self.clear.exists():
-            if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-                libc.malloc_trim(0)
             self.clear.write_text("5")
             self.before = psutil.Process().memory_info().rss
 

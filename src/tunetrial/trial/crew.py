@@ -42,8 +42,8 @@ class Crew:
     """Workers that carry out trials, `size` at most side by side. Each has one thread, always: results are then
     the same however many cores there are.
 
-    They live on from one call of `carry_out` to the next. Probes have a worker of their own with all threads, and a
-    retry a fresh one.
+    They live on from one call of `carry_out` to the next. A trial that must be alone gets a fresh worker, and a probe
+    all threads.
     """
 
     def __init__(self, pinned: Pinned, folder: Path, *, size: int) -> None:
@@ -52,7 +52,6 @@ class Crew:
         self._queue: deque[Assignment] = deque()
         self._busy: dict[Worker, Assignment] = {}
         self._idle: list[Worker] = []
-        self._probers: set[Worker] = set()
         self._wishes = 0
         self._kill_at = float("inf")
 
@@ -111,8 +110,10 @@ class Crew:
             alone = self._queue[0].alone or any(a.alone for a in self._busy.values())
             if len(self._busy) >= (1 if alone else self._size):
                 return
+            if alone:
+                self._dismiss()
             assignment = self._queue.popleft()
-            worker = self._summon(assignment)
+            worker = self._idle.pop() if self._idle else self._hire(assignment)
             self._busy[worker] = assignment
             trial = assignment.trial
             worker.send_data(self._pinned.data[trial.task], ("train", *SPLITS[trial.purpose]))
@@ -120,23 +121,18 @@ class Crew:
             order = {"do": "trial", "trial": trial.model_dump(mode="json"), "study": str(self._folder)}
             worker.send({**order, "terms": asdict(terms)})
 
-    def _summon(self, assignment: Assignment) -> Worker:
-        """An idle worker that suits, or a new one. Those that do not suit are ended, and what they hold is freed."""
-        probe = assignment.trial.purpose == "probe"
-        for worker in list(self._idle):
-            if assignment.retry or (worker in self._probers) != probe:
-                self._idle.remove(worker)
-                worker.close()
-        return self._idle.pop() if self._idle else self._hire(probe)
-
-    def _hire(self, probe: bool) -> Worker:
-        worker = Worker(self._inbox, threads=cores() if probe else 1, log=self._folder / "worker.log")
-        if probe:
-            self._probers.add(worker)
+    def _hire(self, assignment: Assignment) -> Worker:
+        threads = cores() if assignment.trial.purpose == "probe" else 1
+        worker = Worker(self._inbox, threads=threads, log=self._folder / "worker.log")
         pinned = self._pinned
         order = {"do": "open", "engine": pinned.engine, "base": str(pinned.base), "precision": pinned.lock.precision}
         worker.send(order)
         return worker
+
+    def _dismiss(self) -> None:
+        """End the idle workers, and free what they hold."""
+        while self._idle:
+            self._idle.pop().close()
 
     def _hear(self, worker: Worker, message: dict | None, ended: Ended) -> None:
         """Take in a report, or the end, of a worker. One that was ended on purpose is no longer listened to."""
@@ -180,9 +176,9 @@ class Crew:
         ended(assignment.trial, "infeasible", None)
 
     def _release(self, worker: Worker, *, sound: bool) -> None:
-        """Let a worker wait for its next trial. One that served a retry, or met an error, has served: a device may be
+        """Let a worker wait for its next trial. One that worked alone, or met an error, has served: a device may be
         left in any state by it."""
-        if self._busy.pop(worker).retry or not sound:
+        if self._busy.pop(worker).alone or not sound:
             worker.close()
         else:
             self._idle.append(worker)
