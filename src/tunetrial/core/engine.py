@@ -43,7 +43,11 @@ class Run(Protocol):
     first_step: int
 
     def predict(self, examples: Sequence[Example]) -> list[str] | list[float]:
-        """Predict a label or a number for each example, in order."""
+        """Predict a label or a number for each example, in order; where the readout is text, its completion."""
+
+    def likelihoods(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+        """Where the readout is text: of each target, given its prompt, the negative log-likelihood in nats (end of text
+        included) and over how many tokens."""
 
     def save(self, folder: Path) -> None:
         """Write the artifact: an adapter, or a full model in the base's dtype, with its head."""
@@ -63,7 +67,8 @@ class Session(Protocol):
     """One base, resident."""
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
-        """Tokens of each prompt, so that rows longer than the controls allow are dropped alike in every arm."""
+        """Tokens of each row as it is trained on, so that rows longer than the controls allow are dropped alike in
+        every arm: those of the prompt, and where the target is text those of the target."""
 
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> Run:
         """Prepare a trial: attach, initialise, tokenise. It ends the run started before: one at a time.

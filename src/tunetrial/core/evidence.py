@@ -1,7 +1,7 @@
 """What came of it: examples and their scores, records of trials, verdicts, the decision."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from tunetrial.core.records import Record, digest
@@ -25,12 +25,18 @@ Words = Literal[
 
 @dataclass(frozen=True)
 class Example:
-    """One row, rendered. `cluster` groups rows of one source (a sender, a document); `target` is a label or number."""
+    """One row, rendered. `cluster` groups rows of one source (a sender, a document); `target` is a label, a number or
+    the text of a completion.
+
+    `messages` is a conversation as canonical JSON, a list of {"role", "content", …}: the base's own chat template
+    renders it, so `prompt` is empty then, and `target` is the content of its last assistant turn.
+    """
 
     id: str
     cluster: str
     prompt: str
     target: str | float
+    messages: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,14 @@ class TaskData:
     remarks: tuple[str, ...] = ()
 
     def digest(self, split: str) -> str:
-        """SHA-256 of a split's ids, clusters, prompts and targets, in order."""
-        return digest([[e.id, e.cluster, e.prompt, e.target] for e in self.splits[split]])
+        """SHA-256 of a split's ids, clusters, prompts, targets and conversations, in order."""
+        return digest([example_row(example) for example in self.splits[split]])
+
+
+def example_row(example: Example) -> list[str | float]:
+    """An example as a JSON list that `Example(*row)` makes again; no conversation, no fifth entry."""
+    row = [example.id, example.cluster, example.prompt, example.target]
+    return row if example.messages is None else [*row, example.messages]
 
 
 class Measurement(Record):
@@ -81,19 +93,24 @@ class TrialRecord(Record):
 
 @dataclass(frozen=True)
 class Scores:
-    """Per-example outcomes of one trial over one split, axis E; targets and predictions are labels or numbers."""
+    """Per-example outcomes of one trial over one split, axis E; targets and predictions are labels, numbers or texts.
+
+    `measured` holds what cannot be told from target and prediction, by name: "nll" and "tokens" of the target under the
+    model, or "tests_pass" of a completion that was executed.
+    """
 
     example_id_E: tuple[str, ...]
     cluster_E: tuple[str, ...]
     target_E: "np.ndarray"
     prediction_E: "np.ndarray"
+    measured: "Mapping[str, np.ndarray]" = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """SHA-256 over the content, independent of file format."""
-        return digest(
-            [list(self.example_id_E), list(self.cluster_E), self.target_E.tolist(), self.prediction_E.tolist()]
-        )
+        content = [list(self.example_id_E), list(self.cluster_E), self.target_E.tolist(), self.prediction_E.tolist()]
+        columns = {name: values.tolist() for name, values in self.measured.items()}
+        return digest([*content, columns] if columns else content)
 
 
 @dataclass(frozen=True)

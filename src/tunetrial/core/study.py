@@ -7,7 +7,8 @@ from pydantic import Field
 from tunetrial.core.records import Record, digest
 
 Setting = bool | int | float | str | tuple[str, ...]
-Kind = Literal["classify", "regress"]
+Kind = Literal["classify", "regress", "generate"]
+Readout = Literal["head", "labels", "text"]
 Precision = Literal["bf16", "fp32", "fp64"]
 Purpose = Literal["tune", "final", "probe"]
 
@@ -26,6 +27,10 @@ class TaskSpec(Record):
     `data` is None for a built-in task, else the path of a JSONL, CSV or Parquet file, as are `validation` and `test`;
     a split without a file of its own is drawn from `data`. `id` and `cluster` are fields; without them a row is
     known by its number and stands alone. `margin` is in units of `metric`. `epochs` overrides the controls'.
+
+    `generate` asks for text: `input` is the prompt and `target` the field of the completion, or `messages` is the field
+    of a conversation whose last assistant turn is the target. `max_new_tokens` bounds a completion; `json_schema` is
+    the path of a schema that completions are held against.
     """
 
     name: str
@@ -35,8 +40,11 @@ class TaskSpec(Record):
     data: str | None = None
     validation: str | None = None
     test: str | None = None
-    input: str
-    target: str
+    input: str = ""
+    target: str = ""
+    messages: str | None = None
+    max_new_tokens: int = Field(default=128, ge=1)
+    json_schema: str | None = None
     id: str | None = None
     cluster: str | None = None
     epochs: int | None = Field(default=None, ge=1)
@@ -47,6 +55,9 @@ class Controls(Record):
 
     The optimiser is AdamW (0.9, 0.999, 1e-8), the schedule a linear warm-up over `warmup_share` of the steps and then
     linear to 0. `base_fingerprint` names the base's weights. Rows longer than `max_tokens` are dropped in every arm.
+
+    `readout` says how an answer is read: from a trained "head", by scoring the "labels"' texts, or as generated "text"
+    of at most `max_new_tokens`, decoded greedily. `template_digest` is that of the chat template, where one is used.
     """
 
     base_fingerprint: str
@@ -57,7 +68,9 @@ class Controls(Record):
     clip_norm: float = Field(default=1.0, gt=0)
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
     precision: Precision
-    readout: Literal["head"] = "head"
+    readout: Readout = "head"
+    max_new_tokens: int | None = None
+    template_digest: str | None = None
 
 
 class Tuning(Record):

@@ -6,7 +6,7 @@ from queue import SimpleQueue
 
 from tunetrial import methods, models, tasks
 from tunetrial.core.errors import DataError, SpecError, TunetrialError
-from tunetrial.core.evidence import TaskData
+from tunetrial.core.evidence import TaskData, example_row
 from tunetrial.core.study import DataPin, Lock, Study, Trial
 from tunetrial.trial.execution import Terms
 from tunetrial.trial.pool import Worker, cores
@@ -117,7 +117,7 @@ def _fitting(data: TaskData, max_tokens: int, context: int, survey: _Survey) -> 
     remedy = "raise max_tokens or shorten the input" if within else "shorten the input or use another base"
     splits, counted, remarks = {}, {}, list(data.remarks)
     for split, rows in data.splits.items():
-        tokens = survey.ask({"do": "lengths", "prompts": [example.prompt for example in rows]})["tokens"]
+        tokens = survey.ask({"do": "lengths", "rows": [example_row(example) for example in rows]})["tokens"]
         kept = tuple(example for example, n in zip(rows, tokens, strict=True) if n <= limit)
         dropped = len(rows) - len(kept)
         if dropped > OVER_LONG_SHARE * len(rows):

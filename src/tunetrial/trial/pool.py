@@ -9,7 +9,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
-from tunetrial.core.evidence import TaskData
+from tunetrial.core.evidence import TaskData, example_row
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 CLOSE_S = 10
@@ -58,7 +58,7 @@ class Worker:
         if not news:
             return
         self._sent |= {(data.name, name) for name in news}
-        rows = {name: [[e.id, e.cluster, e.prompt, e.target] for e in examples] for name, examples in news.items()}
+        rows = {name: [example_row(example) for example in examples] for name, examples in news.items()}
         self.send({"do": "data", "task": data.name, "kind": data.kind, "labels": data.labels, "splits": rows})
 
     def close(self) -> None:

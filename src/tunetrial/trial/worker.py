@@ -59,9 +59,9 @@ class Service:
         self._report({"event": "ready", "precision": precision, **machine})
 
     def lengths(self, order: dict) -> None:
-        """Count the tokens of prompts."""
-        rows = [Example(id="", cluster="", prompt=prompt, target="") for prompt in order["prompts"]]
-        self._report({"event": "lengths", "tokens": self._session.lengths(rows)})
+        """Count the tokens of rows."""
+        examples = [Example(*row) for row in order["rows"]]
+        self._report({"event": "lengths", "tokens": self._session.lengths(examples)})
 
     def data(self, order: dict) -> None:
         """Take in the rows of a task; the test split comes with the first final trial, not before."""
