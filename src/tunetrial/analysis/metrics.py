@@ -240,12 +240,12 @@ def _codes(target_E: Values, prediction_E: Values) -> tuple[Codes, Codes, int]:
     """Number the labels that occur, in order of text; returns both sides' numbers and how many labels there are."""
     sides = [np.asarray(values, dtype=object) for values in (target_E, prediction_E)]
     _check_lengths(*sides)
-    both = [label for side in sides for label in side.tolist()]
+    both = sides[0].tolist() + sides[1].tolist()
     if not all(issubclass(kind, str) for kind in set(map(type, both))):
         wrong = next(label for label in both if not isinstance(label, str))
         raise EvidenceError(f"labels: must be text, got {wrong!r}; turn labels into text, or use a regress metric")
     number = {label: code for code, label in enumerate(sorted(set(both)))}
-    code = np.array([number[label] for label in both])
+    code = np.fromiter(map(number.__getitem__, both), dtype=np.intp, count=len(both))
     return code[: len(sides[0])], code[len(sides[0]) :], len(number)
 
 
