@@ -45,7 +45,7 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned
         ModelError, IntegrityError, DataError, SpecError: Base, rows or engine cannot be used as named; or more than
             10 % of the rows of a split are too long.
     """
-    base = models.resolve(_located(study.base_model, root))
+    base = models.resolve(study.base_model, root)
     shape = models.shape(base.folder)
     _check_arms(study, shape)
     loaded = {spec.name: tasks.load(spec, root) for spec in study.tasks}
@@ -101,10 +101,6 @@ class _Survey:
 
     def close(self) -> None:
         self._worker.close()
-
-
-def _located(base_model: str, root: Path) -> str:
-    return base_model if base_model == "embedded" else str((root / Path(base_model).expanduser()).resolve())
 
 
 def _fitting(data: TaskData, max_tokens: int, context: int, survey: _Survey) -> tuple[TaskData, tuple[int, ...]]:
