@@ -14,8 +14,9 @@ from tunetrial.core.study import Arm, Setting
 from tunetrial.methods.full import Full
 from tunetrial.methods.lora import Lora
 from tunetrial.methods.method import AdapterSpec, Method
+from tunetrial.methods.qlora import QLora
 
-METHODS: dict[str, type[Method]] = {"full": Full, "lora": Lora}
+METHODS: dict[str, type[Method]] = {"full": Full, "lora": Lora, "qlora": QLora}
 
 __all__ = ["METHODS", "AdapterSpec", "Method", "find", "settle"]
 

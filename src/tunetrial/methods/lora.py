@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tunetrial.core.errors import SpecError
 from tunetrial.methods.method import AdapterSpec, Method, count, full_centre
+from tunetrial.methods.storage import Storage
 from tunetrial.models import ModelShape
 
 
@@ -14,6 +15,10 @@ class Lora(Method):
 
     `alpha` is twice the rank unless given. `targets` names projections, or "all-linear" for all of the blocks'. A is
     drawn as a linear layer of torch is by default, B is zero: at step 0 the model computes what the base does.
+
+    `dora` adds a magnitude for each output (Liu et al. 2024, arXiv:2402.09353). `base` says how the frozen layers of
+    the blocks are stored: as they are computed with ("plain") or in 8 bits with a scale a row ("int8"). The adapter
+    that is saved is one of the plain base; on it, it computes nearly what was scored, not exactly.
     """
 
     rank: int = Field(default=16, ge=1, description="rank of the update of each projection", examples=[16])
@@ -25,6 +30,10 @@ class Lora(Method):
     )
     rslora: bool = Field(
         default=False, description="choice to divide alpha by the root of the rank (rsLoRA)", examples=[True]
+    )
+    dora: bool = Field(default=False, description="choice to train a magnitude for each output (DoRA)", examples=[True])
+    base: Literal["plain", "int8"] = Field(
+        default="plain", description="storage of the frozen layers", examples=["int8"]
     )
 
     @field_validator("targets", mode="before")
@@ -67,12 +76,19 @@ class Lora(Method):
         return self.targets
 
     def adapter(self, shape: ModelShape) -> AdapterSpec:
-        return AdapterSpec(rank=self.rank, scaling=self.scaling, targets=self.target_names(shape))
+        targets = self.target_names(shape)
+        return AdapterSpec(rank=self.rank, scaling=self.scaling, targets=targets, dora=self.dora)
+
+    @property
+    def storage(self) -> Storage:
+        return self.base
 
     def trainable_parameters(self, shape: ModelShape, outputs: int) -> int:
-        """layers * sum over targets of rank * (in + out), and the head."""
-        in_blocks = shape.layers * count(shape.projections, self.target_names(shape), self.rank)
-        return in_blocks + shape.hidden * outputs
+        """layers * sum over targets of rank * (in + out), with DoRA of out more, and the head."""
+        targets = self.target_names(shape)
+        in_layer = count(shape.projections, targets, self.rank)
+        magnitudes = sum(shape.projections[target][1] for target in targets) if self.dora else 0
+        return shape.layers * (in_layer + magnitudes) + shape.hidden * outputs
 
     def artifact_bytes(self, shape: ModelShape, outputs: int, base_bytes_per_weight: int) -> int:
         """Adapter and head, both in fp32."""

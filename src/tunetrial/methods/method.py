@@ -3,15 +3,20 @@
 from collections.abc import Mapping
 
 from tunetrial.core.records import Record
+from tunetrial.methods.storage import Storage, backbone_bytes
 from tunetrial.models import ModelShape
 
 
 class AdapterSpec(Record):
-    """Low-rank updates that the engine attaches: W + scaling * B A on each target; A (rank, in), B (out, rank) = 0."""
+    """Low-rank updates that the engine attaches: W + scaling * B A on each target; A (rank, in), B (out, rank) = 0.
+
+    `dora`: rows are scaled to magnitudes of their own.
+    """
 
     rank: int
     scaling: float
     targets: tuple[str, ...]
+    dora: bool = False
 
 
 class Method(Record):
@@ -20,6 +25,15 @@ class Method(Record):
     def adapter(self, shape: ModelShape) -> AdapterSpec | None:
         """The adapter to attach; None when the base itself is trained."""
         raise NotImplementedError
+
+    @property
+    def storage(self) -> Storage:
+        """How the frozen linear layers of the blocks are kept in memory."""
+        return "plain"
+
+    def base_bytes(self, shape: ModelShape, compute_bytes: int) -> int:
+        """Bytes of the resident backbone, where weights are computed with in so many bytes."""
+        return backbone_bytes(shape, self.storage, compute_bytes=compute_bytes)
 
     def trainable_parameters(self, shape: ModelShape, outputs: int) -> int:
         """Count what is trained, the readout head of `outputs` rows (no bias) included."""
