@@ -170,7 +170,7 @@ ADDED = [
     ("criteria: {train_s: {weight: 1, best: 2, worst: 1}}", "criteria.train_s: less is better here, got worst 1.0 and"),
     ("criteria: {quality: {weight: 1, best: 2, worst: 1}}", "criteria.quality: less is better here, got worst 1.0 and"),
     ("retention: [x]", "retention: this version does not do that yet, got ['x']; remove it"),
-    ("budget: {usd: 5}", "budget: this version does not do that yet, got a mapping; remove it (limits bound the cost"),
+    ("budget: {usd: 5}", "budget.usd: needs a price, got no hardware.usd_per_hour; give the price of the machine, or"),
 ]
 
 

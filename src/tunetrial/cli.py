@@ -114,6 +114,10 @@ def _run(study: Study, *, wait_s: float, json: bool) -> None:
     decision = study.decide()
     page = study.report()
     print(study.to_json() if json else f"{study.summary()}\nReport: {page}")
+    if study.outcome.status == "out of budget":
+        advice = f"raise the budget in {study.path} and run again to go on"
+        print(f"tunetrial: the budget is spent; what was done is kept: {advice}", file=sys.stderr)
+        raise typer.Exit(DOES_NOT_FIT)
     if study.outcome.failed:
         raise typer.Exit(FAILED)
     if all(arm.state == "does not fit" for arm in decision.arms):

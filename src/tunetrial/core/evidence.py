@@ -210,7 +210,8 @@ class Decision(Record):
     """The outcome of a study: verdicts, then a recommendation or an abstention, with reasons and flip points.
 
     `test_openings` counts by task how often the test rows have been opened, by any study of this user, this one
-    included; empty where nobody counted.
+    included; empty where nobody counted. `spent` is what all runs of a study with a budget took, by the budget's
+    fields.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -225,6 +226,7 @@ class Decision(Record):
     fairness: tuple[Check, ...]
     post_hoc: tuple[str, ...]
     test_openings: dict[str, int] = {}
+    spent: dict[str, Measurement] = {}
     study_digest: str
     record_digests: dict[str, str]
     synthetic: bool

@@ -77,13 +77,15 @@ class Tuning(Record):
     """How each arm finds its learning rate: the same budget for every arm.
 
     `points` half-decade steps around the method's centre ("auto") or the rates given; at most `max_points` after
-    extensions at an edge; `seeds` runs at the best point and its neighbours.
+    extensions at an edge; `seeds` runs at the best point and its neighbours. `centres` are the centres of arms that do
+    not take their method's, such as the rate of a recipe.
     """
 
     learning_rate: Literal["auto"] | tuple[float, ...] = "auto"
     points: int = Field(default=5, ge=3)
     max_points: int = Field(default=9, ge=3)
     seeds: int = Field(default=3, ge=1)
+    centres: dict[str, float] = {}
 
 
 class Rule(Record):
@@ -108,6 +110,16 @@ class Hardware(Record):
     usd_per_hour: float | None = Field(default=None, ge=0)
 
 
+class Budget(Record):
+    """What a study may take in all: US dollars at the hardware's price, hours of the machine's time, or both.
+
+    The hours are of wall time while the study runs, on whatever the machine has: a GPU, or none.
+    """
+
+    usd: float | None = Field(default=None, gt=0)
+    gpu_hours: float | None = Field(default=None, gt=0)
+
+
 class Study(Record):
     """One question, resolved: every default filled in, nothing yet looked up on disk."""
 
@@ -128,6 +140,7 @@ class Study(Record):
     require: dict[str, str] = {}
     criteria: dict[str, Criterion] = {}
     hardware: Hardware = Hardware()
+    budget: Budget = Budget()
     keep: Literal["median", "all"] = "median"
     seed: int = Field(default=0, ge=0)
 
@@ -147,8 +160,22 @@ class DataPin(Record):
     remarks: tuple[str, ...] = ()
 
 
+class Reduction(Record):
+    """A field of the study that was made smaller, so that the study fits its budget."""
+
+    field: Literal["tuning.points", "tuning.max_points", "looks"]
+    asked: int | tuple[int, ...]
+    now: int | tuple[int, ...]
+
+    def __str__(self) -> str:
+        asked, now = (value if isinstance(value, int) else list(value) for value in (self.asked, self.now))
+        return f"{self.field}: {asked} asked, {now} within the budget"
+
+
 class Lock(Record):
     """The pre-registration: the study with base and data pinned. Its digest is printed in the report.
+
+    `study` is what is carried out; where its budget called for less than was asked, `reductions` say so.
 
     `parameters` counts the base's weights, which set the centre of the learning-rate grid. `engine` is "torch" or
     "sim"; records of the latter are synthetic and never mix with measured ones.
@@ -160,6 +187,7 @@ class Lock(Record):
     precision: Precision
     data: dict[str, DataPin]
     engine: str = "torch"
+    reductions: tuple[Reduction, ...] = ()
 
     def controls(self, task: str) -> Controls:
         """The controls of one task."""

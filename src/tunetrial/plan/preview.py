@@ -8,7 +8,7 @@ from tunetrial.core.evidence import Evidence, TaskData
 from tunetrial.core.records import Record
 from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
 from tunetrial.models import ModelShape
-from tunetrial.plan import estimate
+from tunetrial.plan import budget, estimate
 from tunetrial.plan.estimate import GIB, Range, exactly
 from tunetrial.plan.power import Power, power, prior
 from tunetrial.plan.tuning import grid
@@ -21,7 +21,8 @@ class Plan(Record):
     Trials, tokens and time range from a search that stops at once and a verdict at the first look, to a search that
     uses its last point and a verdict at the last look. `seconds` is for one trial after the other and None for a GPU
     that is not known; `usd` is None without a price. `disk_bytes` is the most that lies on the disk at any time.
-    `refused` names arms that cannot fit, and why.
+    `refused` names arms that cannot fit, and why. `budget_s` is the machine's time that the budget allows, and
+    `reductions` what was made smaller for its sake.
     """
 
     first_wave: tuple[Trial, ...]
@@ -35,6 +36,8 @@ class Plan(Record):
     usd: Range | None
     power: tuple[Power, ...]
     refused: dict[str, str]
+    budget_s: float | None = None
+    reductions: tuple[str, ...] = ()
     assumptions: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -56,15 +59,10 @@ def preview(
     """
     study, data, counted = lock.study, data or {}, counted or {}
     wave = next_wave(Evidence(lock=lock, records=(), scores={}, curves={}))
-    tokens = {
-        spec.name: estimate.tokens_per_example(
-            _rows(data, spec, "train"), lock.controls(spec.name).max_tokens, counted=counted.get(spec.name)
-        )
-        for spec in study.tasks
-    }
-    counts = {(t.name, a.name): _trials(lock, a) for t in study.tasks for a in study.arms}
+    tokens, counts = _tokens(lock, data, counted), _counts(lock)
     memory = {arm.name: _memory(lock, shape, arm, tokens, counted) for arm in study.arms}
-    seconds = _seconds(lock, shape, tokens)
+    trial_s = trial_seconds(lock, shape, data, counted=counted)
+    seconds = trial_s and sum((counts[key] * each for key, each in trial_s.items()), exactly(0))
     price = study.hardware.usd_per_hour
     return Plan(
         first_wave=wave.trials if wave else (),
@@ -80,8 +78,70 @@ def preview(
         usd=None if price is None or seconds is None else seconds * exactly(price / 3600),
         power=tuple(power(lock, spec, prior(spec, _targets(data, spec))) for spec in study.tasks),
         refused=_refused(lock, memory),
+        budget_s=budget.allowed_s(study),
+        reductions=tuple(map(str, lock.reductions)),
         assumptions=_assumptions(lock, data, counted),
     )
+
+
+def fit_budget(
+    lock: Lock,
+    shape: ModelShape,
+    data: Mapping[str, TaskData] | None = None,
+    *,
+    counted: Mapping[str, Sequence[int]] | None = None,
+) -> Lock:
+    """Make a study as much smaller as its budget calls for; the lock's `reductions` say what was reduced.
+
+    Without a budget, or without a known speed of the machine, it stays as it is.
+
+    Raises:
+        DoesNotFitError: Not even the smallest can end within the budget.
+    """
+    allowed, trial_s = budget.allowed_s(lock.study), trial_seconds(lock, shape, data, counted=counted)
+    if allowed is None or trial_s is None:
+        return lock
+    for reductions in budget.smaller(lock.study):
+        study = budget.reduced(lock.study, reductions)
+        fitted = lock.model_copy(update={"study": study, "reductions": reductions})
+        if budget.most_s(trial_s, _counts(fitted)) <= allowed:
+            return fitted
+    least = budget.least_s(trial_s, _counts(fitted))
+    if least > allowed:
+        budget.refuse(lock, least)
+    return fitted
+
+
+def trial_seconds(
+    lock: Lock,
+    shape: ModelShape,
+    data: Mapping[str, TaskData] | None = None,
+    *,
+    counted: Mapping[str, Sequence[int]] | None = None,
+) -> dict[tuple[str, str], Range] | None:
+    """Seconds of one trial by task and arm, alone on the machine; None for a GPU that is not known."""
+    speed = estimate.operations_per_s(lock.study.hardware.gpu, lock.precision)
+    if speed is None:
+        return None
+    tokens = _tokens(lock, data or {}, counted or {})
+    return {
+        (spec.name, arm.name): _trial_seconds(lock, spec, arm, shape, tokens[spec.name], speed)
+        for spec in lock.study.tasks
+        for arm in lock.study.arms
+    }
+
+
+def _tokens(lock: Lock, data: Mapping[str, TaskData], counted: Mapping[str, Sequence[int]]) -> dict[str, Range]:
+    return {
+        spec.name: estimate.tokens_per_example(
+            _rows(data, spec, "train"), lock.controls(spec.name).max_tokens, counted=counted.get(spec.name)
+        )
+        for spec in lock.study.tasks
+    }
+
+
+def _counts(lock: Lock) -> dict[tuple[str, str], Range]:
+    return {(t.name, a.name): _trials(lock, a) for t in lock.study.tasks for a in lock.study.arms}
 
 
 def _trials(lock: Lock, arm: Arm) -> Range:
@@ -128,23 +188,15 @@ def _outputs(lock: Lock, spec: TaskSpec) -> int:
     return len(lock.data[spec.name].labels) if spec.kind == "classify" else 1
 
 
-def _seconds(lock: Lock, shape: ModelShape, tokens: Mapping[str, Range]) -> Range | None:
-    """All trials one after the other: operations at what the device reaches, and a least time a step."""
-    speed = estimate.operations_per_s(lock.study.hardware.gpu, lock.precision)
-    if speed is None:
-        return None
-    total = exactly(0)
-    for spec in lock.study.tasks:
-        controls, counts = lock.controls(spec.name), lock.data[spec.name].counts
-        steps = controls.epochs * math.ceil(counts["train"] / controls.batch_examples)
-        for arm in lock.study.arms:
-            train = _epochs_rows(lock, spec.name) * estimate.train_operations(arm, shape)
-            scored = (counts.get("validation", 0) + counts["test"]) * estimate.evaluate_operations(shape)
-            work = exactly(train + scored) * tokens[spec.name]
-            trial = Range(low=work.low / speed.high, high=work.high / speed.low)
-            trial += exactly(steps) * Range(low=estimate.STEP_S[0], high=estimate.STEP_S[1])
-            total += _trials(lock, arm) * trial
-    return total
+def _trial_seconds(lock: Lock, spec: TaskSpec, arm: Arm, shape: ModelShape, tokens: Range, speed: Range) -> Range:
+    """One trial: operations at what the device reaches, and a least time a step."""
+    controls, counts = lock.controls(spec.name), lock.data[spec.name].counts
+    steps = controls.epochs * math.ceil(counts["train"] / controls.batch_examples)
+    train = _epochs_rows(lock, spec.name) * estimate.train_operations(arm, shape)
+    scored = (counts.get("validation", 0) + counts["test"]) * estimate.evaluate_operations(shape)
+    work = exactly(train + scored) * tokens
+    trial = Range(low=work.low / speed.high, high=work.high / speed.low)
+    return trial + exactly(steps) * Range(low=estimate.STEP_S[0], high=estimate.STEP_S[1])
 
 
 def _refused(lock: Lock, memory: Mapping[str, Range]) -> dict[str, str]:
@@ -194,6 +246,9 @@ def _lines(plan: Plan) -> list[str]:
         lines.append(f"time: {_duration(plan.seconds.low)} to {_duration(plan.seconds.high)} (estimate)")
     if plan.usd:
         lines.append(f"cost: {plan.usd.low:.2f} to {plan.usd.high:.2f} USD (estimate)")
+    if plan.budget_s is not None:
+        lines.append(f"budget: {_duration(plan.budget_s)} of the machine")
+    lines += [f"reduced: {one}" for one in plan.reductions]
     for arm, needed in plan.memory_bytes.items():
         lines.append(f"memory of {arm}: {needed.low / GIB:.2g} to {needed.high / GIB:.2g} GiB (estimate)")
     free = "" if plan.free_disk_bytes is None else f", {plan.free_disk_bytes / GIB:.2g} GiB free"

@@ -89,11 +89,12 @@ def tuning_seeds(lock: Lock) -> tuple[int, ...]:
 
 
 def grid(lock: Lock, arm: str) -> tuple[float, ...]:
-    """The rates that the search begins with, ascending: those given, or half-decades around the method's centre."""
+    """The rates that the search begins with, ascending: those given, or half-decades around the arm's centre."""
     given, count = lock.study.tuning.learning_rate, lock.study.tuning.points
     if given != "auto":
         return tuple(sorted(set(given)))
-    centre = methods.find(lock.study.arm(arm)).learning_rate_centre(lock.parameters)
+    own = methods.find(lock.study.arm(arm)).learning_rate_centre(lock.parameters)
+    centre = lock.study.tuning.centres.get(arm, own)
     return tuple(_rounded(centre * HALF_DECADE ** (place - (count - 1) // 2)) for place in range(count))
 
 

@@ -16,6 +16,7 @@ def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tup
         ("study digest", decision.study_digest),
         ("rule", f"{words.percent(study.rule.level)} over the family; {words.name(study.rule.primary)} decides"),
         ("looks", f"after {', '.join(map(str, study.looks))} seeds"),
+        *_budget(evidence, decision),
     ]
     base = [
         ("base model", words.clean(study.base_model)),
@@ -37,6 +38,17 @@ def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tup
         ("Runs", tuple(runs)),
         ("Machine and versions", _machine(evidence.records)),
     )
+
+
+def _budget(evidence: Evidence, decision: Decision) -> list[tuple[str, str]]:
+    """What was allowed, what was spent of it, and what was made smaller beforehand."""
+    allowed = evidence.lock.study.budget.model_dump(exclude_none=True)
+    of = ", ".join(
+        f"{decision.spent[name].value:.3g} of {allowed[name]:g} {decision.spent[name].unit}"
+        for name in allowed
+        if name in decision.spent
+    )
+    return ([("budget spent", of)] if of else []) + [("reduced", str(one)) for one in evidence.lock.reductions]
 
 
 def _settings(evidence: Evidence) -> str:

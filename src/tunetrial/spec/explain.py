@@ -12,7 +12,6 @@ from tunetrial.spec.form import StudyForm, json_schema
 # Field (a star is any one key), the values meant (None: all), and what to write meanwhile.
 _LATER = (
     ("retention", None, "remove it"),
-    ("budget", None, "remove it (limits bound the cost of one arm)"),
     ("limits.forgetting_nats", None, "remove it"),
     ("tasks.*.messages", None, "give input and target"),
     ("tasks.*.kind", "generate", "use classify or regress"),

@@ -84,6 +84,9 @@ class TuningForm(Record):
         None, description="most learning rates tried when the best is at an edge", examples=[9]
     )
     seeds: int = Field(3, ge=3, le=99, description="number of seeds at the best learning rate", examples=[3])
+    centres: dict[Text, Rate] = Field(
+        {}, description="rates in the middle of the search, by arm", examples=[{"lora": 2e-4}]
+    )
 
 
 class LimitsForm(Record):
@@ -111,6 +114,13 @@ class CriteriaForm(Record):
     peak_gib: CriterionForm | Absent = Field(None, description="weight of the memory in GiB")
     storage_mib: CriterionForm | Absent = Field(None, description="weight of the MiB of the saved artifact")
     latency_ms: CriterionForm | Absent = Field(None, description="weight of the milliseconds for one example")
+
+
+class BudgetForm(Record):
+    """What the study may take in all; it is made smaller beforehand to fit, and stops when this is spent."""
+
+    usd: Positive | Absent = Field(None, description="most US dollars for the whole study", examples=[20])
+    gpu_hours: Positive | Absent = Field(None, description="most hours of the machine's time", examples=[8])
 
 
 class HardwareForm(Record):
@@ -155,6 +165,9 @@ class StudyForm(Record):
     )
     hardware: HardwareForm = Field(
         default_factory=HardwareForm, description="machine and its price", examples=[{"usd_per_hour": 1}]
+    )
+    budget: BudgetForm = Field(
+        default_factory=BudgetForm, description="budget of the whole study", examples=[{"gpu_hours": 8}]
     )
     epochs: Count = Field(3, description="passes over the training rows", examples=[3])
     batch_examples: Count = Field(16, description="examples of one optimiser step", examples=[16])

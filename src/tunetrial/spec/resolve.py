@@ -1,10 +1,10 @@
 """The file form to a study: defaults that depend on other fields, and what must hold between fields."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tunetrial.analysis import metrics
-from tunetrial.core.study import Arm, Criterion, Hardware, Rule, Study, TaskSpec, Tuning
+from tunetrial.core.study import Arm, Budget, Criterion, Hardware, Rule, Study, TaskSpec, Tuning
 from tunetrial.spec.faults import Fault, nearest, show
 from tunetrial.spec.form import CriteriaForm, StudyForm, TuningForm
 from tunetrial.spec.tasks import check_floor, resolve_tasks
@@ -20,7 +20,7 @@ def resolve(form: StudyForm) -> tuple[Study | None, list[Fault]]:
         Arm(name=name, method=a.method, settings=a.model_dump(exclude={"method"})) for name, a in form.arms.items()
     )
     require, floor_faults = _floors(form, tasks)
-    tuning, tuning_faults = _tuning(form.tuning)
+    tuning, tuning_faults = _tuning(form.tuning, form.arms)
     faults += [*_arm_faults(form, arms), *_name_faults(form), *floor_faults, *tuning_faults, *_cost_faults(form, tasks)]
     if faults:
         return None, faults
@@ -38,6 +38,7 @@ def resolve(form: StudyForm) -> tuple[Study | None, list[Fault]]:
         require=require,
         criteria={name: Criterion(**c) for name, c in form.criteria.model_dump(exclude_none=True).items()},
         hardware=Hardware(**form.hardware.model_dump()),
+        budget=Budget(**form.budget.model_dump()),
         **{name: getattr(form, name) for name in shared},
     )
     return study, []
@@ -64,7 +65,7 @@ def _name_faults(form: StudyForm) -> Iterator[Fault]:
         yield Fault(("replicates", "looks"), what)
 
 
-def _tuning(form: TuningForm) -> tuple[Tuning | None, list[Fault]]:
+def _tuning(form: TuningForm, arms: Iterable[str]) -> tuple[Tuning | None, list[Fault]]:
     rates, keys = form.learning_rate, ("tuning", "learning_rate")
     faults = []
     if rates != "auto" and len(rates) < FEWEST_RATES:
@@ -79,9 +80,15 @@ def _tuning(form: TuningForm) -> tuple[Tuning | None, list[Fault]]:
     most = form.max_points or max(MAX_POINTS, points)
     if most < points:
         faults.append(Fault(("tuning", "max_points"), f"must be >= points ({points}), got {most}; raise it"))
+    for arm in form.centres:
+        if arm not in arms:
+            faults.append(Fault((*keys[:1], "centres", arm), f"not an arm, got {show(arm)}; {nearest(arm, arms)}"))
+        elif rates != "auto":
+            what = "the rates are listed, so there is no centre; remove this, or let learning_rate be auto"
+            faults.append(Fault((*keys[:1], "centres", arm), what))
     if faults:
         return None, faults
-    return Tuning(learning_rate=rates, points=points, max_points=most, seeds=form.seeds), []
+    return Tuning(learning_rate=rates, points=points, max_points=most, seeds=form.seeds, centres=form.centres), []
 
 
 def _floors(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> tuple[dict[str, str], list[Fault]]:
@@ -108,6 +115,9 @@ def _cost_faults(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> Iterator[Fault
         if getattr(form, part).cost_usd is not None and form.hardware.usd_per_hour is None:
             what = "needs a price, got no hardware.usd_per_hour; give the price of the machine, or remove this"
             yield Fault((part, "cost_usd"), what)
+    if form.budget.usd is not None and not form.hardware.usd_per_hour:
+        what = "needs a price, got no hardware.usd_per_hour; give the price of the machine, or a budget of gpu_hours"
+        yield Fault(("budget", "usd"), what)
     primary = form.rule.primary or form.tasks[0].name
     metric = next((metrics.METRICS[task.metric] for task in tasks if task.name == primary), None)
     yield from _anchor_faults(form.criteria, quality_rises=metric.higher_is_better if metric else None)

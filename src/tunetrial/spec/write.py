@@ -37,6 +37,7 @@ def to_yaml(study: Study) -> str:
         "require": study.require,
         "criteria": {name: c.model_dump(exclude_none=True) for name, c in study.criteria.items()},
         "hardware": study.hardware.model_dump(exclude_none=True),
+        "budget": study.budget.model_dump(exclude_none=True),
     }
     document |= {field: getattr(study, field) for field in _SHARED}
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)

@@ -3,16 +3,17 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tunetrial import analysis
+from tunetrial import analysis, plan
 from tunetrial.core.errors import StoreError
 from tunetrial.core.evidence import Decision, Evidence
 from tunetrial.core.study import Lock, Study
 from tunetrial.store import StudyFolder
 from tunetrial.trial.openings import count_openings
+from tunetrial.trial.spending import spent
 
 # What may be changed once trials have run without running any again; a change of the first group is post hoc.
 CHOICES = ("reference", "rule", "limits", "require", "criteria")
-WORDS = ("question", "hardware", "keep")
+WORDS = ("question", "hardware", "keep", "budget")
 TASK_CHOICES = ("metric", "margin")
 
 
@@ -27,11 +28,11 @@ def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
     store = StudyFolder(folder)
     current = store.read_lock()
     with store.hold():
-        store.write_lock(_relock(current, study, folder))
+        store.write_lock(_relock(current, plan.reduced(study, current.reductions), folder))
         evidence = store.evidence()
         decision = analysis.decide(
             evidence, test_openings=count_openings(evidence.lock), post_hoc=post_hoc(store.read_locks())
-        )
+        ).model_copy(update={"spent": spent(study, folder)})
         store.write_decision(decision)
     return evidence, decision
 

@@ -52,6 +52,7 @@ class Crew:
         self._queue: deque[Assignment] = deque()
         self._busy: dict[Worker, Assignment] = {}
         self._idle: list[Worker] = []
+        self._may_begin: Callable[[Trial], bool] = lambda trial: True
         self._wishes = 0
         self._kill_at = float("inf")
 
@@ -75,15 +76,24 @@ class Crew:
         """Begin no further trial of those given to `carry_out`; those under way go on to their end."""
         self._queue.clear()
 
-    def carry_out(self, trials: Sequence[Trial], ended: Ended, moved: Callable[[], None]) -> None:
+    def carry_out(
+        self,
+        trials: Sequence[Trial],
+        ended: Ended,
+        moved: Callable[[], None],
+        *,
+        may_begin: Callable[[Trial], bool] = lambda trial: True,
+    ) -> None:
         """Carry out these trials as far as that goes; those that must be alone come last.
 
         Args:
+            may_begin: Asked before a trial begins; at the first no, none begins any more.
             ended: Told of each trial that came to an end: the status of its record, or "failed" and the error.
             moved: Called whenever something may have moved, once a second or more often.
         Raises:
             TunetrialError: A worker cannot load the base.
         """
+        self._may_begin = may_begin
         self._queue.extend(sorted((Assignment(trial) for trial in trials), key=lambda a: a.alone))
         self._hand_out()
         while self._busy:
@@ -110,6 +120,8 @@ class Crew:
             alone = self._queue[0].alone or any(a.alone for a in self._busy.values())
             if len(self._busy) >= (1 if alone else self._size):
                 return
+            if not self._may_begin(self._queue[0].trial):
+                return self.finish()
             if alone:
                 self._dismiss()
             assignment = self._queue.popleft()

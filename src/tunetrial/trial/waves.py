@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,13 +19,14 @@ from tunetrial.trial.openings import note_openings
 from tunetrial.trial.pinning import Pinned, pin
 from tunetrial.trial.pool import cores
 from tunetrial.trial.progress import Pace, Progress, label
+from tunetrial.trial.spending import Purse, Spending
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run of a study ended: `failed` names the trials that erred, by label, and what went wrong in each."""
 
-    status: Literal["done", "failed", "interrupted"]
+    status: Literal["done", "failed", "interrupted", "out of budget"]
     evidence: Evidence
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -38,8 +39,8 @@ def preview(study: Study, root: Path, folder: Path, *, engine: str = "torch") ->
     """
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    pinned = pin(study, root, engine=engine, log=folder / "worker.log")
-    return _write_plan(pinned, StudyFolder(folder))
+    store = StudyFolder(folder)
+    return _write_plan(_fitted(pin(study, root, engine=engine, log=folder / "worker.log"), store), store)
 
 
 def run(
@@ -69,13 +70,29 @@ def run(
     """
     store = StudyFolder(folder)
     with store.hold(wait_s):
-        pinned = pin(study, root, engine=engine, log=folder / "worker.log")
+        spending = Spending(folder)
+        pinned = _fitted(pin(study, root, engine=engine, log=folder / "worker.log"), store)
         store.write_lock(pinned.lock)
         store.write_study(source)
         made = _write_plan(pinned, store)
         crew = Crew(pinned, folder, size=_side_by_side(pinned, made))
         with _Signals(crew):
-            return _Course(pinned, store, crew, tell).follow()
+            try:
+                return _Course(pinned, store, crew, tell, spending).follow()
+            finally:
+                spending.note(at_once=True)
+
+
+def _fitted(pinned: Pinned, store: StudyFolder) -> Pinned:
+    """Make the study as much smaller as its budget calls for; once trials have run, what was reduced then stands."""
+    if pinned.device != "cpu" and pinned.lock.study.hardware.gpu is None:
+        return pinned  # how fast it is, is not known beforehand
+    if any(store.path.glob("trials/*/record.json")):
+        kept = store.read_lock().reductions
+        study = plan.reduced(pinned.lock.study, kept)
+        return replace(pinned, lock=pinned.lock.model_copy(update={"study": study, "reductions": kept}))
+    lock = plan.fit_budget(pinned.lock, models.shape(pinned.base), pinned.data, counted=pinned.counted)
+    return replace(pinned, lock=lock)
 
 
 def _write_plan(pinned: Pinned, store: StudyFolder) -> Plan:
@@ -98,8 +115,11 @@ def _side_by_side(pinned: Pinned, made: Plan) -> int:
 class _Course:
     """A study under way."""
 
-    def __init__(self, pinned: Pinned, store: StudyFolder, crew: Crew, tell: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, pinned: Pinned, store: StudyFolder, crew: Crew, tell: Callable[[Progress], None], spending: Spending
+    ) -> None:
         self._pinned, self._store, self._crew, self._tell = pinned, store, crew, tell
+        self._purse = Purse(pinned, spending)
         self._failed: dict[str, tuple[Trial, str]] = {}
         self._started_s = time.monotonic()
 
@@ -110,12 +130,15 @@ class _Course:
             wave = plan.next_wave(evidence)
             done = {record.trial.id for record in evidence.records}
             trials = [t for t in wave.trials if t.id not in self._failed and t.id not in done] if wave else []
+            if self._purse.empty and trials:
+                return self._outcome("out of budget", evidence)
             if self._crew.stopping:
                 return self._outcome("interrupted", evidence)
             if not trials:
                 if wave is None:
                     self._drop_weights(evidence)
                 return self._outcome("failed" if self._failed else "done", evidence)
+            self._purse.learn(evidence.records)
             self._carry_out(wave, trials, before=len(done))
 
     def _carry_out(self, wave: Wave, trials: list[Trial], *, before: int) -> None:
@@ -123,6 +146,7 @@ class _Course:
         pace = Pace(wave.why, before, len(trials), self._started_s, self._pinned.lock.study.hardware.usd_per_hour)
 
         def ended(trial: Trial, status: str, error: str | None) -> None:
+            self._purse.ended(trial)
             if error is None:
                 pace.done += 1
             else:
@@ -131,8 +155,13 @@ class _Course:
             if status == "infeasible":
                 self._crew.finish()
 
+        def moved() -> None:
+            if self._purse.overdrawn() and not self._crew.stopping:
+                self._crew.stop()
+            self._tell(pace.moment(self._crew.running))
+
         note_openings(self._pinned.lock, trials)
-        self._crew.carry_out(trials, ended, lambda: self._tell(pace.moment(self._crew.running)))
+        self._crew.carry_out(trials, ended, moved, may_begin=self._purse.allows)
 
     def _drop_weights(self, evidence: Evidence) -> None:
         """Keep no more weights than the study says, now that no further final will come."""
@@ -142,7 +171,9 @@ class _Course:
             if record.trial.id in ids and folder.artifact.exists():
                 folder.drop_artifact()
 
-    def _outcome(self, status: Literal["done", "failed", "interrupted"], evidence: Evidence) -> Outcome:
+    def _outcome(
+        self, status: Literal["done", "failed", "interrupted", "out of budget"], evidence: Evidence
+    ) -> Outcome:
         failed = {label(trial): error for trial, error in self._failed.values()}
         return Outcome(status=status, evidence=evidence, failed=failed)
 
