@@ -134,7 +134,7 @@ def test_rows_without_padding_give_what_a_padded_forward_gives(base, method, tmp
     """fp32, to 1e-5 of logits whose own spread is beyond 0.03."""
     run = start(base, "cuda", method, rows=32, epochs=2)
     losses_of(run)
-    rows = run.session.tokens(make_data("classify", rows=32).splits["validation"])
+    rows = run.session.texts.prompts(make_data("classify", rows=32).splits["validation"])
     with torch.no_grad():
         ours = run.model(lay_out(rows, torch.device("cuda")))
         theirs = padded(run, base, tmp_path).cuda().eval()
@@ -227,7 +227,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(base, method, precision,
 def test_a_probe_reports_phases_and_the_devices_peak(wide_base, precision, tmp_path):
     session = TorchEngine(device="cuda").open(wide_base, precision)
     found = session.probe(make_trial("full", precision=precision), long_rows(), tmp_path / "artifact")
-    weights = sum(p.numel() * p.element_size() for p in session.backbone.parameters())
+    weights = sum(p.numel() * p.element_size() for p in session.model.parameters())
     states = found["optimizer_state_bytes"].value
     assert states == 8 * found["trainable_parameters"].value
     assert weights + states < found["peak_bytes"].value <= torch.cuda.max_memory_allocated()

@@ -39,7 +39,7 @@ def open_session(base, precision="fp32", **settings):
 def trainer_losses(base, data, trial, run, session, folder) -> list[float]:
     """Train the same rows in the same order with HF Trainer and PEFT from the same head and adapter."""
     dtype = {"fp32": torch.float32, "fp64": torch.float64}[trial.controls.precision]
-    readout = run.readout
+    readout = run.reader.readout
     model = LlamaForSequenceClassification.from_pretrained(
         base, dtype=dtype, num_labels=readout.outputs, attn_implementation="eager", pad_token_id=0
     )
@@ -56,7 +56,7 @@ def trainer_losses(base, data, trial, run, session, folder) -> list[float]:
                 plain = name.removeprefix("base_model.model.").replace(".default.weight", "")
                 parameter.data.copy_(ours[plain].detach())
     rows = [row for step in run.loop.order for row in step]
-    tokens = session.tokens(data.splits["train"])
+    tokens = session.texts.prompts(data.splits["train"])
     targets = readout.encode([e.target for e in data.splits["train"]], torch.device("cpu"))
     dataset = [{"input_ids": tokens[row], "labels": targets[row]} for row in rows]
 
@@ -260,7 +260,7 @@ def test_saved_full_model_gives_the_same_logits_in_transformers(base, tmp_path):
 def assert_same_logits(run, theirs, session, data, *, tolerance):
     from tunetrial.engine.attention import lay_out
 
-    tokens = session.tokens(data.splits["validation"])
+    tokens = session.texts.prompts(data.splits["validation"])
     with torch.no_grad():
         ours = run.model(lay_out(tokens, torch.device("cpu")))
         for row, ids in enumerate(tokens):
@@ -379,6 +379,8 @@ def test_golden_count_of_tinyllama():
         tied=False,
         bytes_per_weight=2,
         projections={"q_proj": (2048, 2048), "v_proj": (2048, 256)},
+        norms=2 * 2048,
+        outside=2048,
     )
     arm = make_trial("lora", settings={"rank": 8, "targets": "q_proj,v_proj"}).arm
     assert methods.find(arm).trainable_parameters(shape, 2) == 1_130_496

@@ -49,8 +49,12 @@ class HookSession:
     inner: SimSession
     hook: Hook
 
-    def lengths(self, examples):
-        return self.inner.lengths(examples)
+    @property
+    def template_digest(self):
+        return self.inner.template_digest
+
+    def lengths(self, examples, *, readout="head"):
+        return self.inner.lengths(examples, readout=readout)
 
     def start(self, trial, data, *, micro_batch=None):
         run = self.inner.start(trial, data, micro_batch=micro_batch)

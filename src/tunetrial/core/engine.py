@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
-from tunetrial.core.study import Precision, Trial
+from tunetrial.core.study import Precision, Readout, Trial
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,13 @@ class Run(Protocol):
 
 
 class Session(Protocol):
-    """One base, resident."""
+    """One base, resident. `template_digest` is that of the chat template by which it writes conversations, if any."""
 
-    def lengths(self, examples: Sequence[Example]) -> list[int]:
+    template_digest: str | None
+
+    def lengths(self, examples: Sequence[Example], *, readout: Readout = "head") -> list[int]:
         """Tokens of each row as it is trained on, so that rows longer than the controls allow are dropped alike in
-        every arm: those of the prompt, and where the target is text those of the target."""
+        every arm: those of the prompt, and without a head those of the target."""
 
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> Run:
         """Prepare a trial: attach, initialise, tokenise. It ends the run started before: one at a time.

@@ -30,7 +30,8 @@ class TaskSpec(Record):
 
     `generate` asks for text: `input` is the prompt and `target` the field of the completion, or `messages` is the field
     of a conversation whose last assistant turn is the target. `max_new_tokens` bounds a completion; `json_schema` is
-    the path of a schema that completions are held against.
+    the JSON of a schema that completions are held against, `tests` the field of Python code that they are executed
+    against.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TaskSpec(Record):
     messages: str | None = None
     max_new_tokens: int = Field(default=128, ge=1)
     json_schema: str | None = None
+    tests: str | None = None
     id: str | None = None
     cluster: str | None = None
     epochs: int | None = Field(default=None, ge=1)
@@ -133,6 +135,7 @@ class Study(Record):
     max_tokens: int = Field(default=512, ge=1)
     weight_decay: float = Field(default=0.0, ge=0)
     precision: Literal["auto"] | Precision = "auto"
+    readout: Literal["head", "labels"] = "head"
     looks: tuple[int, ...] = (5, 10)
     tuning: Tuning = Tuning()
     rule: Rule
@@ -149,6 +152,10 @@ class Study(Record):
 
     def task(self, name: str) -> TaskSpec:
         return next(task for task in self.tasks if task.name == name)
+
+    def readout_of(self, task: str) -> Readout:
+        """How the answers to a task are read: text is generated, labels read as the study says, numbers by a head."""
+        return {"generate": "text", "classify": self.readout, "regress": "head"}[self.task(task).kind]
 
 
 class DataPin(Record):
@@ -177,7 +184,8 @@ class Lock(Record):
 
     `study` is what is carried out; where its budget called for less than was asked, `reductions` say so.
 
-    `parameters` counts the base's weights, which set the centre of the learning-rate grid. `engine` is "torch" or
+    `parameters` counts the base's weights, which set the centre of the learning-rate grid. `template_digest` is that of
+    the base's chat template. `engine` is "torch" or
     "sim"; records of the latter are synthetic and never mix with measured ones.
     """
 
@@ -185,20 +193,24 @@ class Lock(Record):
     base_fingerprint: str
     parameters: int
     precision: Precision
+    template_digest: str | None = None
     data: dict[str, DataPin]
     engine: str = "torch"
     reductions: tuple[Reduction, ...] = ()
 
     def controls(self, task: str) -> Controls:
         """The controls of one task."""
-        study = self.study
+        study, spec, readout = self.study, self.study.task(task), self.study.readout_of(task)
         return Controls(
             base_fingerprint=self.base_fingerprint,
-            epochs=study.task(task).epochs or study.epochs,
+            epochs=spec.epochs or study.epochs,
             batch_examples=study.batch_examples,
             max_tokens=study.max_tokens,
             weight_decay=study.weight_decay,
             precision=self.precision,
+            readout=readout,
+            max_new_tokens=spec.max_new_tokens if readout == "text" else None,
+            template_digest=self.template_digest if spec.messages else None,
         )
 
     def trial(self, arm: str, task: str, *, learning_rate: float, seed: int, purpose: Purpose) -> "Trial":

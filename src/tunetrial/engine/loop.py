@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,10 +16,20 @@ from tunetrial.core.engine import Step
 from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import Trial
-from tunetrial.engine.attention import lay_out
 from tunetrial.engine.batches import learning_rate, order, token_digest
-from tunetrial.engine.readout import Classifier
 from tunetrial.engine.trainables import Trainables
+
+
+class Objective(Protocol):
+    """What is minimised: over an optimiser step, the sum of its rows' losses divided by the sum of their weights."""
+
+    tokens: list[list[int]]
+
+    def weight(self, rows: Sequence[int]) -> int:
+        """How much these rows weigh: their number, or their answered tokens."""
+
+    def loss(self, rows: Sequence[int]) -> torch.Tensor:
+        """The summed loss of these rows."""
 
 
 class Loop:
@@ -30,26 +41,25 @@ class Loop:
 
     def __init__(
         self,
-        model: Classifier,
+        objective: Objective,
         trainables: Trainables,
         examples: Sequence[Example],
-        tokens: Sequence[list[int]],
         *,
         trial: Trial,
         micro_batch: int | None,
         checkpoint_every_s: float,
     ):
         controls = trial.controls
-        self.model, self.trainables, self.tokens = model, trainables, tokens
+        self.objective, self.trainables, self.tokens = objective, trainables, objective.tokens
         self.trial_id, self.controls, self.peak_rate = trial.id, controls, trial.learning_rate
-        self.targets = model.readout.encode([example.target for example in examples], model.device)
         self.order = order(
             len(examples), epochs=controls.epochs, batch_examples=controls.batch_examples, seed=trial.seed
         )
-        self.token_digest = token_digest(self.order, examples, tokens)
+        self.token_digest = token_digest(self.order, examples, self.tokens)
         self.micro_batch = min(micro_batch or controls.batch_examples, controls.batch_examples)
         self.checkpoint_every_s = checkpoint_every_s
         self.first_step = 0
+        self.device = next(iter(trainables.masters.values())).device
         self.optimiser = torch.optim.AdamW(
             trainables.groups(controls.weight_decay), lr=self.peak_rate, betas=(0.9, 0.999), eps=1e-8, fused=True
         )
@@ -90,14 +100,13 @@ class Loop:
         return loss, grad_norm
 
     def _accumulate(self, rows: list[int]) -> torch.Tensor:
-        """Sum the gradients of all micro-batches into the masters; return the mean loss over the rows."""
+        """Sum the gradients of all micro-batches into the masters; return the mean loss, by the rows' weights."""
+        weight = self.objective.weight(rows)
         while True:
             try:
-                total = torch.zeros((), device=self.model.device)
+                total = torch.zeros((), device=self.device)
                 for first in range(0, len(rows), self.micro_batch):
-                    part = rows[first : first + self.micro_batch]
-                    layout = lay_out([self.tokens[row] for row in part], self.model.device)
-                    loss = self.model.losses(layout, self.targets[part]).sum() / len(rows)
+                    loss = self.objective.loss(rows[first : first + self.micro_batch]) / weight
                     loss.backward()
                     self.trainables.collect()
                     total = total + loss.detach()
@@ -111,7 +120,7 @@ class Loop:
                         "train step: out of memory at one example, got a micro-batch of 1; use a smaller base or method"
                     ) from None
             self.micro_batch //= 2
-            if self.model.device.type == "cuda":
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _write(self, folder: Path) -> None:
@@ -133,7 +142,7 @@ class Loop:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state["trial"] != self.trial_id:
             raise IntegrityError(f"{folder}: of another trial, got {state['trial']}; remove it")
-        tensors = load_file(folder / "state.safetensors", device=str(self.model.device))
+        tensors = load_file(folder / "state.safetensors", device=str(self.device))
         with torch.no_grad():
             for name, master in self.trainables.masters.items():
                 master.copy_(tensors[f"master.{name}"])

@@ -25,7 +25,7 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     the run began with the base in memory added, where the system tells it (Linux), and absent elsewhere.
     """
     clock = _Clock(session.device)
-    load_s = clock.time(lambda: session.load(session.backbone.dtype))
+    load_s = clock.time(lambda: session.load(session.model.dtype))
     gc.collect()
     memory = _Peak(session)
     run = session.start(trial, data)
@@ -99,7 +99,7 @@ class _Peak:
     def __init__(self, session):
         self.cuda = session.device.type == "cuda"
         self.clear = Path("/proc/self/clear_refs")
-        self.base_bytes = sum(p.numel() * p.element_size() for p in session.backbone.parameters())
+        self.base_bytes = sum(p.numel() * p.element_size() for p in session.model.parameters())
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         elif self.clear.exists():

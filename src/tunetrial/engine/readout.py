@@ -1,4 +1,7 @@
-"""From the last token's hidden state to a label or a number: an fp32 head that every arm starts alike."""
+"""How an answer is read from a model: by a head at the last token, by the texts of labels, or as generated text.
+
+A reader makes the objective that is trained on examples, and predicts. All readers are asked alike.
+"""
 
 import json
 from collections.abc import Sequence
@@ -7,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tunetrial.core.evidence import TaskData
+from tunetrial.core.evidence import Example, TaskData
 from tunetrial.core.records import Record
-from tunetrial.engine.attention import Layout
+from tunetrial.engine.attention import Layout, lay_out
 from tunetrial.engine.streams import stream
+from tunetrial.engine.texts import Texts
 
 INITIAL_SD = 0.02
+EVALUATION_BATCH = 32
 
 
 class Readout(Record):
@@ -83,3 +88,56 @@ class Classifier(nn.Module):
         if self.readout.kind == "classify":
             return nn.functional.cross_entropy(logits, targets, reduction="none")
         return (logits[:, 0] - targets.to(logits)) ** 2
+
+
+class HeadObjective:
+    """The loss of a classifier over examples; every example weighs the same."""
+
+    def __init__(self, model: Classifier, tokens: list[list[int]], targets: Sequence[str | float]):
+        self.model, self.tokens = model, tokens
+        self.targets = model.readout.encode(targets, model.device)
+
+    def weight(self, rows: Sequence[int]) -> int:
+        return len(rows)
+
+    def loss(self, rows: Sequence[int]) -> torch.Tensor:
+        layout = lay_out([self.tokens[row] for row in rows], self.model.device)
+        return self.model.losses(layout, self.targets[rows]).sum()
+
+
+class HeadReader:
+    """Reads labels or numbers from a trained head."""
+
+    task_type = "SEQ_CLS"
+
+    def __init__(self, backbone: nn.Module, texts: Texts, data: TaskData, *, seed: int):
+        self.texts, self.readout = texts, Readout.of(data)
+        self.model = Classifier(backbone, self.readout, seed=seed)
+
+    def objective(self, examples: Sequence[Example]) -> HeadObjective:
+        return HeadObjective(self.model, self.texts.prompts(examples), [example.target for example in examples])
+
+    @torch.no_grad()
+    def predict(self, examples: Sequence[Example]) -> list[str] | list[float]:
+        tokens = self.texts.prompts(examples)
+        by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
+        made: dict[int, str | float] = {}
+        for first in range(0, len(by_length), EVALUATION_BATCH):
+            rows = by_length[first : first + EVALUATION_BATCH]
+            layout = lay_out([tokens[row] for row in rows], self.model.device)
+            made.update(zip(rows, self.readout.decode(self.model(layout)), strict=True))
+        return [made[row] for row in range(len(tokens))]
+
+    def write(self, folder: Path) -> None:
+        self.readout.write(folder)
+
+    def config(self, base: dict) -> dict:
+        """The base's configuration as a sequence classifier's."""
+        labels = self.readout.labels or ("value",)
+        problem = "single_label_classification" if self.readout.kind == "classify" else "regression"
+        return base | {
+            "architectures": [base["architectures"][0].removesuffix("ForCausalLM") + "ForSequenceClassification"],
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "problem_type": problem,
+        }

@@ -28,7 +28,7 @@ from tunetrial.core.engine import Step
 from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.records import Record, canonical
-from tunetrial.core.study import Precision, Trial
+from tunetrial.core.study import Precision, Readout, Trial
 from tunetrial.engine.batches import learning_rate, order, token_digest
 
 Floats = NDArray[np.float64]
@@ -157,8 +157,9 @@ class SimSession:
 
     world: World
     precision: Precision
+    template_digest: str | None = None
 
-    def lengths(self, examples: Sequence[Example]) -> list[int]:
+    def lengths(self, examples: Sequence[Example], *, readout: Readout = "head") -> list[int]:
         return [len(_tokens(example)) for example in examples]
 
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> "SimRun":

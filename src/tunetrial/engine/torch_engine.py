@@ -7,22 +7,23 @@ from pathlib import Path
 import psutil
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from tunetrial import methods, models
 from tunetrial.core.engine import Step
 from tunetrial.core.errors import ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
-from tunetrial.core.study import Precision, Trial
+from tunetrial.core.study import Precision, Readout, Trial
 from tunetrial.engine import adapters, probe
-from tunetrial.engine.attention import UNPADDED, lay_out
+from tunetrial.engine.attention import UNPADDED
+from tunetrial.engine.language import LabelReader, TextReader
 from tunetrial.engine.loop import Loop, does_not_fit
-from tunetrial.engine.readout import Classifier, Readout
+from tunetrial.engine.readout import HeadReader
+from tunetrial.engine.texts import Texts
 from tunetrial.engine.trainables import Trainables
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
-EVALUATION_BATCH = 32
 
 
 class TorchEngine:
@@ -53,46 +54,55 @@ class TorchEngine:
 
 
 class TorchSession:
-    """A base in memory in the compute dtype. Full fine-tuning writes into it; the next run restores it from disk."""
+    """A base in memory in the compute dtype. Full fine-tuning writes into it; the next run restores it from disk.
+
+    It is held as its backbone, or with its language-model head where a trial's readout asks for text.
+    """
 
     def __init__(self, base: Path, precision: Precision, device: torch.device, checkpoint_every_s: float):
         logging.disable_progress_bar()
         self.base, self.precision, self.device = base, precision, device
         self.checkpoint_every_s = checkpoint_every_s
         self.shape = models.shape(base)
-        self.tokenizer = AutoTokenizer.from_pretrained(base)
-        self.backbone = self.load(DTYPES[precision]).to(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+        self.texts = Texts(self.tokenizer)
+        self.causal = False
+        self.model = self.load(DTYPES[precision]).to(device)
         self.dirty = False
-        self._tokens: dict[str, list[int]] = {}
 
     def load(self, dtype: torch.dtype) -> torch.nn.Module:
-        """Read the backbone from disk."""
-        model = AutoModel.from_pretrained(
+        """Read the model from disk."""
+        loader = AutoModelForCausalLM if self.causal else AutoModel
+        model = loader.from_pretrained(
             self.base, dtype=dtype, attn_implementation=UNPADDED, use_safetensors=True, trust_remote_code=False
         )
         return model.eval().requires_grad_(False)
 
-    def tokens(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Tokenise prompts as the tokenizer does by default; each text once a session."""
-        missing = [e.prompt for e in examples if e.prompt not in self._tokens]
-        if missing:
-            self._tokens.update(zip(missing, self.tokenizer(missing).input_ids, strict=True))
-        return [self._tokens[e.prompt] for e in examples]
+    @property
+    def template_digest(self) -> str:
+        return self.texts.template_digest
 
-    def lengths(self, examples: Sequence[Example]) -> list[int]:
-        return [len(tokens) for tokens in self.tokens(examples)]
+    def lengths(self, examples: Sequence[Example], *, readout: Readout = "head") -> list[int]:
+        if readout == "head":
+            return [len(tokens) for tokens in self.texts.prompts(examples)]
+        return [len(row.tokens) for row in self.texts.rows(examples)]
 
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> "TorchRun":
         with does_not_fit(f"{trial.arm.name}: weights and optimiser states"):
-            self._restore()
+            self._restore(causal=trial.controls.readout != "head")
             return TorchRun(self, trial, data, micro_batch)
 
-    def _restore(self) -> None:
-        """Bring the base back to what is on disk, without adapters."""
-        adapters.detach(self.backbone)
-        self.backbone.requires_grad_(False)
+    def _restore(self, *, causal: bool) -> None:
+        """Bring the base back to what is on disk, without adapters, with or without its language-model head."""
+        if causal != self.causal:
+            self.model, self.causal = None, causal
+            self.model = self.load(DTYPES[self.precision]).to(self.device)
+            self.dirty = False
+            return
+        adapters.detach(self.model)
+        self.model.requires_grad_(False)
         if self.dirty:
-            self.backbone.load_state_dict(self.load(DTYPES[self.precision]).state_dict())
+            self.model.load_state_dict(self.load(DTYPES[self.precision]).state_dict())
             self.dirty = False
 
     def probe(self, trial: Trial, data: TaskData, folder: Path) -> dict[str, Measurement]:
@@ -104,35 +114,51 @@ class TorchRun:
 
     def __init__(self, session: TorchSession, trial: Trial, data: TaskData, micro_batch: int | None):
         self.session, self.trial = session, trial
-        self.readout = Readout.of(data)
         self.adapter = methods.find(trial.arm).adapter(session.shape)
-        exact = None
         if self.adapter is not None:
-            adapters.attach(session.backbone, self.adapter, seed=trial.seed)
+            adapters.attach(session.model, self.adapter, seed=trial.seed)
         else:
             session.dirty = True
-            if session.precision == "bf16":
-                exact = {f"model.{name}": weight for name, weight in session.load(torch.float32).named_parameters()}
-        self.model = Classifier(session.backbone, self.readout, seed=trial.seed)
+        self.reader = self._reader(data)
         trained = {n: p for n, p in self.model.named_parameters() if self._is_trained(n)}
-        self.trainables = Trainables(trained, exact)
+        self.trainables = Trainables(trained, self._exact())
         examples = data.splits["train"]
-        tokens = session.tokens(examples)
-        empty = [e.id for e, row in zip(examples, tokens, strict=True) if not row]
+        objective = self.reader.objective(examples)
+        empty = [e.id for e, row in zip(examples, objective.tokens, strict=True) if not row]
         if empty:
             raise ModelError(f"{trial.task}: row {empty[0]}: the tokenizer made no token of its prompt; remove the row")
         self.loop = Loop(
-            self.model,
+            objective,
             self.trainables,
             examples,
-            tokens,
             trial=trial,
             micro_batch=micro_batch,
             checkpoint_every_s=session.checkpoint_every_s,
         )
 
+    def _reader(self, data: TaskData) -> HeadReader | TextReader:
+        session, controls = self.session, self.trial.controls
+        context = session.shape.context
+        if controls.readout == "text":
+            longest = controls.max_new_tokens
+            return TextReader(session.model, session.texts, data, longest=longest, context=context)
+        if controls.readout == "labels":
+            return LabelReader(session.model, session.texts, data, context=context)
+        return HeadReader(session.model, session.texts, data, seed=self.trial.seed)
+
+    def _exact(self) -> dict[str, torch.Tensor] | None:
+        """The base's weights in fp32, for masters of a full model with more digits than the compute dtype holds."""
+        if self.adapter is not None or self.session.precision != "bf16":
+            return None
+        prefix = "model" if self.trial.controls.readout == "head" else "causal"
+        return {f"{prefix}.{n}": weight for n, weight in self.session.load(torch.float32).named_parameters()}
+
     def _is_trained(self, name: str) -> bool:
         return self.adapter is None or "lora_" in name or name.startswith("score")
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.reader.model
 
     @property
     def first_step(self) -> int:
@@ -152,45 +178,29 @@ class TorchRun:
     def _saved_dtype(self) -> torch.dtype | None:
         return torch.bfloat16 if self.session.shape.bytes_per_weight == 2 else None
 
-    @torch.no_grad()
     def predict(self, examples: Sequence[Example]) -> list[str] | list[float]:
-        tokens = self.session.tokens(examples)
-        by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
-        made: dict[int, str | float] = {}
-        for first in range(0, len(by_length), EVALUATION_BATCH):
-            rows = by_length[first : first + EVALUATION_BATCH]
-            layout = lay_out([tokens[row] for row in rows], self.session.device)
-            made.update(zip(rows, self.readout.decode(self.model(layout)), strict=True))
-        return [made[row] for row in range(len(tokens))]
+        return self.reader.predict(examples)
+
+    def likelihoods(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+        return self.reader.likelihoods(examples)
 
     def save(self, folder: Path) -> None:
-        """Write a PEFT adapter, or a full classifier in the base's dtype with tokenizer; the head stays fp32."""
+        """Write a PEFT adapter, or a full model in the base's dtype with tokenizer; a head stays fp32."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.readout.write(folder)
-        masters = {name: master.detach().cpu() for name, master in self.trainables.masters.items()}
+        self.reader.write(folder)
+        masters = {n.removeprefix("causal."): master.detach().cpu() for n, master in self.trainables.masters.items()}
+        base, task_type = str(self.session.base), self.reader.task_type
         if self.adapter is not None:
             wide = {name: master.float() for name, master in masters.items()}
-            base = str(self.session.base)
             settings = self.trial.arm.settings
-            adapters.save_peft(wide, folder, settings=settings, spec=self.adapter, base=base)
+            adapters.save_peft(wide, folder, settings=settings, spec=self.adapter, base=base, task_type=task_type)
             return
         dtype = self._saved_dtype() or torch.float32
         body = {n: w.float() if n.startswith("score") else w.to(dtype).contiguous() for n, w in masters.items()}
         save_file(body, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(self._config(), indent=1) + "\n", encoding="utf-8")
-        self.session.tokenizer.save_pretrained(folder)
-
-    def _config(self) -> dict:
-        """The base's configuration as a sequence classifier's."""
         config = json.loads((self.session.base / "config.json").read_text(encoding="utf-8"))
-        labels = self.readout.labels or ("value",)
-        problem = "single_label_classification" if self.readout.kind == "classify" else "regression"
-        return config | {
-            "architectures": ["LlamaForSequenceClassification"],
-            "id2label": {str(i): label for i, label in enumerate(labels)},
-            "label2id": {label: i for i, label in enumerate(labels)},
-            "problem_type": problem,
-        }
+        (folder / "config.json").write_text(json.dumps(self.reader.config(config), indent=1) + "\n", encoding="utf-8")
+        self.session.tokenizer.save_pretrained(folder)
 
     def facts(self) -> dict[str, Fact]:
         session = self.session
@@ -200,7 +210,7 @@ class TorchRun:
             "compute_dtype": session.precision,
             "master_dtype": "fp64" if session.precision == "fp64" else "fp32",
             "base_dtype": session.precision,
-            "attention": session.backbone.config._attn_implementation,
+            "attention": session.model.config._attn_implementation,
             "micro_batch": self.loop.micro_batch,
             "threads": torch.get_num_threads(),
             "pack": 1,

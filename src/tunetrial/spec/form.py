@@ -174,6 +174,9 @@ class StudyForm(Record):
     max_tokens: Count = Field(512, description="most tokens of an example", examples=[512])
     weight_decay: float = Field(0.0, ge=0, le=1, description="weight decay", examples=[0.01])
     precision: Literal["auto"] | Precision = Field("auto", description="compute dtype", examples=["auto"])
+    readout: Literal["head", "labels"] = Field(
+        "head", description="how labels are read: by a trained head, or by scoring their texts", examples=["head"]
+    )
     keep: Literal["median", "all"] = Field("median", description="full weights that are kept", examples=["median"])
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the whole study", examples=[0])
 

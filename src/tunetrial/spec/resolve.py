@@ -25,7 +25,17 @@ def resolve(form: StudyForm) -> tuple[Study | None, list[Fault]]:
     if faults:
         return None, faults
     names = [task.name for task in tasks]
-    shared = ("base_model", "epochs", "batch_examples", "max_tokens", "weight_decay", "precision", "keep", "seed")
+    shared = (
+        "base_model",
+        "epochs",
+        "batch_examples",
+        "max_tokens",
+        "weight_decay",
+        "precision",
+        "readout",
+        "keep",
+        "seed",
+    )
     study = Study(
         question=form.question or f"{' or '.join(form.arms)} for {' and '.join(names)}?",
         tasks=tasks,

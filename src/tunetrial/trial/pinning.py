@@ -7,7 +7,7 @@ from queue import SimpleQueue
 from tunetrial import methods, models, tasks
 from tunetrial.core.errors import DataError, SpecError, TunetrialError
 from tunetrial.core.evidence import TaskData, example_row
-from tunetrial.core.study import DataPin, Lock, Study, Trial
+from tunetrial.core.study import DataPin, Lock, Readout, Study, Trial
 from tunetrial.trial.execution import Terms
 from tunetrial.trial.pool import Worker, cores
 
@@ -52,7 +52,10 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned
     survey = _Survey(log)
     try:
         machine = survey.ask({"do": "open", "engine": engine, "base": str(base.folder), "precision": study.precision})
-        fitting = {name: _fitting(rows, study.max_tokens, shape.context, survey) for name, rows in loaded.items()}
+        fitting = {
+            spec.name: _fitting(loaded[spec.name], study.readout_of(spec.name), study.max_tokens, shape.context, survey)
+            for spec in study.tasks
+        }
     finally:
         survey.close()
     lock = Lock(
@@ -60,6 +63,7 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned
         base_fingerprint=base.fingerprint,
         parameters=shape.parameters,
         precision=machine["precision"],
+        template_digest=machine["template_digest"],
         data={name: _data_pin(rows) for name, (rows, _) in fitting.items()},
         engine="sim" if machine["synthetic"] else "torch",
     )
@@ -103,7 +107,9 @@ class _Survey:
         self._worker.close()
 
 
-def _fitting(data: TaskData, max_tokens: int, context: int, survey: _Survey) -> tuple[TaskData, tuple[int, ...]]:
+def _fitting(
+    data: TaskData, readout: Readout, max_tokens: int, context: int, survey: _Survey
+) -> tuple[TaskData, tuple[int, ...]]:
     """Leave out the rows that are too long: positions beyond its context are none that the base was made for.
 
     Returns the tokens of each training row besides.
@@ -113,7 +119,8 @@ def _fitting(data: TaskData, max_tokens: int, context: int, survey: _Survey) -> 
     remedy = "raise max_tokens or shorten the input" if within else "shorten the input or use another base"
     splits, counted, remarks = {}, {}, list(data.remarks)
     for split, rows in data.splits.items():
-        tokens = survey.ask({"do": "lengths", "rows": [example_row(example) for example in rows]})["tokens"]
+        order = {"do": "lengths", "rows": [example_row(example) for example in rows], "readout": readout}
+        tokens = survey.ask(order)["tokens"]
         kept = tuple(example for example, n in zip(rows, tokens, strict=True) if n <= limit)
         dropped = len(rows) - len(kept)
         if dropped > OVER_LONG_SHARE * len(rows):

@@ -56,12 +56,13 @@ class Service:
         precision = engine.precision() if order["precision"] == "auto" else order["precision"]
         self._session = engine.open(Path(order["base"]), precision)
         machine = {"device": engine.device_type, "free_bytes": engine.free_bytes(), "synthetic": engine.synthetic}
+        machine["template_digest"] = self._session.template_digest
         self._report({"event": "ready", "precision": precision, **machine})
 
     def lengths(self, order: dict) -> None:
         """Count the tokens of rows."""
         examples = [Example(*row) for row in order["rows"]]
-        self._report({"event": "lengths", "tokens": self._session.lengths(examples)})
+        self._report({"event": "lengths", "tokens": self._session.lengths(examples, readout=order["readout"])})
 
     def data(self, order: dict) -> None:
         """Take in the rows of a task; the test split comes with the first final trial, not before."""
