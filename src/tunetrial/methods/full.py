@@ -12,11 +12,11 @@ class Full(Method):
 
     def trainable_parameters(self, shape: ModelShape, outputs: int) -> int:
         """All of the backbone and the head; an untied language-model head takes no part in a readout head's loss."""
-        return shape.backbone_parameters + shape.hidden * outputs
+        return shape.backbone_parameters + shape.readout_parameters(outputs)
 
     def artifact_bytes(self, shape: ModelShape, outputs: int, base_bytes_per_weight: int) -> int:
         """The backbone in the base's dtype and the head in fp32."""
-        return shape.backbone_parameters * base_bytes_per_weight + 4 * shape.hidden * outputs
+        return shape.backbone_parameters * base_bytes_per_weight + 4 * shape.readout_parameters(outputs)
 
     def learning_rate_centre(self, parameters: int) -> float:
         return full_centre(parameters)

@@ -65,7 +65,7 @@ class Lora(Method):
         """The projections to adapt.
 
         Raises:
-            SpecError: The base has no projection of such a name.
+            SpecError: The base has no projection of such a name, or PEFT would take it for another one besides.
         """
         if self.targets == "all-linear":
             return tuple(shape.projections)
@@ -73,6 +73,9 @@ class Lora(Method):
         if unknown:
             known = ", ".join(shape.projections)
             raise SpecError(f"targets: no such projection in this base, got {unknown[0]!r}; use some of {known}")
+        for other in set(shape.projections) - set(self.targets):
+            if same := [name for name in self.targets if other.endswith(f".{name}")]:
+                raise SpecError(f"targets: {same[0]!r} is the end of {other!r} too, got the one alone; name both")
         return self.targets
 
     def adapter(self, shape: ModelShape) -> AdapterSpec:
@@ -88,7 +91,7 @@ class Lora(Method):
         targets = self.target_names(shape)
         in_layer = count(shape.projections, targets, self.rank)
         magnitudes = sum(shape.projections[target][1] for target in targets) if self.dora else 0
-        return shape.layers * (in_layer + magnitudes) + shape.hidden * outputs
+        return shape.layers * (in_layer + magnitudes) + shape.readout_parameters(outputs)
 
     def artifact_bytes(self, shape: ModelShape, outputs: int, base_bytes_per_weight: int) -> int:
         """Adapter and head, both in fp32."""
