@@ -1,35 +1,78 @@
 """Batches without padding: all rows of a batch laid end to end, so that linear layers and norms see real tokens alone.
 
 Attention is the one place where rows must not meet: there queries, keys and values are laid out in a padded grid,
-attended causally, and gathered back. What stands to the right of a row's end cannot reach its tokens, and the grid's
-empty cells are never gathered: the result is that of the padded batch.
+attended, and gathered back. What stands to the right of a row's end cannot reach its tokens, by causality or by a mask,
+and the grid's empty cells are never gathered: the result is that of the padded batch.
 
 The number of tokens is rounded up to a bucket, with idle tokens that nothing reads: kernels are prepared once a shape,
 and on a CPU preparing one costs more than running it.
+
+    model = load(folder, AutoModelForCausalLM, torch.float32, torch.device("cpu"))
+    layout = lay_out([[5, 6, 7], [8, 9]], model.device)
+    last = states(model, layout)[layout.last]                 # (rows, hidden)
+    logits(model, states(model, layout)[layout.last])         # (rows, vocabulary)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, PreTrainedModel
+from transformers.utils import logging
+
+from tunetrial import models
+from tunetrial.core.errors import ModelError
 
 UNPADDED = "tunetrial_unpadded"
 TOKEN_BUCKET = 64
+PROOF_LENGTHS = (24, 1, 9, 17)
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
+WITHOUT_EFFECT = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "return_dict"}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows end to end: ids and positions (1, tokens), each real token's cell in the grid, the rows' last tokens."""
+    """Rows end to end: ids and positions (1, tokens), each real token's cell in the grid, the rows' first and last
+    tokens. Positions count from 0 in each row; idle tokens have id and position 0."""
 
     ids: torch.Tensor
     positions: torch.Tensor
     cells: torch.Tensor
+    first: torch.Tensor
     last: torch.Tensor
     rows: int
     longest: int
+    _hidden: dict[tuple[bool, int | None], torch.Tensor] = field(default_factory=dict)
+
+    def hidden(self, *, causal: bool, window: int | None) -> torch.Tensor:
+        """The keys that a query does not see, as (longest, longest) or (rows, 1, 1, longest); made once a batch."""
+        if (causal, window) not in self._hidden:
+            self._hidden[causal, window] = self._make_hidden(window) if causal else self.empty()[:, None, None]
+        return self._hidden[causal, window]
+
+    def _make_hidden(self, window: int | None) -> torch.Tensor:
+        ones = torch.ones(self.longest, self.longest, dtype=torch.bool, device=self.ids.device)
+        return ones.triu(1) if window is None else ones.triu(1) | ones.tril(-window)
+
+    def empty(self) -> torch.Tensor:
+        """The grid's empty cells (rows, longest)."""
+        ones = torch.ones(self.rows * self.longest, dtype=torch.bool, device=self.ids.device)
+        return ones.index_fill(0, self.cells, False).unflatten(0, (self.rows, self.longest))
+
+    def grid(self, flat: torch.Tensor) -> torch.Tensor:
+        """(tokens, ...) -> (rows, longest, ...), empty cells 0."""
+        real = flat[: len(self.cells)]
+        grid = real.new_zeros(self.rows * self.longest, *real.shape[1:]).index_copy(0, self.cells, real)
+        return grid.unflatten(0, (self.rows, self.longest))
+
+    def flat(self, grid: torch.Tensor) -> torch.Tensor:
+        """(rows, longest, ...) -> (tokens, ...), idle tokens 0."""
+        gathered = grid.flatten(0, 1).index_select(0, self.cells)
+        idle = self.ids.shape[1] - len(self.cells)
+        return nn.functional.pad(gathered, (*(0, 0) * (gathered.ndim - 1), 0, idle))
 
 
 def lay_out(tokens: Sequence[Sequence[int]], device: torch.device) -> Layout:
@@ -41,9 +84,16 @@ def lay_out(tokens: Sequence[Sequence[int]], device: torch.device) -> Layout:
     idle = np.zeros(-len(cells) % TOKEN_BUCKET, dtype=np.int64)
     ids = np.concatenate([*(np.asarray(row, dtype=np.int64) for row in tokens), idle])
     positions = np.concatenate([positions, idle])
+    ends = lengths.cumsum()
     move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
     return Layout(
-        move(ids)[None], move(positions)[None], move(cells), move(lengths.cumsum() - 1), len(lengths), longest
+        ids=move(ids)[None],
+        positions=move(positions)[None],
+        cells=move(cells),
+        first=move(ends - lengths),
+        last=move(ends - 1),
+        rows=len(lengths),
+        longest=longest,
     )
 
 
@@ -53,36 +103,150 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: None,
-    scaling: float,
-    layout: Layout,
-    **_: object,
+    *,
+    layout: Layout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **other: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attend causally within each row; query (1, heads, tokens, head_dim), result (1, tokens, heads, head_dim)."""
-    q, k, v = (_to_grid(x, layout) for x in (query, key, value))
-    if query.device.type == "cuda":
+    """Attend within each row; query (1, heads, tokens, head_dim), result (1, tokens, heads, head_dim).
+
+    A module that is causal sees what is before, the last `sliding_window` tokens alone if there is a window; another
+    sees its whole row. `softcap` bounds scores by tanh (Gemma 2).
+
+    Raises:
+        ModelError: The model asks for what is not computed here.
+    """
+    causal = getattr(module, "is_causal", None)
+    strange = {name for name, value in other.items() if value is not None and name not in WITHOUT_EFFECT}
+    strange |= {"dropout"} if dropout else set()
+    strange |= {"attention_mask"} if attention_mask is not None else set()
+    strange |= {"sliding_window"} if sliding_window is not None and not causal else set()
+    if strange or causal is None or layout is None or key.shape[2] != query.shape[2]:
+        got = ", ".join(sorted(strange)) or "a call without layout, with cached keys, or of unknown direction"
+        raise ModelError(f"{type(module).__name__}: attention without padding: not supported, got {got}; use another")
+    window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
+    q, k, v = (layout.grid(x[0].transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.device.type != "cuda" or softcap is not None:
+        mixed = _plain(q, k, v, scaling, hidden=layout.hidden(causal=causal, window=window), softcap=softcap)
+    elif causal and window is None:
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
     else:
-        mixed = _plain(q, k, v, scaling)
-    gathered = mixed.transpose(1, 2).flatten(0, 1).index_select(0, layout.cells)
-    idle = query.shape[2] - len(layout.cells)
-    return nn.functional.pad(gathered, (0, 0, 0, 0, 0, idle))[None], None
+        k, v = _repeated(q, k, v)
+        seen = ~layout.hidden(causal=causal, window=window)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
+    return layout.flat(mixed.transpose(1, 2))[None], None
 
 
-def _to_grid(x: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """(1, heads, tokens, head_dim) -> (rows, heads, longest, head_dim), empty cells 0."""
-    flat = x[0].transpose(0, 1)[: len(layout.cells)]
-    grid = flat.new_zeros(layout.rows * layout.longest, *flat.shape[1:]).index_copy(0, layout.cells, flat)
-    return grid.unflatten(0, (layout.rows, layout.longest)).transpose(1, 2)
-
-
-def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
+def _plain(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, *, hidden: torch.Tensor, softcap: float | None
+) -> torch.Tensor:
     """Softmax in fp32, as transformers' own; on a CPU its backward is faster than the fused kernel's."""
+    k, v = _repeated(q, k, v)
+    scores = q @ k.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return scores.masked_fill(hidden, -torch.inf).softmax(-1, dtype=wide).to(q.dtype) @ v
+
+
+def _repeated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values once a query head."""
     groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
-    scores = (q @ k.transpose(2, 3) * scaling).masked_fill(future, -torch.inf)
-    return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+    return (k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)) if groups > 1 else (k, v)
+
+
+def states(model: PreTrainedModel, layout: Layout) -> torch.Tensor:
+    """The last hidden states (tokens, hidden) of a backbone, or of a language model's backbone; those of idle tokens
+    mean nothing. Token types are all 0."""
+    backbone = model.base_model
+    positions = layout.positions + first_position(backbone)
+    if backbone.config._attn_implementation == UNPADDED:
+        return _call(backbone, layout.ids, positions, layout=layout)[0]
+    mask = (~layout.empty()).long()
+    padded = _call(backbone, layout.grid(layout.ids[0]), layout.grid(positions[0]), attention_mask=mask)
+    return layout.flat(padded)
+
+
+def _call(backbone: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, **other: object) -> torch.Tensor:
+    cache = {} if backbone.config.model_type in ("bert", "roberta", "distilbert") else {"use_cache": False}
+    return backbone(input_ids=ids, position_ids=positions, **cache, **other).last_hidden_state
+
+
+def first_position(backbone: PreTrainedModel) -> int:
+    """The number of a row's first position: RoBERTa counts from after its padding token."""
+    return backbone.config.pad_token_id + 1 if backbone.config.model_type == "roberta" else 0
+
+
+def logits(causal: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    """The language model's logits (..., vocabulary) of last hidden states (..., hidden)."""
+    raw = causal.get_output_embeddings()(states)
+    cap = getattr(causal.config, "final_logit_softcapping", None)
+    return raw if cap is None else torch.tanh(raw / cap) * cap
+
+
+def load(
+    base: Path, auto_class: type, dtype: torch.dtype, device: torch.device, *, attention: str | None = None
+) -> PreTrainedModel:
+    """Read a base from disk, frozen and without dropout, with the best attention that is right for it.
+
+    `config._attn_implementation` of the result says which one that is: "tunetrial_unpadded", else "sdpa" or "eager",
+    for which `states` pads. It is proven on drawn rows (`prove`) unless `attention` names one proven before.
+
+    Args:
+        auto_class: `AutoModelForCausalLM`, or `AutoModel` for a backbone alone.
+    Raises:
+        ModelError: The files lack weights of the model, which would be drawn at random otherwise.
+    """
+    logging.set_verbosity_error()
+    roberta = (
+        {"add_pooling_layer": False} if models.shape(base).model_type == "roberta" and auto_class is AutoModel else {}
+    )
+    model, found = auto_class.from_pretrained(
+        base,
+        dtype=dtype,
+        attn_implementation=attention or UNPADDED,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **roberta,
+    )
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        got = f"{len(missing)} are missing, such as {missing[0]}"
+        raise ModelError(f"{base}: weights of the model are not in its files, got {got}; use a complete model")
+    model = model.to(device).eval().requires_grad_(False)
+    if attention is None:
+        prove(model)
+    return model
+
+
+@torch.no_grad()
+def prove(model: PreTrainedModel) -> None:
+    """Set the first attention, of unpadded, sdpa and eager, whose states of drawn rows are those of padded rows with
+    transformers' own eager attention, within a relative tolerance by dtype.
+
+    The rows are short: a window longer than they are is not tried.
+    """
+    drawn = np.random.default_rng(0)
+    longest = getattr(model.config, "max_position_embeddings", None) or max(PROOF_LENGTHS)
+    lengths = [min(length, longest - first_position(model)) for length in PROOF_LENGTHS]
+    layout = lay_out([drawn.integers(model.config.vocab_size, size=length) for length in lengths], model.device)
+    real = len(layout.cells)
+    model.set_attn_implementation("eager")
+    expected = states(model, layout)[:real].double()
+    for attention in (UNPADDED, "sdpa"):
+        model.set_attn_implementation(attention)
+        try:
+            error = (states(model, layout)[:real].double() - expected).norm() / expected.norm()
+        except ModelError:
+            continue
+        if error <= TOLERANCE[model.dtype]:
+            return
+    model.set_attn_implementation("eager")
 
 
 AttentionInterface.register(UNPADDED, attend)
