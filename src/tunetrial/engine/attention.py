@@ -13,7 +13,8 @@ and on a CPU preparing one costs more than running it.
     logits(model, states(model, layout)[layout.last])         # (rows, vocabulary)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -238,7 +239,7 @@ def prove(model: PreTrainedModel) -> None:
     real = len(layout.cells)
     model.set_attn_implementation("eager")
     expected = states(model, layout)[:real].double()
-    for attention in (UNPADDED, "sdpa"):
+    for attention in (UNPADDED, *(("sdpa",) if model._supports_sdpa else ())):
         model.set_attn_implementation(attention)
         try:
             error = (states(model, layout)[:real].double() - expected).norm() / expected.norm()
@@ -247,6 +248,18 @@ def prove(model: PreTrainedModel) -> None:
         if error <= TOLERANCE[model.dtype]:
             return
     model.set_attn_implementation("eager")
+
+
+@contextmanager
+def padding(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model take padded batches and cached keys, as its own `generate` does."""
+    before = model.config._attn_implementation
+    if before == UNPADDED:
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 AttentionInterface.register(UNPADDED, attend)
