@@ -326,3 +326,11 @@ def test_heads_follow_their_seed(tmp_path):
         return heads.make_head(shape, 3, generator=generator, dtype=torch.float32, device=CPU).output.weight
 
     assert torch.equal(make(1), make(1)) and not torch.equal(make(1), make(2))
+
+
+@every_family
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_proof_holds_in_other_precisions(name, dtype, tmp_path):
+    bases.make(name, tmp_path)
+    model = attention.load(tmp_path, auto_class(name), dtype, CPU)
+    assert model.config._attn_implementation == attention.UNPADDED and model.dtype == dtype
