@@ -226,7 +226,7 @@ def load(
 
 @torch.no_grad()
 def prove(model: PreTrainedModel) -> None:
-    """Set the first attention, of unpadded, sdpa and eager, whose states of drawn rows are those of padded rows with
+    """Set the first attention, of unpadded, sdpa and eager, whose states of drawn rows are those of each row alone with
     transformers' own eager attention, within a relative tolerance by dtype.
 
     The rows are short: a window longer than they are is not tried.
@@ -234,14 +234,15 @@ def prove(model: PreTrainedModel) -> None:
     drawn = np.random.default_rng(0)
     longest = getattr(model.config, "max_position_embeddings", None) or max(PROOF_LENGTHS)
     lengths = [min(length, longest - first_position(model)) for length in PROOF_LENGTHS]
-    layout = lay_out([drawn.integers(model.config.vocab_size, size=length) for length in lengths], model.device)
-    real = len(layout.cells)
+    rows = [drawn.integers(model.config.vocab_size, size=length) for length in lengths]
+    layout = lay_out(rows, model.device)
     model.set_attn_implementation("eager")
-    expected = states(model, layout)[:real].double()
+    alone = [states(model, lay_out([row], model.device))[: len(row)] for row in rows]
+    expected = torch.cat(alone).double()
     for attention in (UNPADDED, *(("sdpa",) if model._supports_sdpa else ())):
         model.set_attn_implementation(attention)
         try:
-            error = (states(model, layout)[:real].double() - expected).norm() / expected.norm()
+            error = (states(model, layout)[: len(expected)].double() - expected).norm() / expected.norm()
         except ModelError:
             continue
         if error <= TOLERANCE[model.dtype]:
