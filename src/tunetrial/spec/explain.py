@@ -17,10 +17,9 @@ _LATER = (
     ("tasks.*.kind", "generate", "use classify or regress"),
     ("tasks.*.data", "hub:.*", "save the rows as a JSONL, CSV or Parquet file"),
     ("tasks.*.margin", ".*% *of gain", "give the margin in the metric's unit"),
-    ("arms.*", "qlora|peft|none", "use full or lora"),
-    ("arms.*.method", "qlora|peft|none", "use full or lora"),
+    ("arms.*", "peft|none", "use full, lora or qlora"),
+    ("arms.*.method", "peft|none", "use full, lora or qlora"),
     ("arms.*.base_model", None, "give one base_model for all arms"),
-    ("arms.*.dora", None, "remove it"),
 )
 _ELSEWHERE = {
     ("limits", "quality"): "is no cost, got {}; write a floor instead: require: {{task.metric: '>= 0.8'}}",
