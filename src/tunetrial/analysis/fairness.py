@@ -13,7 +13,7 @@ from tunetrial.analysis import arms, metrics
 from tunetrial.core.evidence import Check, Evidence, TrialRecord
 
 # How an execution may differ without a difference in what is computed: a smaller micro-batch at the same batch.
-MAY_DIFFER = frozenset({"micro_batch"})
+MAY_DIFFER = frozenset({"micro_batch", "loss_scale", "overflows"})
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _scores_match_records(pair: Pair) -> Found:
             stated = record.measurements.get(f"{split}.{metric.name}")
             if stated is None or not arms.sound(scores):
                 continue
-            value, checked = metric.value(scores.target_E, scores.prediction_E), checked + 1
+            value, checked = metrics.value(metric, scores), checked + 1
             if value is None or not isclose(value, stated.value, rel_tol=1e-9, abs_tol=1e-12):
                 got = f"{split}.{metric.name} {stated.value:g} is recorded, its scores give {value}"
                 return False, f"trial {record.trial.id} ({record.trial.arm.name}): {got}"

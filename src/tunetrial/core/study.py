@@ -9,7 +9,7 @@ from tunetrial.core.records import Record, digest
 Setting = bool | int | float | str | tuple[str, ...]
 Kind = Literal["classify", "regress", "generate"]
 Readout = Literal["head", "labels", "text"]
-Precision = Literal["bf16", "fp32", "fp64"]
+Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 Purpose = Literal["tune", "final", "probe"]
 
 

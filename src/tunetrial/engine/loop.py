@@ -37,6 +37,10 @@ class Loop:
 
     A step is `batch_examples` examples whatever the memory: they are computed in micro-batches of like lengths, and
     when memory runs out the micro-batch is halved and the same step begun again.
+
+    In fp16 losses are scaled so that small gradients survive (Micikevicius et al. 2018, arXiv:1710.03740). Where a
+    gradient overflows, the scale is halved and the same step begun again: no step is left out, so that all arms take
+    equally many.
     """
 
     def __init__(
@@ -59,10 +63,10 @@ class Loop:
         self.micro_batch = min(micro_batch or controls.batch_examples, controls.batch_examples)
         self.checkpoint_every_s = checkpoint_every_s
         self.first_step = 0
+        self.scaler = Scaler() if controls.precision == "fp16" else None
         self.device = next(iter(trainables.masters.values())).device
-        self.optimiser = torch.optim.AdamW(
-            trainables.groups(controls.weight_decay), lr=self.peak_rate, betas=(0.9, 0.999), eps=1e-8, fused=True
-        )
+        groups = trainables.groups(controls.weight_decay)
+        self.optimiser = optimiser(groups, bits=trial.arm.settings.get("optimizer_bits", 32))
 
     def steps(self, checkpoint: Path | None) -> Iterator[Step]:
         """Train to the end, yielding each step; see `core.engine.Run.steps`."""
@@ -86,11 +90,18 @@ class Loop:
     def step(self, rows: Sequence[int], rate: float) -> tuple[float, float]:
         """Take one optimiser step over these rows; return its mean loss and the gradient norm before clipping."""
         ordered = sorted(rows, key=lambda row: len(self.tokens[row]))
-        losses = self._accumulate(ordered)
         masters = list(self.trainables.masters.values())
-        norm = torch.nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
+        while True:
+            losses = self._accumulate(ordered)
+            gradients = [m.grad for m in masters if m.grad is not None]
+            if self.scaler is not None:
+                torch._foreach_div_(gradients, self.scaler.scale)
+            norm = torch.nn.utils.get_total_norm(gradients)
+            loss, grad_norm = torch.stack([losses.double(), norm.double()]).tolist()
+            if self.scaler is None or self.scaler.accepts(grad_norm):
+                break
+            self.trainables.clear()
         torch.nn.utils.clip_grads_with_norm_(masters, self.controls.clip_norm, norm)
-        loss, grad_norm = torch.stack([losses.double(), norm.double()]).tolist()
         if math.isfinite(loss) and math.isfinite(grad_norm):
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
@@ -107,7 +118,7 @@ class Loop:
                 total = torch.zeros((), device=self.device)
                 for first in range(0, len(rows), self.micro_batch):
                     loss = self.objective.loss(rows[first : first + self.micro_batch]) / weight
-                    loss.backward()
+                    (loss if self.scaler is None else loss * self.scaler.scale).backward()
                     self.trainables.collect()
                     total = total + loss.detach()
                 return total
@@ -126,11 +137,14 @@ class Loop:
     def _write(self, folder: Path) -> None:
         """Put masters, moments and the step into a checkpoint; no pickle."""
         tensors = {f"master.{name}": master.detach() for name, master in self.trainables.masters.items()}
+        counts = {}
         for name, master in self.trainables.masters.items():
             for key, value in self.optimiser.state[master].items():
-                tensors[f"{key}.{name}"] = value
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
-        state = {"micro_batch": self.micro_batch, "trial": self.trial_id}
+                kept = tensors if isinstance(value, torch.Tensor) else counts
+                kept[f"{key}.{name}"] = value
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
+        scaler = None if self.scaler is None else vars(self.scaler)
+        state = {"micro_batch": self.micro_batch, "trial": self.trial_id, "counts": counts, "scaler": scaler}
         (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
 
     def _resume(self, checkpoint: Path) -> None:
@@ -143,13 +157,56 @@ class Loop:
         if state["trial"] != self.trial_id:
             raise IntegrityError(f"{folder}: of another trial, got {state['trial']}; remove it")
         tensors = load_file(folder / "state.safetensors", device=str(self.device))
+        states: dict[str, dict] = {name: {} for name in self.trainables.masters}
+        for key, value in (tensors | state["counts"]).items():
+            kind, name = key.split(".", 1)
+            states[name][kind] = value
         with torch.no_grad():
             for name, master in self.trainables.masters.items():
-                master.copy_(tensors[f"master.{name}"])
-                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
-                self.optimiser.state[master] = {key: tensors[f"{key}.{name}"] for key in keys}
+                master.copy_(states[name].pop("master"))
+                if states[name]:
+                    self.optimiser.state[master] = states[name]
+        if self.scaler is not None:
+            vars(self.scaler).update(state["scaler"])
         self.trainables.publish()
         self.micro_batch, self.first_step = min(self.micro_batch, state["micro_batch"]), step
+
+
+class Scaler:
+    """The scale of losses in fp16: halved when a gradient overflows, doubled after 2,000 steps without."""
+
+    GROW_AFTER = 2000
+
+    def __init__(self) -> None:
+        self.scale, self.sound, self.overflows = 2.0**16, 0, 0
+
+    def accepts(self, grad_norm: float) -> bool:
+        """Whether the step stands, by the norm of its unscaled gradient. At a scale of 1 it stands, and has diverged."""
+        if math.isfinite(grad_norm):
+            self.sound += 1
+            if self.sound % self.GROW_AFTER == 0:
+                self.scale *= 2
+            return True
+        if self.scale <= 1:
+            return True
+        self.scale, self.sound, self.overflows = self.scale / 2, 0, self.overflows + 1
+        return False
+
+    def facts(self) -> dict[str, float]:
+        return {"loss_scale": self.scale, "overflows": self.overflows}
+
+
+def optimiser(groups: list[dict], *, bits: int) -> torch.optim.Optimizer:
+    """AdamW with moments in fp32, or in 8 bits with a scale for every 256 (Dettmers et al. 2021, arXiv:2110.02861).
+
+    In 8 bits, moments of tensors of fewer than 4,096 weights stay in fp32.
+    """
+    betas, eps = (0.9, 0.999), 1e-8
+    if bits == 8:
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit([group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

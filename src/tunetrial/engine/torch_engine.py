@@ -23,7 +23,7 @@ from tunetrial.engine.readout import HeadReader
 from tunetrial.engine.texts import Texts
 from tunetrial.engine.trainables import Trainables
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
 
 class TorchEngine:
@@ -42,12 +42,11 @@ class TorchEngine:
         return psutil.virtual_memory().available
 
     def precision(self) -> Precision:
-        """bf16 where products in it are native (compute capability 8.0, AMX or AVX512-BF16), else fp32."""
+        """bf16 where products in it are native (compute capability 8.0, AMX or AVX512-BF16), else fp16 on a GPU and fp32
+        on a CPU."""
         if self.device.type == "cuda":
-            native = torch.cuda.get_device_capability(self.device) >= (8, 0)
-        else:
-            native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        return "bf16" if native else "fp32"
+            return "bf16" if torch.cuda.get_device_capability(self.device) >= (8, 0) else "fp16"
+        return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
 
     def open(self, base: Path, precision: Precision) -> "TorchSession":
         return TorchSession(base, precision, self.device, self.checkpoint_every_s)
@@ -148,7 +147,7 @@ class TorchRun:
 
     def _exact(self) -> dict[str, torch.Tensor] | None:
         """The base's weights in fp32, for masters of a full model with more digits than the compute dtype holds."""
-        if self.adapter is not None or self.session.precision != "bf16":
+        if self.adapter is not None or self.session.precision not in ("bf16", "fp16"):
             return None
         prefix = "model" if self.trial.controls.readout == "head" else "causal"
         return {f"{prefix}.{n}": weight for n, weight in self.session.load(torch.float32).named_parameters()}
@@ -216,6 +215,7 @@ class TorchRun:
             "pack": 1,
             "compiled": False,
             "torch": torch.__version__,
+            **({} if self.loop.scaler is None else self.loop.scaler.facts()),
         }
 
     def measurements(self) -> dict[str, Measurement]:

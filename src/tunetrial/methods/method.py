@@ -1,6 +1,9 @@
 """What every method answers: which weights it trains, how many, and where its learning rates lie."""
 
 from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
 
 from tunetrial.core.records import Record
 from tunetrial.methods.storage import Storage, backbone_bytes
@@ -22,6 +25,10 @@ class AdapterSpec(Record):
 class Method(Record):
     """Base of all methods: a record of settings with the formulas that hold for them."""
 
+    optimizer_bits: Literal[32, 8] = Field(
+        default=32, description="bits of the optimiser's moments: 32, or 8", examples=[8]
+    )
+
     def adapter(self, shape: ModelShape) -> AdapterSpec | None:
         """The adapter to attach; None when the base itself is trained."""
         raise NotImplementedError
@@ -40,8 +47,12 @@ class Method(Record):
         raise NotImplementedError
 
     def state_bytes(self, shape: ModelShape, outputs: int) -> int:
-        """Bytes of AdamW's two moments, fp32."""
-        return 8 * self.trainable_parameters(shape, outputs)
+        """Bytes of AdamW's two moments: fp32, or a byte a weight and an fp32 scale for every 256.
+
+        In 8 bits it leaves out that tensors of fewer than 4,096 weights keep fp32 moments.
+        """
+        moment_bytes = 4.0 if self.optimizer_bits == 32 else 1 + 4 / 256
+        return round(2 * moment_bytes * self.trainable_parameters(shape, outputs))
 
     def artifact_bytes(self, shape: ModelShape, outputs: int, base_bytes_per_weight: int) -> int:
         """Bytes of the saved weights, without headers and tokenizer."""

@@ -14,7 +14,7 @@ from tunetrial.core.study import Arm, Controls
 from tunetrial.models import ModelShape
 
 GIB = 2**30
-COMPUTE_BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
+COMPUTE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 # Dense bf16 operations a second (fp16 for t4) and bytes of memory, from the makers' data sheets.
 GPUS = {
     "t4": (65e12, 16 * GIB),
@@ -27,7 +27,7 @@ GPUS = {
     "h200": (989e12, 141 * GIB),
 }
 CPU_OPERATIONS_PER_S = (2e10, 6e11)
-REACHED_SHARE = {"bf16": (0.05, 0.5), "fp32": (0.005, 0.1), "fp64": (0.001, 0.05)}
+REACHED_SHARE = {"bf16": (0.05, 0.5), "fp16": (0.05, 0.5), "fp32": (0.005, 0.1), "fp64": (0.001, 0.05)}
 STEP_S = (0.005, 0.1)
 SPARE = 1.25
 
