@@ -483,9 +483,14 @@ def test_built_in_tasks_load_as_pinned():
     assert data.labels == ("account", "advice", "billing", "delivery", "repair", "returns")
 
 
-def test_built_in_tasks_that_studies_cannot_take_are_refused():
-    with pytest.raises(DataError, match="tickets_json generates text, which studies cannot take yet; use newsletter"):
-        tasks.built_in("tickets_json")
+def test_a_built_in_task_of_text_has_its_schema_and_targets():
+    task = tasks.built_in("tickets_json")
+    data = tasks.load(task, Path("/nowhere"))
+    assert (data.kind, data.labels, data.remarks, task.max_new_tokens) == ("generate", (), (), 64)
+    assert json.loads(task.json_schema)["required"] == list(json.loads(data.splits["train"][0].target))
+
+
+def test_unknown_built_in_tasks_are_refused():
     with pytest.raises(DataError, match="no such built-in task, got 'newsleter'; use newsletter, or name your data"):
         tasks.built_in("newsleter")
     with pytest.raises(DataError, match="newsletter: without data it is built in"):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 import build_data
 import check_data
 from tunetrial import tasks
+from tunetrial.analysis import texts
 from tunetrial.core.errors import DataError, IntegrityError
 from tunetrial.tasks import tickets_json
 
@@ -48,7 +50,7 @@ def test_tickets_labels_are_all_used_and_the_object_states_them():
     assert len({row["urgency"] for row in rows}) == 3 and len({row["product"] for row in rows}) == 5
     for row in rows:
         assert json.loads(row["json"]) == {key: row[key] for key in ("queue", "urgency", "product")}
-        assert tickets_json.score(row["json"], row) == {"valid": 1, "schema_valid": 1, "field_accuracy": 1}
+        assert score(row["json"], row["json"]) == {"valid": 1, "schema_valid": 1, "field_accuracy": 1}
 
 
 def test_committed_data_equal_what_the_sources_give(tmp_path):
@@ -99,7 +101,15 @@ def test_icc_gives_the_published_value():
     assert round(check_data.icc_agreement(judges.astype(float)), 3) == 0.290
 
 
-RIGHT = {"queue": "billing", "urgency": "high", "product": "stove"}
+RIGHT = '{"queue":"billing","urgency":"high","product":"stove"}'
+
+
+def score(completion: str, target: str) -> dict[str, float]:
+    return {
+        "valid": texts.valid_json(target, completion),
+        "schema_valid": texts.fits_schema(completion, tickets_json.TICKETS_JSON.json_schema),
+        "field_accuracy": texts.field_accuracy(target, completion),
+    }
 
 
 @pytest.mark.parametrize(
@@ -121,12 +131,25 @@ RIGHT = {"queue": "billing", "urgency": "high", "product": "stove"}
 )
 def test_tickets_json_scores_by_hand(completion, valid, schema, fields):
     expected = {"valid": valid, "schema_valid": schema, "field_accuracy": pytest.approx(fields)}
-    assert tickets_json.score(completion, RIGHT) == expected
+    assert score(completion, RIGHT) == expected
 
 
 @given(st.text())
 def test_tickets_json_scores_any_text(completion):
-    assert all(0 <= value <= 1 for value in tickets_json.score(completion, RIGHT).values())
+    assert all(0 <= value <= 1 for value in score(completion, RIGHT).values())
+
+
+@given(
+    st.dictionaries(st.sampled_from(["queue", "urgency", "product", "note"]), st.sampled_from(["low", "lamp", 1, None]))
+)
+def test_the_schema_of_tickets_json_says_what_its_record_says(fields):
+    """The JSON Schema that completions are held against is that of `Routing`, strictly read."""
+    try:
+        tickets_json.Routing.model_validate(fields, strict=True)
+        fits = 1.0
+    except ValidationError:
+        fits = 0.0
+    assert score(json.dumps(fields), RIGHT)["schema_valid"] == fits
 
 
 def test_unknown_names_are_refused_with_the_known_ones():

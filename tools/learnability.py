@@ -32,6 +32,7 @@ from sklearn.pipeline import make_pipeline
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tunetrial import models, tasks
+from tunetrial.analysis import texts
 from tunetrial.tasks import tickets_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,8 +92,12 @@ def measures(problem: Problem, predictions: list) -> dict[str, float]:
             "accuracy": accuracy_score(truth, predictions),
         }
         return dict(reversed(scores.items())) if problem.name == "sst2" else scores
-    scored = [tickets_json.score(text, row) for text, row in zip(predictions, problem.held_rows, strict=True)]
-    return {name: statistics.mean(s[name] for s in scored) for name in ("field_accuracy", "schema_valid", "valid")}
+    pairs, schema = list(zip(truth, predictions, strict=True)), tickets_json.TICKETS_JSON.json_schema
+    return {
+        "field_accuracy": statistics.mean(texts.field_accuracy(*pair) for pair in pairs),
+        "schema_valid": statistics.mean(texts.fits_schema(said, schema) for _, said in pairs),
+        "valid": statistics.mean(texts.valid_json(*pair) for pair in pairs),
+    }
 
 
 def own_measure(problem: Problem, predictions: list) -> float:
@@ -108,9 +113,7 @@ def item_scores(problem: Problem, predictions: list) -> np.ndarray:
         return -np.abs(np.array(predictions) - np.array(truth))
     if problem.kind == "classify":
         return np.array([float(p == t) for p, t in zip(predictions, truth, strict=True)])
-    return np.array(
-        [tickets_json.score(p, row)["field_accuracy"] for p, row in zip(predictions, problem.held_rows, strict=True)]
-    )
+    return np.array([texts.field_accuracy(*pair) for pair in zip(truth, predictions, strict=True)])
 
 
 def tfidf(model: Callable[[float], object], problem: Problem, targets: list) -> list:

@@ -1,7 +1,8 @@
 """What each arm did on a task: its finals by seed, failed runs counted in, against the best constant prediction.
 
-Intention to treat, fixed here for every study: a final that diverged counts as if it had predicted the constant. An
-arm of which more than half diverged has the state "diverged" and is compared with nothing.
+Intention to treat, fixed here for every study: a final that diverged counts as if it had predicted the constant, and
+by a metric that no constant has (a likelihood) as the worst of all arms' finals on each example. An arm of which more
+than half diverged has the state "diverged" and is compared with nothing.
 
 An arm whose mean over all counted finals is not shown to be better than the constant "did not train", even if some of
 its finals are: two that collapse in five are enough. What one run of such an arm gives cannot be relied on, which is
@@ -10,7 +11,7 @@ them. More seeds might yet show the mean to be better; the study does not go on 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,8 +66,8 @@ def sound(scores: Scores | None) -> bool:
     """Whether scores are there, of one length, and finite where they are numbers."""
     if scores is None or len(scores.example_id_E) < 2:
         return False
-    lengths = {len(scores.example_id_E), len(scores.cluster_E), len(scores.target_E), len(scores.prediction_E)}
-    sides = (np.asarray(scores.target_E), np.asarray(scores.prediction_E))
+    sides = [np.asarray(side) for side in (scores.target_E, scores.prediction_E, *scores.measured.values())]
+    lengths = {len(scores.example_id_E), len(scores.cluster_E), *map(len, sides)}
     return len(lengths) == 1 and all(np.isfinite(side).all() for side in sides if side.dtype.kind in "iuf")
 
 
@@ -102,12 +103,12 @@ def outcome(evidence: Evidence, task: str, arm: str) -> Outcome:
     scored = {seed: s for seed, s in scored.items() if sound(s) and same_rows(s, floor.rows)}
     seeds = sorted(failed | set(scored))
     counted = seeds[: complete_look(len(seeds), evidence.lock.study.looks)]
-    values = {seed: metric.value(s.target_E, s.prediction_E) for seed, s in scored.items()}
+    values = {seed: metrics.value(metric, s) for seed, s in scored.items()}
     values = {seed: values[seed] for seed in counted if values.get(seed) is not None}
-    parts = {seed: _parts(metric, s.target_E, s.prediction_E) for seed, s in scored.items()}
-    if floor.part_E is not None:
-        parts |= {seed: floor.part_E for seed in failed}
-    worth = [values.get(seed, floor.value or 0.0) for seed in counted]
+    parts = {seed: _parts(metric, s) for seed, s in scored.items()}
+    if floor.lost_E is not None:
+        parts |= {seed: floor.lost_E for seed in failed}
+    worth = [values.get(seed, floor.lost) for seed in counted]
     rates = sorted({r.trial.learning_rate for r in finals})
     result = ArmResult(
         task=task,
@@ -146,26 +147,47 @@ def at_edge(evidence: Evidence, task: str, arm: str, rate: float) -> bool:
 
 @dataclass(frozen=True)
 class _Floor:
-    """The best constant prediction on the test rows; a metric that a constant does not have counts as 0."""
+    """What a trained arm must beat on the test rows: the best constant prediction, as far as the metric has one.
+
+    A failed final counts as `lost`, by example `lost_E`; where a constant is not defined it counts as 0.
+    """
 
     rows: Scores | None = None
     value: float | None = None
     part_E: Floats | None = None
+    lost: float = 0.0
+    lost_E: Floats | None = None
 
 
 def _floor(evidence: Evidence, task: str) -> _Floor:
-    guess, rows = constant(evidence, task), scored_rows(evidence, task)
-    if guess is None or rows is None:
+    metric, rows = metrics.find(evidence.lock.study.task(task).metric), scored_rows(evidence, task)
+    if rows is None:
+        return _Floor()
+    if metric.constant is None:
+        return _no_floor(evidence, task, metric, rows)
+    if metric.constant == "empty":
+        zero_E = np.zeros(len(rows.target_E))
+        return _Floor(rows, 0.0, zero_E, 0.0, zero_E)
+    guess = constant(evidence, task)
+    if guess is None:
         return _Floor(rows)
-    metric, guess_E = metrics.find(evidence.lock.study.task(task).metric), np.full(len(rows.target_E), guess)
-    return _Floor(rows, metric.value(rows.target_E, guess_E), _parts(metric, rows.target_E, guess_E))
+    guess_E = np.full(len(rows.target_E), guess, dtype=object if isinstance(guess, str) else float)
+    guessed = replace(rows, prediction_E=guess_E)
+    value, part_E = metrics.value(metric, guessed), _parts(metric, guessed)
+    return _Floor(rows, value, part_E, value or 0.0, part_E)
 
 
-def _parts(metric: metrics.Metric, target_E: np.ndarray, prediction_E: np.ndarray) -> Floats:
+def _no_floor(evidence: Evidence, task: str, metric: metrics.Metric, rows: Scores) -> _Floor:
+    found = (evidence.scores.get((r.trial.id, "test")) for r in evidence.of(purpose="final", task=task))
+    worst_E = np.min([_parts(metric, s) for s in found if sound(s) and same_rows(s, rows)], axis=0)
+    return _Floor(rows, lost=float(worst_E.mean()) * (1 if metric.higher_is_better else -1), lost_E=worst_E)
+
+
+def _parts(metric: metrics.Metric, scores: Scores) -> Floats:
     """Contributions; 0 for each example where the metric is undefined, as a correlation with a constant is."""
-    if metric.value(target_E, prediction_E) is None:
-        return np.zeros(len(target_E))
-    return metric.contributions(target_E, prediction_E)
+    if metrics.value(metric, scores) is None:
+        return np.zeros(len(scores.target_E))
+    return metrics.contributions(metric, scores)
 
 
 def _state(
@@ -187,8 +209,10 @@ def _state(
     counted = seeds[:look]
     if 2 * len(failed & set(counted)) > look:
         return "diverged"
-    if floor.part_E is None:
+    if floor.lost_E is None:
         return "pending"
+    if floor.part_E is None:
+        return "trained"
     above_RE = np.stack([parts[seed] for seed in counted]) - floor.part_E
     return "trained" if _above_zero(above_RE, floor.rows, study) else "did not train"
 

@@ -4,23 +4,26 @@
 turned metric, for metrics that are no mean of examples up to the jackknife's bias. Differences of contributions are
 what `stats.crossed` takes. To add a metric, write its two functions and one entry of `METRICS`.
 
-Axis letter: E example. Targets and predictions are labels (text) for classify and finite numbers for regress.
+Axis letter: E example. Targets and predictions are labels (text) for classify, finite numbers for regress, texts for
+generate. A metric of what cannot be told from these, such as the likelihood of a target, names the columns of
+`Scores.measured` that it takes. `value` and `contributions` ask any metric of a trial's scores.
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 from scipy.stats import rankdata
 
-from tunetrial.analysis import stats
+from tunetrial.analysis import stats, texts
+from tunetrial.analysis.columns import Values, both_texts, codes, measured, numbers
+from tunetrial.analysis.likelihood import bits_per_byte, bits_per_byte_parts, nll, nll_parts
 from tunetrial.analysis.stats import Codes, Floats
 from tunetrial.core.errors import EvidenceError
+from tunetrial.core.evidence import Scores
 from tunetrial.core.study import Kind
-
-Values = np.ndarray | Sequence[str] | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Metric:
     leaving one example out makes a correlation undefined, that one counts as the 0 of a constant. `higher_is_better`
     is None for a metric that only describes: it decides nothing, and asking for its contributions is an error. Both
     raise EvidenceError on unequal lengths, on no examples, on labels that are no text and on numbers that are not
-    finite.
+    finite. Both take `columns` of `Scores.measured` after targets and predictions. `constant` is the answer that a
+    trained arm must beat: the best constant one, an empty one (worth 0) where the target is not looked at, or none.
     """
 
     name: str
@@ -40,8 +44,10 @@ class Metric:
     kinds: tuple[Kind, ...]
     unit: str
     higher_is_better: bool | None
-    value: Callable[[Values, Values], float | None]
-    contributions: Callable[[Values, Values], Floats]
+    value: Callable[..., float | None]
+    contributions: Callable[..., Floats]
+    columns: tuple[str, ...] = ()
+    constant: Literal["best", "empty"] | None = "best"
 
 
 def find(name: str) -> Metric:
@@ -50,6 +56,32 @@ def find(name: str) -> Metric:
         near = difflib.get_close_matches(name, METRICS) or METRICS
         raise EvidenceError(f"metric: unknown, got {name!r}; use {' or '.join(near)}")
     return METRICS[name]
+
+
+def value(metric: Metric, scores: Scores) -> float | None:
+    """The metric of a trial's scores; None where it is not defined or was not measured.
+
+    Raises:
+        EvidenceError: As `Metric.value`.
+    """
+    columns = [scores.measured.get(name) for name in metric.columns]
+    if any(column is None for column in columns):
+        return None
+    return metric.value(scores.target_E, scores.prediction_E, *columns)
+
+
+def contributions(metric: Metric, scores: Scores) -> Floats:
+    """Each example's part in the metric, shape (E,), higher is better.
+
+    Raises:
+        EvidenceError: As `Metric.contributions`, or it was not measured.
+    """
+    missing = [name for name in metric.columns if name not in scores.measured]
+    if missing:
+        raise EvidenceError(f"{metric.name}: not measured, got scores without {missing[0]!r}; run the trial again")
+    return metric.contributions(
+        scores.target_E, scores.prediction_E, *(scores.measured[name] for name in metric.columns)
+    )
 
 
 def of_kind(kind: Kind) -> tuple[Metric, ...]:
@@ -63,19 +95,19 @@ def accuracy(target_E: Values, prediction_E: Values) -> float:
 
 
 def _hits(target_E: Values, prediction_E: Values) -> Floats:
-    target_E, prediction_E, _ = _codes(target_E, prediction_E)
+    target_E, prediction_E, _ = codes(target_E, prediction_E)
     return (target_E == prediction_E).astype(np.float64)
 
 
 def macro_f1(target_E: Values, prediction_E: Values) -> float:
     """Mean F1 over the labels that occur among targets or predictions, as scikit-learn's `average="macro"`."""
-    target_E, prediction_E, classes = _codes(target_E, prediction_E)
+    target_E, prediction_E, classes = codes(target_E, prediction_E)
     return stats.macro_f1(prediction_E, target_E, classes)
 
 
 def _macro_f1_parts(target_E: Values, prediction_E: Values) -> Floats:
     """Pseudo-values; the labels averaged over stay those of the whole split when an example is left out."""
-    target_E, prediction_E, classes = _codes(target_E, prediction_E)
+    target_E, prediction_E, classes = codes(target_E, prediction_E)
     return stats.macro_f1_pseudo_values(prediction_E, target_E, classes)
 
 
@@ -85,7 +117,7 @@ def mcc(target_E: Values, prediction_E: Values) -> float:
     0 where it would be 0/0, that is when either side names one label only: the limit of its definition (Chicco &
     Jurman 2020) and scikit-learn's value.
     """
-    target_E, prediction_E, classes = _codes(target_E, prediction_E)
+    target_E, prediction_E, classes = codes(target_E, prediction_E)
     true_C, said_C = (np.bincount(codes, minlength=classes) for codes in (target_E, prediction_E))
     hits = np.count_nonzero(target_E == prediction_E)
     return float(_r_k(len(target_E), hits, true_C @ said_C, true_C @ true_C, said_C @ said_C))
@@ -94,7 +126,7 @@ def mcc(target_E: Values, prediction_E: Values) -> float:
 def _mcc_parts(target_E: Values, prediction_E: Values) -> Floats:
     """Pseudo-values, exact by removing one example from the counts of R_K: O(E)."""
     whole = mcc(target_E, prediction_E)
-    target_E, prediction_E, classes = _codes(target_E, prediction_E)
+    target_E, prediction_E, classes = codes(target_E, prediction_E)
     true_C, said_C = (np.bincount(codes, minlength=classes) for codes in (target_E, prediction_E))
     hit_E = (target_E == prediction_E).astype(np.int64)
     without_E = _r_k(
@@ -119,7 +151,7 @@ def mae(target_E: Values, prediction_E: Values) -> float:
 
 
 def _turned_errors(target_E: Values, prediction_E: Values) -> Floats:
-    target_E, prediction_E = _numbers(target_E, prediction_E)
+    target_E, prediction_E = numbers(target_E, prediction_E)
     return -np.abs(prediction_E - target_E)
 
 
@@ -138,7 +170,7 @@ def _rmse_parts(target_E: Values, prediction_E: Values) -> Floats:
 
 def pearson(target_E: Values, prediction_E: Values) -> float | None:
     """Pearson correlation; None when either side is all equal."""
-    return _correlation(*_numbers(target_E, prediction_E))
+    return _correlation(*numbers(target_E, prediction_E))
 
 
 def _pearson_parts(target_E: Values, prediction_E: Values) -> Floats:
@@ -146,7 +178,7 @@ def _pearson_parts(target_E: Values, prediction_E: Values) -> Floats:
 
     Where one example carries all but a millionth of a sum the difference is rounding, so it is counted afresh.
     """
-    target_E, prediction_E = _numbers(target_E, prediction_E)
+    target_E, prediction_E = numbers(target_E, prediction_E)
     whole, n = _defined("pearson", _correlation(target_E, prediction_E)), len(target_E)
     x_E, y_E = _centred(target_E), _centred(prediction_E)
     share = n / (n - 1)
@@ -161,7 +193,7 @@ def _pearson_parts(target_E: Values, prediction_E: Values) -> Floats:
 
 def spearman(target_E: Values, prediction_E: Values) -> float | None:
     """Spearman correlation, ties at their mean rank; None when either side is all equal."""
-    return _correlation(*(rankdata(values) for values in _numbers(target_E, prediction_E)))
+    return _correlation(*(rankdata(values) for values in numbers(target_E, prediction_E)))
 
 
 def _spearman_parts(target_E: Values, prediction_E: Values) -> Floats:
@@ -169,7 +201,7 @@ def _spearman_parts(target_E: Values, prediction_E: Values) -> Floats:
 
     Without example e the rank of j falls by a_ej: 1 if j lies above e, 1/2 if they are tied. All sums are exact.
     """
-    x_E, y_E = _numbers(target_E, prediction_E)
+    x_E, y_E = numbers(target_E, prediction_E)
     whole = _defined("spearman", spearman(x_E, y_E))
     rank_E, rank2_E, n = rankdata(x_E), rankdata(y_E), len(x_E) - 1
     fallen_E = _sum_above(x_E, rank2_E) + _sum_above(y_E, rank_E)
@@ -227,45 +259,54 @@ def range_used(target_E: Values, prediction_E: Values) -> float | None:
 
     It describes and does not judge: 0 is a model that says one number, and more than 1 is not better than 1.
     """
-    target_E, prediction_E = _numbers(target_E, prediction_E)
+    target_E, prediction_E = numbers(target_E, prediction_E)
     spread = np.ptp(target_E)
     return float(np.ptp(prediction_E) / spread) if spread > 0 else None
 
 
-def _range_used_parts(target_E: Values, prediction_E: Values) -> NoReturn:
-    raise EvidenceError("range_used: describes and decides nothing, got a request for contributions; use mae")
+def _describes(name: str, instead: str) -> Callable[..., NoReturn]:
+    def refuse(*_: Values) -> NoReturn:
+        raise EvidenceError(f"{name}: describes and decides nothing, got a request for contributions; use {instead}")
+
+    return refuse
 
 
-def _codes(target_E: Values, prediction_E: Values) -> tuple[Codes, Codes, int]:
-    """Number the labels that occur, in order of text; returns both sides' numbers and how many labels there are."""
-    sides = [np.asarray(values, dtype=object) for values in (target_E, prediction_E)]
-    _check_lengths(*sides)
-    both = sides[0].tolist() + sides[1].tolist()
-    if not all(issubclass(kind, str) for kind in set(map(type, both))):
-        wrong = next(label for label in both if not isinstance(label, str))
-        raise EvidenceError(f"labels: must be text, got {wrong!r}; turn labels into text, or use a regress metric")
-    number = {label: code for code, label in enumerate(sorted(set(both)))}
-    code = np.fromiter(map(number.__getitem__, both), dtype=np.intp, count=len(both))
-    return code[: len(sides[0])], code[len(sides[0]) :], len(number)
+def _mean_of(name: str, title: str, unit: str, score: Callable[[str, str], float], **settings) -> Metric:
+    """A mean over examples of a score of target and completion; not defined where a target is none for it."""
+
+    def part_E(target_E: Values, prediction_E: Values) -> Floats:
+        target_E, prediction_E = both_texts(target_E, prediction_E)
+        if _fault(name, target_E):
+            raise EvidenceError(f"{name}: not defined, got a target with {_fault(name, target_E)}; use another metric")
+        return np.array([score(*pair) for pair in zip(target_E, prediction_E, strict=True)])
+
+    def value(target_E: Values, prediction_E: Values) -> float | None:
+        target_E, prediction_E = both_texts(target_E, prediction_E)
+        if _fault(name, target_E) or texts.missing_library(name):
+            return None
+        return float(part_E(target_E, prediction_E).mean())
+
+    return Metric(name, title, ("generate",), unit, True, value, part_E, **settings)
 
 
-def _numbers(target_E: Values, prediction_E: Values) -> tuple[Floats, Floats]:
-    try:
-        sides = [np.asarray(values, dtype=np.float64) for values in (target_E, prediction_E)]
-    except (ValueError, TypeError):
-        raise EvidenceError("values: must be numbers, got labels; use a classify metric") from None
-    _check_lengths(*sides)
-    for name, side in zip(("targets", "predictions"), sides, strict=True):
-        missing = np.count_nonzero(~np.isfinite(side))
-        if missing:
-            raise EvidenceError(f"{name}: must be finite, got {missing} that are not; rerun the trial that made them")
-    return sides[0], sides[1]
+def _fault(name: str, target_E: list[str]) -> str | None:
+    return next((fault for target in target_E if (fault := texts.fault(name, target))), None)
 
 
-def _check_lengths(target_E: np.ndarray, prediction_E: np.ndarray) -> None:
-    if target_E.ndim != 1 or target_E.shape != prediction_E.shape or not len(target_E):
-        got = f"{target_E.shape} and {prediction_E.shape}"
-        raise EvidenceError(f"targets and predictions: need one each for every example, got shapes {got}; rerun")
+def _corpus_bleu(target_E: Values, prediction_E: Values) -> float:
+    return texts.corpus_bleu(*both_texts(target_E, prediction_E))
+
+
+def _measured_share(name: str, title: str) -> Metric:
+    """The share of examples of which a column says 1."""
+
+    def part_E(target_E: Values, prediction_E: Values, column_E: Values) -> Floats:
+        return measured(target_E, column_E)[0]
+
+    def value(target_E: Values, prediction_E: Values, column_E: Values) -> float:
+        return float(part_E(target_E, prediction_E, column_E).mean())
+
+    return Metric(name, title, ("generate",), "share", True, value, part_E, columns=(name,), constant="empty")
 
 
 def _centred(x_E: Floats) -> Floats:
@@ -304,7 +345,33 @@ METRICS: dict[str, Metric] = {
         Metric("pearson", "Pearson r", ("regress",), "correlation", True, pearson, _pearson_parts),
         Metric("spearman", "Spearman ρ", ("regress",), "correlation", True, spearman, _spearman_parts),
         Metric(
-            "range_used", "range used", ("regress",), "share of the targets' range", None, range_used, _range_used_parts
+            *("range_used", "range used", ("regress",), "share of the targets' range", None, range_used),
+            _describes("range_used", "mae"),
+        ),
+        _mean_of("chrf", "chrF", "fraction", texts.chrf),
+        _mean_of("exact_match", "exact match", "share", texts.exact_match),
+        _mean_of("numeric_match", "numeric match", "share", texts.numeric_match),
+        _mean_of("token_f1", "token F1", "F1", texts.token_f1),
+        _mean_of("rouge_l", "ROUGE-L", "F1", texts.rouge_l),
+        _mean_of("bleu", "sentence BLEU", "fraction", texts.bleu),
+        _mean_of("field_accuracy", "field accuracy", "share", texts.field_accuracy),
+        _mean_of("valid_json", "valid JSON", "share", texts.valid_json, constant="empty"),
+        _measured_share("schema_valid", "schema validity"),
+        _measured_share("tests_pass", "tests passed"),
+        Metric(
+            *("nll", "NLL", ("generate",), "nats a token", False, nll, nll_parts),
+            columns=("nll", "tokens"),
+            constant=None,
+        ),
+        Metric(
+            *("bits_per_byte", "bits per byte", ("generate",), "bits a byte", False),
+            *(bits_per_byte, bits_per_byte_parts),
+            columns=("nll",),
+            constant=None,
+        ),
+        Metric(
+            *("corpus_bleu", "corpus BLEU", ("generate",), "fraction", None, _corpus_bleu),
+            _describes("corpus_bleu", "bleu"),
         ),
     )
 }

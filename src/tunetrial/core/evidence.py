@@ -29,7 +29,8 @@ class Example:
     the text of a completion.
 
     `messages` is a conversation as canonical JSON, a list of {"role", "content", …}: the base's own chat template
-    renders it, so `prompt` is empty then, and `target` is the content of its last assistant turn.
+    renders it, so `prompt` is empty then, and `target` is the content of its last assistant turn. `tests` is code that
+    a completion is executed against.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Example:
     prompt: str
     target: str | float
     messages: str | None = None
+    tests: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,16 @@ class TaskData:
     remarks: tuple[str, ...] = ()
 
     def digest(self, split: str) -> str:
-        """SHA-256 of a split's ids, clusters, prompts, targets and conversations, in order."""
+        """SHA-256 of a split's ids, clusters, prompts, targets, conversations and tests, in order."""
         return digest([example_row(example) for example in self.splits[split]])
 
 
-def example_row(example: Example) -> list[str | float]:
-    """An example as a JSON list that `Example(*row)` makes again; no conversation, no fifth entry."""
-    row = [example.id, example.cluster, example.prompt, example.target]
-    return row if example.messages is None else [*row, example.messages]
+def example_row(example: Example) -> list[str | float | None]:
+    """An example as a JSON list that `Example(*row)` makes again; what it lacks at the end is left out."""
+    row = [example.id, example.cluster, example.prompt, example.target, example.messages, example.tests]
+    while row[-1] is None:
+        row.pop()
+    return row
 
 
 class Measurement(Record):
@@ -96,7 +100,7 @@ class Scores:
     """Per-example outcomes of one trial over one split, axis E; targets and predictions are labels, numbers or texts.
 
     `measured` holds what cannot be told from target and prediction, by name: "nll" and "tokens" of the target under the
-    model, or "tests_pass" of a completion that was executed.
+    model, "tests_pass" of a completion that was executed, or "schema_valid" of one held against a JSON Schema.
     """
 
     example_id_E: tuple[str, ...]

@@ -51,11 +51,11 @@ class Costs(Record):
 class Truth(Record):
     """What is true of one arm.
 
-    `quality` is the expected accuracy (classify) or mean absolute error (regress) of a run at `best_rate`; it worsens
-    by `curvature` per squared decade away from there, and varies by `seed_sd` between runs, whatever the rate. A
-    share `collapse` of runs, and every run at a rate above `collapses_above`, predicts one constant; a share
-    `failure`, and every run at a rate above `diverges_above`, diverges. An arm that does not `fits` runs out of
-    memory at its first step.
+    `quality` is the expected accuracy (classify), share of completions that equal their target (generate) or mean
+    absolute error (regress) of a run at `best_rate`; it worsens by `curvature` per squared decade away from there, and
+    varies by `seed_sd` between runs, whatever the rate. A share `collapse` of runs, and every run at a rate above
+    `collapses_above`, predicts one constant; a share `failure`, and every run at a rate above `diverges_above`,
+    diverges. An arm that does not `fits` runs out of memory at its first step.
     """
 
     quality: float = Field(default=0.8, gt=0)
@@ -122,13 +122,13 @@ class World(Record):
         return ndtri(((mixed >> np.uint64(12)) + 0.5) / 2.0**52)
 
     def quality(self, trial: Trial, kind: str) -> float:
-        """Expected accuracy, or mean absolute error, of one run that neither collapsed nor failed."""
+        """Expected share of right answers, or mean absolute error, of one run that neither collapsed nor failed."""
         truth = self.truth(trial.arm.name)
         shared = self.deviates("seed", trial.task, trial.seed)[0]
         own = self.deviates("run", *self.run(trial))[0]
         luck = truth.seed_sd * (self.pairing**0.5 * shared + (1 - self.pairing) ** 0.5 * own)
         regret = truth.regret(trial.learning_rate)
-        if kind == "classify":
+        if kind != "regress":
             return min(max(truth.quality - regret + luck, 1e-9), 1 - 1e-9)
         return max(truth.quality + regret + luck, 1e-9)
 
@@ -160,7 +160,7 @@ class SimSession:
     template_digest: str | None = None
 
     def lengths(self, examples: Sequence[Example], *, readout: Readout = "head") -> list[int]:
-        return [len(_tokens(example)) for example in examples]
+        return [len(_tokens(example, readout)) for example in examples]
 
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> "SimRun":
         return SimRun(self, trial, data, micro_batch)
@@ -241,20 +241,28 @@ class SimRun:
         """Predict with the planted quality; the steps must have come to their end."""
         if not self.finished:
             raise RuntimeError(f"trial {self.trial.id}: predict before the last step")
-        classify = self.data.kind == "classify"
+        regress = self.data.kind == "regress"
         if self._happens("collapse", self.truth.collapse, self.truth.collapses_above):
             seen = [example.target for example in self.data.splits["train"]]
-            return [mode(seen) if classify else float(median_low(seen))] * len(examples)
-        return self._labels(examples) if classify else self._numbers(examples)
+            return [float(median_low(seen)) if regress else mode(seen)] * len(examples)
+        return self._numbers(examples) if regress else self._answers(examples)
 
-    def _labels(self, examples: Sequence[Example]) -> list[str]:
-        """The right label with the probability planted, else any other."""
-        labels, place = self.data.labels, {label: number for number, label in enumerate(self.data.labels)}
-        right_E = self._errors(examples) < ndtri(self.world.quality(self.trial, "classify"))
+    def likelihoods(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+        """Minus the logarithm of the planted quality a token, more for examples with a larger error; a token a word."""
+        nats = -math.log(self.world.quality(self.trial, self.data.kind))
+        more_E = np.exp(0.25 * self._errors(examples) - 0.25**2 / 2)
+        tokens = [len(example.target.split()) + 1 for example in examples]
+        return [(count * nats * float(more), count) for count, more in zip(tokens, more_E, strict=True)]
+
+    def _answers(self, examples: Sequence[Example]) -> list[str]:
+        """The right label or text with the probability planted, else any other of the labels or of train's targets."""
+        labels = self.data.labels or tuple(sorted({example.target for example in self.data.splits["train"]}))
+        place = {label: number for number, label in enumerate(labels)}
+        right_E = self._errors(examples) < ndtri(self.world.quality(self.trial, self.data.kind))
         luck_E = self._uniforms("wrong", keys=[example.id for example in examples])
         other_E = 1 + (luck_E * (len(labels) - 1)).astype(int)
         return [
-            example.target if right else labels[(place[example.target] + other) % len(labels)]
+            example.target if right else labels[(place.get(example.target, 0) + other) % len(labels)]
             for example, right, other in zip(examples, right_E.tolist(), other_E.tolist(), strict=True)
         ]
 
@@ -324,7 +332,7 @@ class SimRun:
 
     @cached_property
     def _tokens(self) -> list[list[int]]:
-        return [_tokens(example) for example in self.data.splits["train"]]
+        return [_tokens(example, self.trial.controls.readout) for example in self.data.splits["train"]]
 
 
 @lru_cache(maxsize=2**16)
@@ -332,9 +340,14 @@ def _hash(text: str) -> int:
     return int.from_bytes(sha256(text.encode()).digest()[:8])
 
 
-def _tokens(example: Example) -> list[int]:
-    """A token a word, and one for the end."""
-    return [*(crc32(word.encode()) >> 1 for word in example.prompt.split()), 0]
+def _tokens(example: Example, readout: Readout) -> list[int]:
+    """A token a word, of the target too where there is no head, and one for the end."""
+    text = (
+        f"{example.prompt} {'' if readout == 'head' else example.target}"
+        if example.messages is None
+        else example.messages
+    )
+    return [*(crc32(word.encode()) >> 1 for word in text.split()), 0]
 
 
 def _sizes(costs: Costs) -> dict[str, Measurement]:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 def frames(evidence: Evidence) -> "dict[str, pd.DataFrame]":
     """Lay evidence out as three frames: `trials` (a row a record, a column a measurement, missing ones NaN),
-    `curves` (a row an optimiser step) and `scores` (a row a trial, split and example).
+    `curves` (a row an optimiser step) and `scores` (a row a trial, split and example, with a column for whatever was
+    measured of it).
 
     Each row of `curves` and `scores` repeats what identifies its trial; `learning_rate` is the trial's peak in
     `trials` and the step's own in `curves`. Units are in the records, not here.
@@ -40,6 +41,7 @@ def frames(evidence: Evidence) -> "dict[str, pd.DataFrame]":
                 "cluster": one.cluster_E,
                 "target": one.target_E.astype(object),
                 "prediction": one.prediction_E.astype(object),
+                **one.measured,
             }
         )
         for record in evidence.records

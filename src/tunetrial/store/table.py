@@ -17,7 +17,8 @@ def scores_digest(scores: Mapping[str, Scores]) -> str:
 
 
 def settle(scores: Mapping[str, Scores], where: str) -> dict[str, Scores]:
-    """Bring scores to the types in which they are kept: labels as text objects, numbers as float64.
+    """Bring scores to the types in which they are kept: labels and texts as objects, numbers and what was measured as
+    float64.
 
     Raises:
         EvidenceError: The arrays of a split differ in length, or a value is not finite, or neither text nor number.
@@ -28,18 +29,23 @@ def settle(scores: Mapping[str, Scores], where: str) -> dict[str, Scores]:
 def to_parquet(scores: Mapping[str, Scores], contributions: Mapping[str, np.ndarray]) -> bytes:
     """Write settled scores as one table; `score` is each example's contribution to the metric, empty if not given.
 
+    What was measured has columns of its own after these, `measured.nll` and the like.
+
     Raises:
         EvidenceError: Some splits hold labels and others numbers, or contributions differ in length.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    columns: dict[str, list] = {name: [] for name in _COLUMNS}
+    extra = sorted({name for one in scores.values() for name in one.measured})
+    names = [*_COLUMNS, *(f"{_MEASURED}{name}" for name in extra)]
+    columns: dict[str, list] = {name: [] for name in names}
     for split, one in scores.items():
         n = len(one.example_id_E)
         given = contributions.get(split)
         rows = (one.example_id_E, one.cluster_E, [split] * n, one.prediction_E, one.target_E)
-        for name, values in zip(_COLUMNS, (*rows, [None] * n if given is None else given), strict=True):
+        measured = (one.measured.get(name, [None] * n) for name in extra)
+        for name, values in zip(names, (*rows, [None] * n if given is None else given, *measured), strict=True):
             if len(values) != n:
                 raise EvidenceError(f"{split} scores: {n} examples, got {len(values)} of {name}; give one for each")
             columns[name].extend(values.tolist() if isinstance(values, np.ndarray) else values)
@@ -49,7 +55,7 @@ def to_parquet(scores: Mapping[str, Scores], contributions: Mapping[str, np.ndar
     value = pa.float64() if kinds == {np.dtype(np.float64)} else pa.string()
     types = {**dict.fromkeys(_COLUMNS, pa.string()), "prediction": value, "target": value, "score": pa.float64()}
     try:
-        table = pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
+        table = pa.table({name: pa.array(columns[name], types.get(name, pa.float64())) for name in names})
     except UnicodeEncodeError as error:
         raise EvidenceError(f"scores: not valid Unicode, got {error.object[:40]!r}; mend the data") from None
     buffer = io.BytesIO()
@@ -67,9 +73,11 @@ def read_parquet(path: Path, expected: str) -> dict[str, Scores]:
     from pyarrow import parquet
 
     try:
-        columns = parquet.ParquetFile(path).read(columns=_COLUMNS).to_pydict()
+        columns = parquet.ParquetFile(path).read().to_pydict()
     except (OSError, pa.ArrowException) as error:
         raise IntegrityError(f"{path}: not a table of scores, got {error!r}; restore it") from None
+    if missing := [name for name in _COLUMNS if name not in columns]:
+        raise IntegrityError(f"{path}: not a table of scores, got no column {missing[0]!r}; restore it")
     rows_of: dict[str, list[int]] = {}
     for row, split in enumerate(columns["split"]):
         rows_of.setdefault(split, []).append(row)
@@ -81,13 +89,19 @@ def read_parquet(path: Path, expected: str) -> dict[str, Scores]:
 
 
 _COLUMNS = ["example_id", "cluster", "split", "prediction", "target", "score"]
+_MEASURED = "measured."
 
 
 def _pick(columns: Mapping[str, list], rows: list[int]) -> Scores:
     ids, clusters, targets, predictions = (
         [columns[name][row] for row in rows] for name in ("example_id", "cluster", "target", "prediction")
     )
-    return Scores(tuple(ids), tuple(clusters), _values(targets), _values(predictions))
+    measured = {
+        name.removeprefix(_MEASURED): np.array([values[row] for row in rows])
+        for name, values in columns.items()
+        if name.startswith(_MEASURED) and values[rows[0]] is not None
+    }
+    return Scores(tuple(ids), tuple(clusters), _values(targets), _values(predictions), measured)
 
 
 def _values(values: list) -> np.ndarray:
@@ -116,4 +130,12 @@ def _settle(scores: Scores, where: str) -> Scores:
         raise EvidenceError(
             f"{where}: targets and predictions must be of one kind, got labels and numbers; score again"
         )
-    return Scores(tuple(scores.example_id_E), tuple(scores.cluster_E), *arrays)
+    measured = {name: _settle_measured(values, name, arrays[0], where) for name, values in scores.measured.items()}
+    return Scores(tuple(scores.example_id_E), tuple(scores.cluster_E), *arrays, measured)
+
+
+def _settle_measured(values: np.ndarray, name: str, target_E: np.ndarray, where: str) -> np.ndarray:
+    settled = np.asarray(values)
+    if settled.dtype.kind not in "biuf" or settled.shape != target_E.shape or not np.isfinite(settled).all():
+        raise EvidenceError(f"{where}: {name} needs a finite number for each example, got {settled!r:.80}; score again")
+    return settled.astype(np.float64)

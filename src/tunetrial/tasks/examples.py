@@ -1,4 +1,4 @@
-"""Examples of rows: the prompt rendered, the target as a label or a number, and every fault named by its row."""
+"""Examples of rows: the prompt rendered, the target as a label, number or text, and every fault named by its row."""
 
 import difflib
 import math
@@ -11,10 +11,16 @@ from decimal import Decimal
 from tunetrial.core.errors import DataError, RunawayError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import TaskSpec
-from tunetrial.tasks import prompt
+from tunetrial.tasks import conversations, prompt
+from tunetrial.tasks.conversations import Conversation
 from tunetrial.tasks.files import Row, refuse, short
 
 HIDDEN = "-1"
+# What chat templates and tokenizers write as single tokens; in a row they end a turn or a text where none ends.
+CONTROL = re.compile(
+    r"<\|[^\s<>|]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>"
+    r"|<\uff5c[^\s<>]{1,40}\uff5c>"
+)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -23,19 +29,22 @@ class Source:
     """The usable rows of one file as examples: how messages name the file, and each row by its example's id.
 
     `hidden` counts the rows that were left out because their label is -1, the usual mark of a label not given.
+    `remarks` say what else was found or not used.
     """
 
     where: str
     examples: tuple[Example, ...]
     row_of: dict[str, str]
     hidden: int
+    remarks: tuple[str, ...] = ()
 
 
 def examine(rows: Sequence[Row], spec: TaskSpec, where: str) -> Source:
     """Make an example of every row.
 
-    Labels become text (1, 1.0 and "1" all "1"; true "true"), targets of `regress` finite numbers. Without the field
-    `spec.id` an example is known by its row's number; without `spec.cluster` it is a cluster of its own.
+    Labels become text (1, 1.0 and "1" all "1"; true "true"), targets of `regress` finite numbers, those of `generate`
+    stay as they are. Without the field `spec.id` an example is known by its row's number; without `spec.cluster` it is
+    a cluster of its own.
 
     Raises:
         DataError: A field is nowhere, or rows have faults; the message shows the first five by number.
@@ -44,11 +53,12 @@ def examine(rows: Sequence[Row], spec: TaskSpec, where: str) -> Source:
     seen = [row for row in rows if spec.kind != "classify" or _plain(row.fields.get(spec.target)) != HIDDEN]
     if spec.kind == "classify":
         _check_types(seen, spec.target, where)
-    examples, row_of, faults = [], {}, []
+    examples, row_of, faults, talks = [], {}, [], []
     with prompt.filling(spec.input) as fill:
         for row in seen:
             try:
-                example = _example(row, spec, fill)
+                talk = _talk(row, spec)
+                example = _example(row, spec, fill, talk)
                 if example.id in row_of:
                     raise DataError(f"{spec.id} {example.id!r} repeats {row_of[example.id]}")
             except RunawayError as fault:
@@ -57,33 +67,84 @@ def examine(rows: Sequence[Row], spec: TaskSpec, where: str) -> Source:
                 faults.append(f"{row.where}: {fault}")
             else:
                 examples.append(example)
+                talks += [talk] if talk else []
                 row_of[example.id] = row.where
     if faults:
         _check_names(rows, spec, where)
     refuse(where, faults, of=len(rows))
-    return Source(where=where, examples=tuple(examples), row_of=row_of, hidden=len(rows) - len(seen))
+    remarks = (*_remark_unused(talks), *_remark_controls(examples, row_of))
+    return Source(where, tuple(examples), row_of, hidden=len(rows) - len(seen), remarks=remarks)
 
 
-def _example(row: Row, spec: TaskSpec, fill: Callable[[dict], str]) -> Example:
-    for field in filter(None, (spec.target, spec.id, spec.cluster)):
+def _talk(row: Row, spec: TaskSpec) -> Conversation | None:
+    for field in filter(None, (spec.messages, spec.target, spec.tests, spec.id, spec.cluster)):
         if field not in row.fields:
             raise DataError(f"{field} is missing")
-    read_target = _label if spec.kind == "classify" else _number
+    return conversations.read(row.fields, spec.messages) if spec.messages else None
+
+
+def _example(row: Row, spec: TaskSpec, fill: Callable[[dict], str], talk: Conversation | None) -> Example:
+    read_target = {"classify": _label, "regress": _number, "generate": _name}[spec.kind]
+    target = talk.answer if talk else read_target(row.fields[spec.target], spec.target)
+    if spec.kind == "generate":
+        _check_measurable(target, spec)
     name = str(row.number) if spec.id is None else _name(row.fields[spec.id], spec.id)
     return Example(
         id=name,
         cluster=name if spec.cluster is None else _name(row.fields[spec.cluster], spec.cluster),
-        prompt=fill(row.fields),
-        target=read_target(row.fields[spec.target], spec.target),
+        prompt="" if talk else fill(row.fields),
+        target=target,
+        messages=talk.json if talk else None,
+        tests=None if spec.tests is None else _tests(row.fields[spec.tests], spec.tests),
     )
+
+
+def _check_measurable(target: str, spec: TaskSpec) -> None:
+    """A metric that reads targets must be able to read all of them, which is better known before the training."""
+    from tunetrial.analysis import texts  # numpy comes with it, for which reading labels need not wait
+
+    fault = texts.fault(spec.metric, target)
+    if fault:
+        raise DataError(f"{spec.target or spec.messages}: {fault} in the target for {spec.metric}, got {short(target)}")
+
+
+def _tests(value: object, field: str) -> str:
+    """Python code, or a list of its lines."""
+    listed = isinstance(value, list) and bool(value) and all(isinstance(line, str) for line in value)
+    code = "\n".join(value) if listed else value
+    if not isinstance(code, str):
+        raise DataError(f"{field} is no code, got {short(value)}")
+    _refuse_empty(code, field)
+    return code
+
+
+def _remark_unused(talks: Sequence[Conversation]) -> list[str]:
+    """What conversations hold and their turns do not."""
+    remarks = []
+    cut = [talk for talk in talks if talk.unanswered]
+    if cut:
+        remarks.append(f"{len(cut)} of {len(talks)} conversations go on after the last answer, which was left out")
+    for key, count in sorted(Counter(key for talk in talks for key in talk.unused).items()):
+        remarks.append(f"{count} of {len(talks)} conversations have {key!r}, which is not shown to the model")
+    return remarks
+
+
+def _remark_controls(examples: Sequence[Example], row_of: dict[str, str]) -> list[str]:
+    """Rows whose text would be taken for control tokens; what they hold is the user's and stays."""
+    texts = ((e.id, f"{e.prompt} {e.messages or ''} {e.target}") for e in examples)
+    found = [(name, match[0]) for name, text in texts if (match := CONTROL.search(text))]
+    if not found:
+        return []
+    (name, mark), count = found[0], f"{len(found)} of {len(examples)} rows"
+    return [f"{count} hold text that tokenizers may take for control tokens, such as {mark!r} in {row_of[name]}"]
 
 
 def _check_fields(rows: Sequence[Row], spec: TaskSpec, where: str) -> None:
     """A field that no row has is one mistake in the study, not one in every row."""
     there = sorted({name for row in rows for name in row.fields})
-    for role in ("target", "id", "cluster"):
+    for role in ("messages", "target", "tests", "id", "cluster"):
         field = getattr(spec, role)
-        if field is not None and field not in there:
+        if field and field not in there:
             raise DataError(f"{where}: {role}: no row has this field, got {field!r}; {_advise(field, there)}")
 
 

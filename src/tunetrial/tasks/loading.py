@@ -23,7 +23,8 @@ def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]]) -
     A missing test split is a fifth of train, a missing validation split a fifth of what is then left of train: never
     of test. A prompt that repeats an earlier one of its split is dropped, one that stands in test is dropped from
     train and validation, and one that stands in validation from train; a test split loses its own repeats alone.
-    Every row dropped is counted in the remarks.
+    Of `generate` a prompt may have several targets: these rows stay together and, without `spec.cluster`, are one
+    cluster. Every row dropped is counted in the remarks.
 
     Args:
         rows_of: By split ("train" at least), how messages name the file, and its rows.
@@ -36,10 +37,10 @@ def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]]) -
         raise DataError(f"{spec.name}: input: {error}; mend the template") from None
     sources = {split: examine(rows, spec, where) for split, (where, rows) in rows_of.items()}
     remarks: list[str] = []
-    parts = {split: _clean(source, split, remarks) for split, source in sources.items()}
+    parts = {split: _clean(source, split, spec, remarks) for split, source in sources.items()}
     for split, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
         if split not in parts:
-            parts["train"], parts[split] = _draw(parts["train"], split, share, spec.cluster, remarks)
+            parts["train"], parts[split] = _draw(parts["train"], split, share, spec, remarks)
     for split, others in (("validation", ("test",)), ("train", ("test", "validation"))):
         parts[split] = _keep_apart(parts, split, others, remarks)
     _check_sizes(spec, sources, parts)
@@ -56,7 +57,7 @@ def read_files(spec: TaskSpec, root: Path) -> dict[str, tuple[str, Sequence[Row]
     return {split: (name, files.read(root / Path(name).expanduser(), name)) for split, name in named.items() if name}
 
 
-def _clean(source: Source, split: str, remarks: list[str]) -> tuple[Example, ...]:
+def _clean(source: Source, split: str, spec: TaskSpec, remarks: list[str]) -> tuple[Example, ...]:
     """Note hidden labels and drop repeats."""
     rows = len(source.examples) + source.hidden
     if source.hidden:
@@ -65,18 +66,21 @@ def _clean(source: Source, split: str, remarks: list[str]) -> tuple[Example, ...
         got = f"got {source.hidden} of {rows} rows"
         do = "remove these rows, or name it in words if it is a class"
         raise DataError(f"{source.where}: label {HIDDEN} means hidden, {got}; {do}")
-    kept, dropped, conflicts = splits.drop_repeats(source.examples)
-    _remark(remarks, split, "repeat an earlier prompt", len(source.examples), dropped, conflicts)
-    return kept
+    remarks += [f"{split}: {remark}" for remark in source.remarks]
+    several = spec.kind == "generate"
+    kept, dropped, conflicts = splits.drop_repeats(source.examples, several=several)
+    what = "repeat an earlier prompt" + (" and its target" if several else "")
+    _remark(remarks, split, what, len(source.examples), dropped, conflicts)
+    return splits.join_prompts(kept) if several and spec.cluster is None else kept
 
 
 def _draw(
-    train: Sequence[Example], split: str, share: float, cluster: str | None, remarks: list[str]
+    train: Sequence[Example], split: str, share: float, spec: TaskSpec, remarks: list[str]
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Part a split off train; without clusters the prompt itself says where a row goes."""
-    group = (lambda e: splits.normal(e.prompt)) if cluster is None else (lambda e: e.cluster)
-    rest, part = splits.draw(train, share, group=group)
-    whole = f", whole {cluster} groups" if cluster else ""
+    group = splits.asked if spec.cluster is None else (lambda e: e.cluster)
+    rest, part = splits.draw(train, share, group=group, by_label=spec.kind != "generate")
+    whole = f", whole {spec.cluster} groups" if spec.cluster else ""
     remarks.append(f"{split}: drawn from train, {len(part)} of {len(train)} rows{whole}")
     return rest, part
 

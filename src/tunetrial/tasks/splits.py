@@ -1,29 +1,34 @@
 """Splits: drawn without a seed from what the rows say, and kept apart."""
 
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from tunetrial.core.evidence import Example
-from tunetrial.core.records import digest
+from tunetrial.core.records import canonical, digest
 
 Examples = tuple[Example, ...]
 
 
-def draw(examples: Sequence[Example], share: float, *, group: Callable[[Example], str]) -> tuple[Examples, Examples]:
+def draw(
+    examples: Sequence[Example], share: float, *, group: Callable[[Example], str], by_label: bool = True
+) -> tuple[Examples, Examples]:
     """Part off about a share of the examples; returns the rest and the part, both in the given order.
 
-    Whole groups go to one side. Label by label (a group has that of most of its examples; numbers are one stratum)
-    groups are taken in the order of a digest of their name, as long as the share of the labels so far is overshot by
-    no more than half a group, and no more than half of a label's examples leave. Hence neither a seed nor the order
-    of the rows matters, the same rows always part in the same way, and a label that leads groups keeps half of them.
+    Whole groups go to one side. Label by label (a group has that of most of its examples; numbers, and texts that are
+    no labels, are one stratum) groups are taken in the order of a digest of their name, as long as the share of the
+    labels so far is overshot by no more than half a group, and no more than half of a label's examples leave. Hence
+    neither a seed nor the order of the rows matters, the same rows always part in the same way, and a label that leads
+    groups keeps half of them.
     """
     members: dict[str, list[Example]] = {}
     for example in examples:
         members.setdefault(group(example), []).append(example)
     strata: dict[str, list[str]] = {}
     for name in sorted(members, key=digest):
-        strata.setdefault(_stratum(members[name]), []).append(name)
+        strata.setdefault(_stratum(members[name]) if by_label else "", []).append(name)
     taken: set[str] = set()
     wanted, got = 0.0, 0
     for names in strata.values():
@@ -37,22 +42,43 @@ def draw(examples: Sequence[Example], share: float, *, group: Callable[[Example]
     return _without(examples, lambda e: group(e) in taken), _without(examples, lambda e: group(e) not in taken)
 
 
-def drop_repeats(examples: Sequence[Example]) -> tuple[Examples, int, int]:
-    """Keep the first of equal prompts; returns the kept, how many fell, and how many of these had another target."""
-    first: dict[str, Example] = {}
-    for example in examples:
-        first.setdefault(normal(example.prompt), example)
-    kept = tuple(first.values())
-    conflicts = sum(example.target != first[normal(example.prompt)].target for example in examples)
-    return kept, len(examples) - len(kept), conflicts
+def drop_repeats(examples: Sequence[Example], *, several: bool = False) -> tuple[Examples, int, int]:
+    """Keep the first of equal prompts; returns the kept, how many fell, and how many of these had another target.
+
+    With `several` a prompt may have several targets, as a text has several good translations: equal are then examples
+    whose targets are too.
+    """
+    first: dict[tuple[str, object], Example] = {}
+    keys = [(asked(example), example.target if several else None) for example in examples]
+    for key, example in zip(keys, examples, strict=True):
+        first.setdefault(key, example)
+    conflicts = sum(example.target != first[key].target for key, example in zip(keys, examples, strict=True))
+    return tuple(first.values()), len(examples) - len(first), conflicts
 
 
 def drop_shared(examples: Sequence[Example], others: Iterable[Example]) -> tuple[Examples, int, int]:
     """Drop what has the prompt of one of the others; returns as `drop_repeats`."""
-    theirs = {normal(example.prompt): example.target for example in others}
-    kept = _without(examples, lambda e: normal(e.prompt) in theirs)
-    conflicts = sum(theirs.get(normal(e.prompt), e.target) != e.target for e in examples)
+    theirs: dict[str, set[object]] = {}
+    for other in others:
+        theirs.setdefault(asked(other), set()).add(other.target)
+    prompts = [asked(example) for example in examples]
+    kept = tuple(example for example, key in zip(examples, prompts, strict=True) if key not in theirs)
+    conflicts = sum(e.target not in theirs.get(key, {e.target}) for e, key in zip(examples, prompts, strict=True))
     return kept, len(examples) - len(kept), conflicts
+
+
+def join_prompts(examples: Sequence[Example]) -> Examples:
+    """Put the examples of one prompt into the cluster of the first: they are no independent evidence."""
+    first: dict[str, str] = {}
+    return tuple(replace(e, cluster=first.setdefault(asked(e), e.cluster)) for e in examples)
+
+
+def asked(example: Example) -> str:
+    """What a model is asked, as duplicates are compared: the prompt, or all turns before the answer."""
+    if example.messages is None:
+        return normal(example.prompt)
+    turns = json.loads(example.messages)[:-1]
+    return canonical([{**turn, "content": normal(turn["content"])} for turn in turns])
 
 
 def normal(prompt: str) -> str:

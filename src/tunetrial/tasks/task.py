@@ -15,7 +15,8 @@ class Task(Record):
 
     `input` is a Jinja template over a row's fields, rendered in a sandbox; `target` is the field to predict, `cluster`
     the one that groups rows of one source: no two splits share a group. `margin` is the smallest difference that
-    matters, in units of `metric`, set before any trial.
+    matters, in units of `metric`, set before any trial. Completions of at most `max_new_tokens` are held against
+    `json_schema`, the canonical JSON of a schema.
     """
 
     name: str
@@ -26,6 +27,8 @@ class Task(Record):
     target: str
     cluster: str
     labels: tuple[str, ...] = ()
+    json_schema: str | None = None
+    max_new_tokens: int = 128
     metric: str
     margin: float
     margin_reason: str

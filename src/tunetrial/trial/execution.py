@@ -5,19 +5,20 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from tunetrial.analysis import metrics
+from tunetrial.analysis import metrics, texts
 from tunetrial.core.engine import Run, Session, Step
 from tunetrial.core.errors import DivergedError
 from tunetrial.core.evidence import Example, Fact, Measurement, Scores, TaskData, TrialRecord
 from tunetrial.core.study import Trial
 from tunetrial.store import TrialFolder
+from tunetrial.tasks import sandbox
 
 SPLITS = {"tune": ("validation",), "final": ("validation", "test"), "probe": ("validation",)}
 LIBRARIES = ("numpy", "safetensors", "torch", "transformers", "tunetrial")
@@ -32,11 +33,13 @@ class Interrupted(Exception):
 @dataclass(frozen=True)
 class Terms:
     """On what terms a trial is carried out: the task's metric, whose contributions are kept with the scores; whether
-    the engine is a simulator; how many examples may be computed at once, if less than the engine would."""
+    the engine is a simulator; how many examples may be computed at once, if less than the engine would; the JSON of
+    the schema that completions are held against."""
 
     metric: str
     synthetic: bool
     micro_batch: int | None = None
+    json_schema: str | None = None
 
 
 class Watch(Protocol):
@@ -84,7 +87,7 @@ def _attempt(
     try:
         if trial.purpose == "probe":
             return _probe(trial, data, session, folder), {}
-        return _train(trial, data, session, folder, watch=watch, micro_batch=terms.micro_batch)
+        return _train(trial, data, session, folder, watch=watch, terms=terms)
     except DivergedError as error:
         return TrialRecord(trial=trial, status="diverged", reason=str(error)), {}
     finally:
@@ -108,10 +111,10 @@ def record_killed(trial: Trial, folder: TrialFolder, *, terms: Terms) -> None:
 
 
 def _train(
-    trial: Trial, data: TaskData, session: Session, folder: TrialFolder, *, watch: Watch, micro_batch: int | None
+    trial: Trial, data: TaskData, session: Session, folder: TrialFolder, *, watch: Watch, terms: Terms
 ) -> tuple[TrialRecord, dict[str, Scores]]:
     """Train to the last step, keep the artifact of a final, predict every split it may see."""
-    run = session.start(trial, data, micro_batch=micro_batch)
+    run = session.start(trial, data, micro_batch=terms.micro_batch)
     watch.started(run.facts())
     for step in run.steps(folder.checkpoint):
         folder.append(step)
@@ -119,7 +122,7 @@ def _train(
     if trial.purpose == "final":
         folder.save_artifact(run.save)
     started_s = time.monotonic()
-    scores = {split: _score(run, data.splits[split], trial) for split in SPLITS[trial.purpose]}
+    scores = {split: _score(run, data, split, trial, terms) for split in SPLITS[trial.purpose]}
     found = {
         **run.measurements(),
         **_training(folder.curve()),
@@ -133,7 +136,7 @@ def _train(
         status="ok",
         measurements=found,
         token_digest=run.token_digest,
-        resolved=run.facts(),
+        resolved={**run.facts(), **_walls(data)},
     )
     return record, scores
 
@@ -145,17 +148,47 @@ def _probe(trial: Trial, data: TaskData, session: Session, folder: TrialFolder) 
     return TrialRecord(trial=trial, status="ok", measurements=found, resolved=resolved)
 
 
-def _score(run: Run, examples: tuple[Example, ...], trial: Trial) -> Scores:
+def _score(run: Run, data: TaskData, split: str, trial: Trial, terms: Terms) -> Scores:
+    examples = data.splits[split]
     predictions = run.predict(examples)
-    numbers = [p for p in predictions if not isinstance(p, str)]
-    if not all(math.isfinite(number) for number in numbers):
-        raise DivergedError(f"trial {trial.id}: a prediction is not finite; lower the learning rate")
+    _check_finite([p for p in predictions if not isinstance(p, str)], "prediction", trial)
+    kind = float if data.kind == "regress" else object
     return Scores(
         example_id_E=tuple(e.id for e in examples),
         cluster_E=tuple(e.cluster for e in examples),
-        target_E=np.array([e.target for e in examples], dtype=float if numbers else object),
-        prediction_E=np.array(predictions, dtype=float if numbers else object),
+        target_E=np.array([e.target for e in examples], dtype=kind),
+        prediction_E=np.array(predictions, dtype=kind),
+        measured=_measure(run, examples, predictions, trial, terms) if data.kind == "generate" else {},
     )
+
+
+def _measure(
+    run: Run, examples: Sequence[Example], completions: Sequence[str], trial: Trial, terms: Terms
+) -> dict[str, np.ndarray]:
+    """What target and completion alone do not tell, in columns of numbers, shape (E,)."""
+    nll_E, tokens_E = zip(*run.likelihoods(examples), strict=True)
+    _check_finite(nll_E, "likelihood", trial)
+    measured = {"nll": nll_E, "tokens": tokens_E}
+    if terms.json_schema is not None:
+        measured["schema_valid"] = [texts.fits_schema(completion, terms.json_schema) for completion in completions]
+    if _tested(examples):
+        pairs = zip(completions, examples, strict=True)
+        measured["tests_pass"] = [sandbox.passes(completion, example.tests) for completion, example in pairs]
+    return {name: np.array(column, dtype=np.float64) for name, column in measured.items()}
+
+
+def _check_finite(numbers: Sequence[float], what: str, trial: Trial) -> None:
+    if not all(math.isfinite(number) for number in numbers):
+        raise DivergedError(f"trial {trial.id}: a {what} is not finite; lower the learning rate")
+
+
+def _tested(examples: Sequence[Example]) -> bool:
+    return all(example.tests is not None for example in examples)
+
+
+def _walls(data: TaskData) -> dict[str, Fact]:
+    """What kept in the completions that were executed, if any were."""
+    return {"sandbox": ", ".join(sandbox.walls()) or "limits alone"} if _tested(data.splits["validation"]) else {}
 
 
 def _training(curve: tuple[dict, ...]) -> dict[str, Measurement]:
@@ -170,11 +203,11 @@ def _training(curve: tuple[dict, ...]) -> dict[str, Measurement]:
 
 
 def _quality(data: TaskData, scores: Mapping[str, Scores]) -> dict[str, Measurement]:
-    """Every metric of the kind on every split, where it is defined."""
+    """Every metric of the kind on every split, where it is defined and its columns were measured."""
     found = {}
     for split, one in scores.items():
         for metric in metrics.of_kind(data.kind):
-            value = metric.value(one.target_E, one.prediction_E)
+            value = metrics.value(metric, one)
             if value is not None:
                 name = f"{split}.{metric.name}"
                 found[name] = Measurement(value=value, unit=metric.unit, n=len(one.example_id_E))
@@ -184,9 +217,9 @@ def _quality(data: TaskData, scores: Mapping[str, Scores]) -> dict[str, Measurem
 def _contributions(metric: metrics.Metric, scores: Mapping[str, Scores]) -> dict[str, np.ndarray]:
     """Each example's part in the task's metric, for splits where the metric is defined."""
     return {
-        split: metric.contributions(one.target_E, one.prediction_E)
+        split: metrics.contributions(metric, one)
         for split, one in scores.items()
-        if metric.value(one.target_E, one.prediction_E) is not None
+        if metrics.value(metric, one) is not None
     }
 
 
