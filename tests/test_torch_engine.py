@@ -17,6 +17,7 @@ from tiny import make_data, make_model, make_trial
 from tunetrial import methods, models
 from tunetrial.core.errors import DivergedError
 from tunetrial.engine import probe
+from tunetrial.engine.quantised import QuantisedLinear, matrix
 from tunetrial.engine.torch_engine import TorchEngine
 
 ROWS_PER_STEP = 16
@@ -207,6 +208,44 @@ def test_trainable_counts_and_bytes_equal_the_formulas(base, settings, tmp_path)
     run.save(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert sum(t.numel() * t.element_size() for t in saved.values()) == method.artifact_bytes(shape, 3, 4)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("settings", [{"dora": True, "rank": 4}, {"rank": 4}])
+def test_saved_adapter_is_one_of_the_plain_base(base, method, settings, tmp_path):
+    """PEFT loads it over the weights as they are stored to the same logits, and over the plain base to nearly these."""
+    session, data = open_session(base), make_data("classify", rows=32)
+    run = session.start(make_trial(method, settings=settings, rate=1e-2), data)
+    assert next(run.steps(None)).steps > 1
+    list(run.steps(None))
+    run.save(tmp_path)
+    plain = LlamaForSequenceClassification.from_pretrained(base, num_labels=3, pad_token_id=0, dtype=torch.float32)
+    for name, module in run.model.model.named_modules():
+        if isinstance(module, QuantisedLinear):
+            plain.model.get_submodule(name.removesuffix(".base")).weight.data.copy_(matrix(module))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        theirs = PeftModel.from_pretrained(plain, tmp_path).eval()
+    assert_same_logits(run, theirs, session, data, tolerance=1e-5)
+
+
+def test_session_stores_the_base_as_each_trial_wants_it(base):
+    session, data = open_session(base), make_data("classify", rows=16)
+    losses = {}
+    for method in ("lora", "qlora", "full", "qlora", "lora"):
+        found = [step.loss for step in session.start(make_trial(method, epochs=2), data).steps(None)]
+        assert losses.setdefault(method, found) == found
+        stored = [m for m in session.model.modules() if isinstance(m, QuantisedLinear)]
+        assert len(stored) == (14 if method == "qlora" else 0)
+    assert losses["qlora"] != losses["lora"]
+
+
+def test_probe_of_qlora_finds_the_bytes_of_its_formula(base, tmp_path):
+    session, data = open_session(base), make_data("classify", rows=32)
+    trial = make_trial("qlora", epochs=1)
+    found = session.probe(trial, data, tmp_path / "probe")
+    method, shape = methods.find(trial.arm), models.shape(base)
+    assert found["base_bytes"].value - method.base_bytes(shape, 4) in range(0, 4096)  # beside it rotary frequencies
 
 
 def moments_bytes(run) -> int:

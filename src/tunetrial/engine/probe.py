@@ -13,6 +13,7 @@ import torch
 
 from tunetrial.core.evidence import Measurement, TaskData
 from tunetrial.core.study import Trial
+from tunetrial.engine.quantised import resident_bytes
 
 WARM_UP, TIMED, SINGLE = 4, 20, 20
 SETTLED, MOST_BLOCKS = 0.95, 10
@@ -25,6 +26,7 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     the run began with the base in memory added, where the system tells it (Linux), and absent elsewhere.
     """
     clock = _Clock(session.device)
+    session.prepare(trial)
     load_s = clock.time(lambda: session.load(session.model.dtype))
     gc.collect()
     memory = _Peak(session)
@@ -44,6 +46,7 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     moments = sum(t.numel() * t.element_size() for s in run.loop.optimiser.state.values() for t in s.values() if t.ndim)
     found = {
         "load_s": Measurement(value=load_s, unit="s"),
+        "base_bytes": Measurement(value=memory.base_bytes, unit="bytes"),
         "step_s": Measurement(value=statistics.median(step_s), unit="s", n=len(step_s)),
         "tokens_per_s": Measurement(value=sum(tokens) / sum(step_s), unit="tokens/s", n=len(step_s)),
         "evaluate_examples_per_s": Measurement(value=len(examples) / evaluate_s, unit="examples/s", n=len(examples)),
@@ -99,7 +102,7 @@ class _Peak:
     def __init__(self, session):
         self.cuda = session.device.type == "cuda"
         self.clear = Path("/proc/self/clear_refs")
-        self.base_bytes = sum(p.numel() * p.element_size() for p in session.model.parameters())
+        self.base_bytes = resident_bytes(session.model)
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         elif self.clear.exists():

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from tunetrial import methods, models
-from tunetrial.core.engine import Step
+from tunetrial.core.engine import Description, Step
 from tunetrial.core.errors import ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Precision, Readout, Trial
@@ -65,7 +65,7 @@ class TorchSession:
         self.shape = models.shape(base)
         self.tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
         self.texts = Texts(self.tokenizer)
-        self.causal = False
+        self.causal, self.storage = False, "plain"
         self.model = self.load(DTYPES[precision]).to(device)
         self.dirty = False
 
@@ -86,17 +86,23 @@ class TorchSession:
             return [len(tokens) for tokens in self.texts.prompts(examples)]
         return [len(row.tokens) for row in self.texts.rows(examples)]
 
+    def describe(self, examples: Sequence[Example], *, readout: Readout = "head") -> Description:
+        return self.texts.describe(examples, readout=readout)
+
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> "TorchRun":
         with does_not_fit(f"{trial.arm.name}: weights and optimiser states"):
-            self._restore(causal=trial.controls.readout != "head")
+            self.prepare(trial)
             return TorchRun(self, trial, data, micro_batch)
 
-    def _restore(self, *, causal: bool) -> None:
-        """Bring the base back to what is on disk, without adapters, with or without its language-model head."""
-        if causal != self.causal:
-            self.model, self.causal = None, causal
-            self.model = self.load(DTYPES[self.precision]).to(self.device)
-            self.dirty = False
+    def prepare(self, trial: Trial) -> None:
+        """Bring the base to what is on disk as the trial wants it: with or without its language-model head, its frozen
+        layers as they are to be stored; without adapters."""
+        causal, storage = trial.controls.readout != "head", methods.find(trial.arm).storage
+        if (causal, storage) != (self.causal, self.storage):
+            self.model, self.causal, self.storage = None, causal, storage
+            model = self.load(DTYPES[self.precision])
+            adapters.quantise(model, storage, tuple(self.shape.projections), device=self.device)
+            self.model, self.dirty = model.to(self.device), False
             return
         adapters.detach(self.model)
         self.model.requires_grad_(False)
