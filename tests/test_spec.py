@@ -203,7 +203,6 @@ TASKS = [
     (OWN.replace("text", "label") % "", "mine.input: shows the model the target 'label', got '{{ label }}'; remove"),
     (OWN.replace("text", "row['label']").replace("'{", '"{').replace("}'", '}"') % "", "mine.input: shows the model"),
     (OWN.replace(", margin: 0.02", "") % "", "mine.margin: is missing; give the smallest difference in macro_f1 that"),
-    (OWN.replace("rows.csv", "'hub:a/b'") % "", "mine.data: this version does not do that yet, got 'hub:a/b'; save"),
     (OWN.replace(", target: label", "") % "", "mine.target: is missing; give the field to predict, such as 'label'"),
     ("3", "[1]: must be a mapping, got 3; give the tasks, by name or described, such as [newsletter]"),
 ]

@@ -15,7 +15,6 @@ _LATER = (
     ("limits.forgetting_nats", None, "remove it"),
     ("tasks.*.messages", None, "give input and target"),
     ("tasks.*.kind", "generate", "use classify or regress"),
-    ("tasks.*.data", "hub:.*", "save the rows as a JSONL, CSV or Parquet file"),
     ("tasks.*.margin", ".*% *of gain", "give the margin in the metric's unit"),
     ("arms.*", "peft|none", "use full, lora or qlora"),
     ("arms.*.method", "peft|none", "use full, lora or qlora"),

@@ -18,6 +18,7 @@ from tunetrial.methods import METHODS
 
 Absent = SkipJsonSchema[None]
 Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
+TaskName = Annotated[str, Field(pattern="^([a-z0-9][a-z0-9._-]{0,63}|glue/[a-z0-9]{1,16})$")]
 Text = Annotated[str, Field(pattern=r"\S", max_length=4000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(gt=0)]
@@ -44,8 +45,10 @@ def _arms_by_method(value: object) -> object:
 class TaskForm(Record):
     """A built-in task with what differs, or a task of the user's own."""
 
-    name: Name = Field(description="name of the task", examples=["tickets"])
-    data: Text | Absent = Field(None, description="file of rows: JSONL, CSV or Parquet", examples=["data/rows.jsonl"])
+    name: TaskName = Field(description="name of the task", examples=["tickets"])
+    data: Text | Absent = Field(
+        None, description="file of rows (JSONL, CSV, Parquet) or hub:org/name", examples=["data/rows.jsonl"]
+    )
     validation: Text | Absent = Field(None, description="file of validation rows", examples=["data/validation.jsonl"])
     test: Text | Absent = Field(None, description="file of test rows", examples=["data/test.jsonl"])
     kind: Kind | Absent = Field(None, description="kind of the task: classify or regress", examples=["classify"])
@@ -141,8 +144,8 @@ class StudyForm(Record):
     """A study file."""
 
     question: Text | Absent = Field(None, description="question in words", examples=["Is LoRA as good as full?"])
-    base_model: Text = Field(description="folder of the base model, or embedded", examples=["embedded"])
-    tasks: tuple[Annotated[TaskForm, BeforeValidator(_task_by_name, json_schema_input_type=Name | TaskForm)], ...] = (
+    base_model: Text = Field(description="folder of the base model, its Hub id, or embedded", examples=["embedded"])
+    tasks: tuple[Annotated[TaskForm, BeforeValidator(_task_by_name, json_schema_input_type=TaskName | TaskForm)], ...] = (
         Field(min_length=1, description="tasks, by name or described", examples=[["newsletter"]])
     )
     arms: Annotated[Arms, BeforeValidator(_arms_by_method, json_schema_input_type=Arms | Methods)] = Field(

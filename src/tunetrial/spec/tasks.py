@@ -20,13 +20,24 @@ def resolve_tasks(forms: tuple[TaskForm, ...]) -> tuple[tuple[TaskSpec, ...], li
     """The tasks that can be told, and what is wrong with the others."""
     specs, faults = [], []
     names = [form.name for form in forms]
-    for number, form in enumerate(forms):
+    for number, form in enumerate(map(_filled, forms)):
         spec, wrong = _built_in(form) if form.name in tasks.BUILT_IN else _own(form)
         if form.name in names[:number]:
             wrong = {"name": f"given twice, got {show(form.name)}; remove one, or choose another name"}
         faults += [Fault(("tasks", number, *field.split()), what) for field, what in wrong.items()]
         specs += [spec] if spec and not wrong else []
     return tuple(specs), faults
+
+
+def _filled(form: TaskForm) -> TaskForm:
+    """A task of GLUE with what its table says, where the file does not say otherwise."""
+    if form.name not in tasks.GLUE:
+        return form
+    given = form.model_dump(exclude_unset=True)
+    known = tasks.GLUE[form.name].spec.model_dump(include=set(TaskForm.model_fields), exclude_none=True)
+    replaced = {"data": ("test",), "metric": ("margin",)}
+    dropped = {field for cause, fields in replaced.items() if cause in given for field in fields}
+    return TaskForm(**{field: value for field, value in known.items() if field not in dropped} | given)
 
 
 def check_floor(task: TaskSpec, metric: str, condition: str) -> str | None:
@@ -64,7 +75,7 @@ def _built_in(form: TaskForm) -> tuple[TaskSpec | None, dict[str, str]]:
 def _own(form: TaskForm) -> tuple[TaskSpec | None, dict[str, str]]:
     """A task over the user's rows."""
     if form.data is None:
-        known = [name for name, task in tasks.BUILT_IN.items() if task.kind in DEFAULT_METRIC]
+        known = [name for name, task in tasks.BUILT_IN.items() if task.kind in DEFAULT_METRIC] + [*tasks.GLUE]
         if form.model_fields_set == {"name"}:
             what = f"no built-in task, got {show(form.name)}; {nearest(form.name, known)} (your own task needs data)"
             return None, {"": what}

@@ -22,6 +22,7 @@ from tunetrial.core.evidence import TaskData
 from tunetrial.core.study import TaskSpec
 from tunetrial.tasks import loading
 from tunetrial.tasks.files import Row
+from tunetrial.tasks.glue import GLUE
 from tunetrial.tasks.newsletter import NEWSLETTER
 from tunetrial.tasks.task import Task, read_rows, render
 from tunetrial.tasks.tickets import TICKETS
@@ -29,7 +30,7 @@ from tunetrial.tasks.tickets_json import TICKETS_JSON
 
 BUILT_IN: dict[str, Task] = {task.name: task for task in (NEWSLETTER, TICKETS, TICKETS_JSON)}
 
-__all__ = ["BUILT_IN", "Task", "built_in", "find", "load", "read_rows", "render"]
+__all__ = ["BUILT_IN", "GLUE", "Task", "built_in", "find", "load", "read_rows", "render"]
 
 
 def find(name: str) -> Task:
@@ -80,7 +81,8 @@ def load(spec: TaskSpec, root: Path) -> TaskData:
         IntegrityError: The files of a built-in task are altered.
     """
     if spec.data is not None:
-        return loading.assemble(spec, loading.read_files(spec, root))
+        rows_of, remarks = loading.read_files(spec, root)
+        return loading.assemble(spec, rows_of, remarks)
     if spec.validation is not None or spec.test is not None:
         raise DataError(f"{spec.name}: without data it is built in and has its own splits; name data, or no files")
     task = find(built_in(spec.name).name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tunetrial.core.errors import DataError
 from tunetrial.core.evidence import Example, TaskData
 from tunetrial.core.study import TaskSpec
-from tunetrial.tasks import files, prompt, splits
+from tunetrial.tasks import files, hub, prompt, splits
 from tunetrial.tasks.examples import HIDDEN, Source, examine
 from tunetrial.tasks.files import Row
 
@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 MOST_HIDDEN = 0.1
 
 
-def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]]) -> TaskData:
+def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]], remarks: Sequence[str] = ()) -> TaskData:
     """Make the three splits of the rows at hand.
 
     A missing test split is a fifth of train, a missing validation split a fifth of what is then left of train: never
@@ -28,6 +28,7 @@ def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]]) -
 
     Args:
         rows_of: By split ("train" at least), how messages name the file, and its rows.
+        remarks: What is known of the rows already.
     Raises:
         DataError: Rows have faults, a split is empty or has one label only, or a label is unknown to train.
     """
@@ -36,7 +37,7 @@ def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]]) -
     except DataError as error:
         raise DataError(f"{spec.name}: input: {error}; mend the template") from None
     sources = {split: examine(rows, spec, where) for split, (where, rows) in rows_of.items()}
-    remarks: list[str] = []
+    remarks = list(remarks)
     parts = {split: _clean(source, split, spec, remarks) for split, source in sources.items()}
     for split, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
         if split not in parts:
@@ -51,10 +52,19 @@ def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]]) -
     return TaskData(name=spec.name, kind=spec.kind, labels=labels, splits=ordered, remarks=tuple(remarks))
 
 
-def read_files(spec: TaskSpec, root: Path) -> dict[str, tuple[str, Sequence[Row]]]:
-    """Read the files of a task, by split; their paths are relative to `root`, the folder of the study."""
+def read_files(spec: TaskSpec, root: Path) -> tuple[dict[str, tuple[str, Sequence[Row]]], list[str]]:
+    """Read the files or data sets of the Hub of a task, by split, with remarks; paths are relative to `root`, the
+    folder of the study. A split that the study names goes before the one that a data set has besides.
+    """
     named = {"train": spec.data, "validation": spec.validation, "test": spec.test}
-    return {split: (name, files.read(root / Path(name).expanduser(), name)) for split, name in named.items() if name}
+    found, remarks = {}, []
+    for split, name in named.items():
+        if name and name.startswith(hub.PREFIX):
+            rows_of, more = hub.read(name, split, spec.target)
+            found, remarks = found | rows_of, remarks + [remark for remark in more if remark not in remarks]
+        elif name:
+            found[split] = name, files.read(root / Path(name).expanduser(), name)
+    return found, remarks
 
 
 def _clean(source: Source, split: str, spec: TaskSpec, remarks: list[str]) -> tuple[Example, ...]:
