@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from tunetrial.core.evidence import Decision, Evidence
     from tunetrial.plan import Plan
+    from tunetrial.trial.doctor import Diagnosis
     from tunetrial.trial.progress import Progress
     from tunetrial.trial.waves import Outcome
 
@@ -58,6 +59,12 @@ class Study:
         from tunetrial.trial import waves
 
         return waves.preview(self.asked, self.path.parent, self.folder, engine=self.engine)
+
+    def doctor(self) -> Diagnosis:
+        """Look at base, machine and rows as they will be read, without training."""
+        from tunetrial.trial import doctor
+
+        return doctor.diagnose(self.asked, self.path.parent, engine=self.engine, log=self.folder / "worker.log")
 
     def run(self, *, wait_s: float = 0.0, tell: Callable[[Progress], None] | None = None) -> Study:
         """Carry it out, or go on where an earlier run was stopped. `outcome` says how it went.
@@ -111,6 +118,16 @@ class Study:
         from tunetrial import report
 
         return report.to_json(*self._conclude())
+
+    def recipe(self, tool: str, *, arm: str | None = None) -> str:
+        """An arm at the learning rate found for it, as a recipe for axolotl, llamafactory, trl or peft.
+
+        Args:
+            arm: Its name; the recommended one if not said.
+        """
+        from tunetrial.trial.recipe import recipe
+
+        return recipe(*self._conclude(), tool, arm=arm)
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """Trials, learning curves and per-example scores as pandas frames."""

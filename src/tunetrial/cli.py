@@ -4,6 +4,7 @@ Exit status: 0 done, 1 error, 2 usage, 3 some trials failed, 4 does not fit, 130
 before a verb needs it, so that `--help` answers at once.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ import typer
 from tunetrial import Study, __version__
 
 if TYPE_CHECKING:
+    from tunetrial.trial.doctor import Diagnosis
     from tunetrial.trial.progress import Progress
 
 LINE_EVERY_S, REFRESH_S = 60.0, 0.25
-FAILED, DOES_NOT_FIT, INTERRUPTED = 3, 4, 130
+USAGE, FAILED, DOES_NOT_FIT, INTERRUPTED = 2, 3, 4, 130
 
 app = typer.Typer(
     add_completion=False,
@@ -32,6 +34,7 @@ app = typer.Typer(
 StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).", show_default=False)]
 Folder = Annotated[Path | None, typer.Option(help="Folder of results [STUDY-results].", show_default=False)]
 Engine = Annotated[str, typer.Option(help="torch, sim (synthetic), or package.module:attribute.")]
+Margin = Annotated[float | None, typer.Option(help="Smallest difference that matters.", min=0, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -64,6 +67,16 @@ def plan(study: StudyFile, folder: Folder = None, json: Json = False, engine: En
 
 
 @app.command()
+def doctor(study: StudyFile, folder: Folder = None, json: Json = False, engine: Engine = "torch") -> None:
+    """Look at base and rows as they will be read, before any training."""
+    with _exit_status():
+        found = Study.load(study, folder=folder, engine=engine).doctor()
+        print(found.model_dump_json(indent=1)) if json else _show_diagnosis(found)
+        if not found.sound:
+            raise typer.Exit(1)
+
+
+@app.command()
 def run(
     study: StudyFile,
     folder: Folder = None,
@@ -93,6 +106,86 @@ def decide(study: StudyFile, folder: Folder = None, json: Json = False) -> None:
         print(loaded.to_json() if json else loaded.summary())
 
 
+@app.command()
+def init(
+    source: Annotated[Path, typer.Option("--from", help="Recipe of axolotl, LLaMA-Factory or TRL.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Study file to write.")] = Path("study.yaml"),
+    margin: Margin = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs that it runs on.", min=1, show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """Make a study of a recipe: yours beside full and LoRA."""
+    with _exit_status():
+        from tunetrial import spec
+        from tunetrial.spec import recipes
+
+        recipe = recipes.read(source, devices=devices)
+        text = recipes.study_file(recipe, source, out, margin=margin)
+        spec.parse(text, str(out))
+        _write_new(out, text)
+        if margin is None:
+            print(recipes.MARGIN_SAID, file=sys.stderr)
+        for left in recipe.left:
+            print(f"not carried over: {left}", file=sys.stderr)
+        print(recipe.model_dump_json(indent=1) if json else out)
+
+
+@app.command()
+def recipe(
+    study: StudyFile,
+    tool: Annotated[str, typer.Option("--for", help="axolotl, llamafactory, trl or peft.")],
+    arm: Annotated[str | None, typer.Option(help="Arm [the recommended].", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write.", show_default=False)] = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Write an arm back as another tool's recipe."""
+    with _exit_status():
+        text = Study.load(study, folder=folder).recipe(tool, arm=arm)
+        if out is not None:
+            _write_new(out, text)
+        elif not json:
+            print(text, end="")
+        if json:
+            import json as writer
+
+            print(writer.dumps({"tool": tool, "recipe": text}))
+
+
+@app.command()
+def compare(
+    model: Annotated[str, typer.Argument(help="Base model: folder, Hub id, or embedded.", show_default=False)],
+    data: Annotated[str, typer.Argument(help="File of rows: JSONL, CSV, Parquet.", show_default=False)],
+    task: Annotated[str | None, typer.Option(help="Kind, column, or kind:column.", show_default=False)] = None,
+    margin: Margin = None,
+    budget: Annotated[str | None, typer.Option(help="20usd@0.80 (an hour), or 2h.", show_default=False)] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Run without asking.")] = False,
+    json: Json = False,
+    engine: Engine = "torch",
+) -> None:
+    """Full × LoRA on a file of rows: guess, plan, ask, run."""
+    with _exit_status():
+        from tunetrial import spec
+        from tunetrial.spec import oneline
+        from tunetrial.trial.machine import gpu_name
+
+        spend = oneline.spend(budget, price=_price(budget)) if budget is not None else None
+        guessed = oneline.guess(data, task=task, margin=margin)
+        if margin is None and not yes and _on_terminal():
+            print(*guessed.remarks, sep="\n", file=sys.stderr)
+            said = typer.prompt("Margin", default=guessed.margin, type=float, err=True)
+            guessed = oneline.guess(data, task=task, margin=said)
+        path = Path(f"{Path(data).stem}.yaml")
+        text = oneline.study_file(model, guessed, budget=spend, gpu=gpu_name())
+        spec.parse(text, str(path))
+        _write_new(path, text)
+        study = Study.load(path, engine=engine)
+        print(f"study: {path}", *guessed.remarks, study.plan(), sep="\n", file=sys.stderr)
+        if not yes and not _agreed(path):
+            return
+        _run(study, wait_s=0.0, json=json)
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -103,6 +196,62 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def main() -> None:
     """Entry point of the `tunetrial` command."""
     app()
+
+
+def _show_diagnosis(found: "Diagnosis") -> None:
+    """Print findings, then rows with what is trained on in green; where there is no colour, between « and »."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    marks = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}
+    for heading, findings in {"base": found.base, **found.tasks}.items():
+        console.print(Text(heading, style="bold"))
+        for finding in findings:
+            mark, colour = marks[finding.state]
+            remedy = f"; {finding.remedy}" if finding.remedy else ""
+            console.print(Text.assemble("  ", (mark, colour), f" {finding.what}: {finding.found}{remedy}"))
+        for row in found.rows.get(heading, ()):
+            shown = Text(f"  row {row.row}, {row.tokens} tokens, target {row.target!r}:\n")
+            for text, is_answer in row.pieces:
+                plain = console.color_system is None and is_answer
+                shown.append(f"«{text}»" if plain else text, style="green reverse" if is_answer else "dim")
+            console.print(shown)
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet, or has this very text; another is never overwritten."""
+    from tunetrial.core import files
+    from tunetrial.core.errors import StoreError
+
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise StoreError(f"{path}: there is another file of this name; remove it, or write to another")
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _price(budget: str) -> str | None:
+    """What an hour of this machine costs: as the environment says, or asked for a budget in dollars without one."""
+    price = os.environ.get("TUNETRIAL_USD_PER_HOUR")
+    if price is None and "usd" in budget.lower() and "@" not in budget and _on_terminal():
+        return typer.prompt("US dollars for an hour of this machine", err=True)
+    return price
+
+
+def _agreed(path: Path) -> bool:
+    """Ask on a terminal; without one nothing is spent that was not agreed to by --yes."""
+    if not _on_terminal():
+        print(f"tunetrial: no terminal to ask on; add --yes, or: tunetrial run {path}", file=sys.stderr)
+        raise typer.Exit(USAGE)
+    agreed = typer.confirm("Run it?", err=True)
+    if not agreed:
+        print(f"not run; change {path} and: tunetrial run {path}", file=sys.stderr)
+    return agreed
 
 
 def _run(study: Study, *, wait_s: float, json: bool) -> None:

@@ -63,6 +63,21 @@ class Run(Protocol):
         """SHA-256 of the token stream of training, in order: equal between arms of a pair."""
 
 
+@dataclass(frozen=True)
+class Description:
+    """How a base reads rows: each row as pieces of text, marked where they are answers that are trained on.
+
+    `template` names the chat template, `end` and `padding` the tokens of these roles, where there are such.
+    `controls` counts the rows whose own text holds a control token of the tokenizer, by token.
+    """
+
+    pieces: list[list[tuple[str, bool]]]
+    controls: dict[str, int]
+    template: str | None = None
+    end: str | None = None
+    padding: str | None = None
+
+
 class Session(Protocol):
     """One base, resident. `template_digest` is that of the chat template by which it writes conversations, if any."""
 
@@ -71,6 +86,9 @@ class Session(Protocol):
     def lengths(self, examples: Sequence[Example], *, readout: Readout = "head") -> list[int]:
         """Tokens of each row as it is trained on, so that rows longer than the controls allow are dropped alike in
         every arm: those of the prompt, and without a head those of the target."""
+
+    def describe(self, examples: Sequence[Example], *, readout: Readout = "head") -> Description:
+        """Say how the base reads these rows."""
 
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> Run:
         """Prepare a trial: attach, initialise, tokenise. It ends the run started before: one at a time.

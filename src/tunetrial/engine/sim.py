@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from scipy.special import ndtr, ndtri
 
 from tunetrial.core.checkpoint import newest_checkpoint, save_checkpoint
-from tunetrial.core.engine import Step
+from tunetrial.core.engine import Description, Step
 from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.records import Record, canonical
@@ -161,6 +161,11 @@ class SimSession:
 
     def lengths(self, examples: Sequence[Example], *, readout: Readout = "head") -> list[int]:
         return [len(_tokens(example, readout)) for example in examples]
+
+    def describe(self, examples: Sequence[Example], *, readout: Readout = "head") -> Description:
+        answered = [] if readout == "head" else [True]
+        pieces = [[(e.prompt, False), *((str(e.target), mark) for mark in answered)] for e in examples]
+        return Description(pieces=pieces, controls={}, end="")
 
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> "SimRun":
         return SimRun(self, trial, data, micro_batch)

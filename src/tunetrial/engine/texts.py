@@ -6,13 +6,16 @@ on and when its answer is asked for. An answer ends with the end of text, or wit
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
+from tunetrial.core.engine import Description
 from tunetrial.core.errors import DataError, ModelError
 from tunetrial.core.evidence import Example
+from tunetrial.core.study import Readout
 
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}"
@@ -67,6 +70,19 @@ class Texts:
     def row(self, example: Example, answer: str) -> Row:
         """Tokenise a prompt with an answer in place of its own."""
         return self._row(Example(example.id, example.cluster, example.prompt, answer))
+
+    def describe(self, examples: Sequence[Example], *, readout: Readout = "head") -> Description:
+        """See `core.engine.Session.describe`."""
+        tokenizer, template = self.tokenizer, None if self.plain else f"the base's own, {self.template_digest[:12]}"
+        if readout == "head":
+            pieces = [[(tokenizer.decode(tokens), False)] for tokens in self.prompts(examples)]
+        else:
+            pieces = [self.pieces(e) + ([] if e.messages else [(tokenizer.eos_token or "", True)]) for e in examples]
+        controls = Counter()
+        for example in examples:
+            text = f"{example.prompt}\n{example.target}\n{example.messages or ''}"
+            controls.update(token for token in tokenizer.all_special_tokens if token in text)
+        return Description(pieces, dict(controls), template, tokenizer.eos_token, tokenizer.pad_token)
 
     def stops(self, rows: Sequence[Row]) -> set[int]:
         """The tokens that end an answer: the end of text, and the special token that these rows' answers end by."""

@@ -22,8 +22,11 @@ from tunetrial.engine.loop import Loop, does_not_fit
 from tunetrial.engine.readout import HeadReader
 from tunetrial.engine.texts import Texts
 from tunetrial.engine.trainables import Trainables
+from tunetrial.methods.storage import Storage
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+
+BASE = ("model.", "causal.")
 
 
 class TorchEngine:
@@ -65,7 +68,8 @@ class TorchSession:
         self.shape = models.shape(base)
         self.tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
         self.texts = Texts(self.tokenizer)
-        self.causal, self.storage = False, "plain"
+        self.causal = False
+        self.storage: Storage | None = "plain"
         self.model = self.load(DTYPES[precision]).to(device)
         self.dirty = False
 
@@ -120,13 +124,18 @@ class TorchRun:
     def __init__(self, session: TorchSession, trial: Trial, data: TaskData, micro_batch: int | None):
         self.session, self.trial = session, trial
         self.adapter = methods.find(trial.arm).adapter(session.shape)
-        if self.adapter is not None:
+        self.peft = None
+        if isinstance(self.adapter, methods.PeftSpec):
+            from tunetrial.engine.peft_arms import PeftArm  # seconds that other arms' workers need not wait for
+
+            session.storage = None  # PEFT changes the modules of the base for good
+            self.peft = PeftArm(session.model, self.adapter, seed=trial.seed)
+        elif self.adapter is not None:
             adapters.attach(session.model, self.adapter, seed=trial.seed)
         else:
             session.dirty = True
         self.reader = self._reader(data)
-        trained = {n: p for n, p in self.model.named_parameters() if self._is_trained(n)}
-        self.trainables = Trainables(trained, self._exact())
+        self.trainables = Trainables(self._trained(), self._exact())
         examples = data.splits["train"]
         objective = self.reader.objective(examples)
         empty = [e.id for e, row in zip(examples, objective.tokens, strict=True) if not row]
@@ -158,8 +167,15 @@ class TorchRun:
         prefix = "model" if self.trial.controls.readout == "head" else "causal"
         return {f"{prefix}.{n}": weight for n, weight in self.session.load(torch.float32).named_parameters()}
 
-    def _is_trained(self, name: str) -> bool:
-        return self.adapter is None or "lora_" in name or name.startswith("score")
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained: all, or an adapter and the head, which is all that is not of the base's model."""
+        parameters = dict(self.model.named_parameters())
+        if self.adapter is None:
+            return parameters
+        head = {name: p for name, p in parameters.items() if not name.startswith(BASE)}
+        if self.peft is not None:
+            return {**self.peft.trained, **head}
+        return {**{name: p for name, p in parameters.items() if "lora_" in name}, **head}
 
     @property
     def model(self) -> torch.nn.Module:
@@ -195,6 +211,10 @@ class TorchRun:
         self.reader.write(folder)
         masters = {n.removeprefix("causal."): master.detach().cpu() for n, master in self.trainables.masters.items()}
         base, task_type = str(self.session.base), self.reader.task_type
+        if self.peft is not None:
+            head = {name: master for name, master in masters.items() if name not in self.peft.trained}
+            self.peft.save({n: masters[n] for n in self.peft.trained}, head, folder, base=base)
+            return
         if self.adapter is not None:
             wide = {name: master.float() for name, master in masters.items()}
             settings = self.trial.arm.settings

@@ -31,8 +31,8 @@ class Pinned:
 
     def terms(self, trial: Trial, *, micro_batch: int | None) -> Terms:
         """On what terms a trial of this study is carried out."""
-        metric = self.lock.study.task(trial.task).metric
-        return Terms(metric=metric, synthetic=self.lock.engine == "sim", micro_batch=micro_batch)
+        spec, synthetic = self.lock.study.task(trial.task), self.lock.engine == "sim"
+        return Terms(spec.metric, synthetic, micro_batch=micro_batch, json_schema=spec.json_schema)
 
 
 def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned:
@@ -49,7 +49,7 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned
     shape = models.shape(base.folder)
     _check_arms(study, shape)
     loaded = {spec.name: tasks.load(spec, root) for spec in study.tasks}
-    survey = _Survey(log)
+    survey = Survey(log)
     try:
         machine = survey.ask({"do": "open", "engine": engine, "base": str(base.folder), "precision": study.precision})
         fitting = {
@@ -86,7 +86,7 @@ def _check_arms(study: Study, shape: models.ModelShape) -> None:
             raise SpecError(f"arms.{arm.name}.{error}") from None
 
 
-class _Survey:
+class Survey:
     """A worker that is asked about machine and tokenizer; no trial runs in it, so it may see every prompt."""
 
     def __init__(self, log: Path) -> None:
@@ -108,7 +108,7 @@ class _Survey:
 
 
 def _fitting(
-    data: TaskData, readout: Readout, max_tokens: int, context: int, survey: _Survey
+    data: TaskData, readout: Readout, max_tokens: int, context: int, survey: Survey
 ) -> tuple[TaskData, tuple[int, ...]]:
     """Leave out the rows that are too long: positions beyond its context are none that the base was made for.
 

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -63,6 +64,11 @@ class Service:
         """Count the tokens of rows."""
         examples = [Example(*row) for row in order["rows"]]
         self._report({"event": "lengths", "tokens": self._session.lengths(examples, readout=order["readout"])})
+
+    def describe(self, order: dict) -> None:
+        """Say how the base reads rows."""
+        examples = [Example(*row) for row in order["rows"]]
+        self._report({"event": "described", **asdict(self._session.describe(examples, readout=order["readout"]))})
 
     def data(self, order: dict) -> None:
         """Take in the rows of a task; the test split comes with the first final trial, not before."""

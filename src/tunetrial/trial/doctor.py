@@ -1,0 +1,172 @@
+"""What a base makes of the rows of a study, in a minute and before any training: prompts as they will be read."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from tunetrial import models, tasks
+from tunetrial.core.evidence import Example, TaskData, example_row
+from tunetrial.core.records import Record
+from tunetrial.core.study import Study, TaskSpec
+from tunetrial.models import ModelShape, PinnedModel
+from tunetrial.trial.pinning import OVER_LONG_SHARE, Survey
+
+SHOWN = 3
+RARE_LABEL = 5
+
+
+class Finding(Record):
+    """One thing looked at: whether it is as it should be, what was found, and what to do if not."""
+
+    what: str
+    state: Literal["ok", "note", "bad"]
+    found: str
+    remedy: str | None = None
+
+
+class Rendered(Record):
+    """A training row as the base reads it: pieces of text, each with whether it is an answer that is trained on."""
+
+    row: str
+    pieces: tuple[tuple[str, bool], ...]
+    target: str
+    tokens: int
+
+
+class Diagnosis(Record):
+    """What was found of base and machine, and of each task by name, with some of its rows."""
+
+    base: tuple[Finding, ...]
+    tasks: dict[str, tuple[Finding, ...]]
+    rows: dict[str, tuple[Rendered, ...]]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing bad was found."""
+        return not any(f.state == "bad" for found in (self.base, *self.tasks.values()) for f in found)
+
+
+def diagnose(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Diagnosis:
+    """Look at a study's base and rows; the test rows are counted and measured, never shown.
+
+    Raises:
+        ModelError, IntegrityError, DataError: Base or rows cannot be read at all.
+    """
+    base = models.resolve(study.base_model, root)
+    shape = models.shape(base.folder)
+    loaded = {spec.name: tasks.load(spec, root) for spec in study.tasks}
+    survey = Survey(log)
+    try:
+        order = {"do": "open", "engine": engine, "base": str(base.folder), "precision": study.precision}
+        machine = survey.ask(order)
+        found, rows = {}, {}
+        for spec in study.tasks:
+            data, readout = loaded[spec.name], study.readout_of(spec.name)
+            limit = min(study.max_tokens, shape.context)
+            lengths = {split: _lengths(survey, examples, readout) for split, examples in data.splits.items()}
+            train = data.splits["train"]
+            told = survey.ask({"do": "describe", "rows": [example_row(e) for e in train], "readout": readout})
+            found[spec.name] = tuple(_task(spec, data, lengths, limit, told["controls"]))
+            rows[spec.name] = tuple(
+                Rendered(row=e.id, pieces=pieces, target=str(e.target), tokens=n)
+                for e, pieces, n in zip(train[:SHOWN], told["pieces"], lengths["train"], strict=False)
+            )
+    finally:
+        survey.close()
+    chats = any(spec.messages for spec in study.tasks)
+    return Diagnosis(base=tuple(_base(base, shape, machine, told, chats)), tasks=found, rows=rows)
+
+
+def _lengths(survey: Survey, examples: tuple[Example, ...], readout: str) -> list[int]:
+    order = {"do": "lengths", "rows": [example_row(e) for e in examples], "readout": readout}
+    return survey.ask(order)["tokens"]
+
+
+def _base(base: PinnedModel, shape: ModelShape, machine: dict, told: dict, chats: bool) -> Iterator[Finding]:
+    """What base and machine are like."""
+    yield Finding(
+        what="base",
+        state="ok",
+        found=f"{shape.model_type}, {shape.parameters / 1e6:,.1f} M weights, context of {shape.context:,} tokens, "
+        f"fingerprint {base.fingerprint[:12]}",
+    )
+    slow = machine["device"] == "cpu" and machine["precision"] == "fp32"
+    yield Finding(
+        what="machine",
+        state="note" if slow else "ok",
+        found=f"{machine['device']}, computes in {machine['precision']}, {machine['free_bytes'] / 2**30:.1f} GiB free",
+        remedy="this processor has no bf16: expect several times the time of one that has" if slow else None,
+    )
+    missing = chats and told["template"] is None
+    yield Finding(
+        what="chat template",
+        state="note" if missing else "ok",
+        found="none: conversations are written as lines 'role: content'" if missing else told["template"] or "none",
+        remedy="for a chat model, use the instruct version of the base" if missing else None,
+    )
+    end = told["end"]
+    yield Finding(
+        what="end of text",
+        state="bad" if end is None else "ok",
+        found="none, so no answer could end" if end is None else repr(end),
+        remedy="add eos_token to the tokenizer's configuration" if end is None else None,
+    )
+    padding = "none" if told["padding"] is None else repr(told["padding"])
+    same = ", the end of text" if padding == repr(end) else ""
+    yield Finding(what="padding", state="ok", found=f"{padding}{same}; training pads nothing")
+
+
+def _task(
+    spec: TaskSpec, data: TaskData, lengths: dict[str, list[int]], limit: int, controls: dict[str, int]
+) -> Iterator[Finding]:
+    """What the rows of a task are like."""
+    counts = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
+    few = len(data.splits["test"]) < 200
+    yield Finding(
+        what="rows",
+        state="note" if few else "ok",
+        found=counts,
+        remedy="few test rows leave wide intervals: `tunetrial plan` says how wide" if few else None,
+    )
+    every = sorted(n for one in lengths.values() for n in one)
+    over = sum(n > limit for n in every)
+    bad = any(sum(n > limit for n in one) > OVER_LONG_SHARE * len(one) for one in lengths.values())
+    yield Finding(
+        what="lengths",
+        state="bad" if bad else "note" if over else "ok",
+        found=f"median {statistics.median_low(every):,} tokens, longest {every[-1]:,}; {over:,} of {len(every):,} rows "
+        f"above {limit:,}, left out in every arm",
+        remedy="raise max_tokens, shorten the input, or use a base with a longer context" if over else None,
+    )
+    yield _targets(spec, data)
+    for remark in data.remarks:
+        yield Finding(what="data", state="note", found=remark)
+    marks = ", ".join(f"{token} in {rows:,} training rows" for token, rows in controls.items())
+    yield Finding(
+        what="control tokens in the text",
+        state="note" if controls else "ok",
+        found=f"{marks}: read as control tokens" if controls else "none in the training rows",
+        remedy="remove them from the rows, unless they are meant" if controls else None,
+    )
+
+
+def _targets(spec: TaskSpec, data: TaskData) -> Finding:
+    targets = [example.target for example in data.splits["train"]]
+    if data.kind == "regress":
+        spread = f"{min(targets):g} to {max(targets):g}, mean {statistics.fmean(targets):.3g}"
+        return Finding(what="targets", state="ok", found=f"numbers from {spread}")
+    if data.kind == "generate":
+        characters = sorted(len(str(target)) for target in targets)
+        found = f"texts of {statistics.median_low(characters):,} characters in the middle, {characters[-1]:,} at most"
+        return Finding(what="targets", state="ok", found=found)
+    counts = Counter(map(str, targets))
+    (common, most), (rare, least) = counts.most_common(1)[0], min(counts.items(), key=lambda item: item[1])
+    few = least < RARE_LABEL
+    return Finding(
+        what="labels",
+        state="note" if few else "ok",
+        found=f"{len(counts)}: {common!r} has {most / len(targets):.0%} of the training rows, {rare!r} {least} rows",
+        remedy=f"collect more rows of {rare!r}: no method learns it from {least}" if few else None,
+    )
