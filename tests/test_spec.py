@@ -219,9 +219,20 @@ ARMS = [
     ("[full]", f": must hold at least 2, got ['full']; {GIVE_ARMS}"),
     ("full", f": must be a mapping, got 'full'; {GIVE_ARMS}"),
     ("[full, full]", ": the same method twice, got 'full'; write a mapping of names to settings"),
-    ("[full, peft]", ".peft: this version does not do that yet, got 'peft'; use full, lora or qlora"),
+    ("[full, peft]", ".peft.peft_type: is missing; give the type of PEFT's adapter, such as IA3"),
     ("[full, lorra]", ".lorra: unknown method, got 'lorra'; did you mean 'lora'?"),
-    ("{a: {method: full}, b: {method: peft}}", ".b.method: this version does not do that yet, got 'peft'; use full"),
+    (
+        "{a: {method: full}, b: {method: peft, peft_type: IA4}}",
+        ".b.peft_type: no such type in PEFT, got 'IA4'; did you mean IA3",
+    ),
+    (
+        "{a: {method: full}, b: {method: peft, peft_type: PROMPT_TUNING}}",
+        ".b.peft_type: cannot be compared: it puts virtual tokens before each row",
+    ),
+    (
+        "{a: {method: full}, b: {method: peft, peft_type: OFT, oft_blocksize: 32}}",
+        ".b: oft_blocksize: no such setting of OFT, got 32; did you mean 'oft_block_size'?",
+    ),
     ("{a: {method: full}, b: {rank: 3}}", f".b: has no method; {GIVE_ARMS}"),
     ("{a: {method: full}, b: lora}", ".b: must be a mapping"),
     ("{a: {method: full}, B: {method: lora}}", ".B: must have 1 to 64 of a-z"),

@@ -13,12 +13,21 @@ from tunetrial.core.errors import SpecError
 from tunetrial.core.study import Arm, Setting
 from tunetrial.methods.full import Full
 from tunetrial.methods.lora import Lora
-from tunetrial.methods.method import AdapterSpec, Method
+from tunetrial.methods.method import AdapterSpec, Method, PeftSpec
+from tunetrial.methods.peft import Peft
 from tunetrial.methods.qlora import QLora
+from tunetrial.methods.untuned import NoTuning, Tfidf
 
-METHODS: dict[str, type[Method]] = {"full": Full, "lora": Lora, "qlora": QLora}
+METHODS: dict[str, type[Method]] = {
+    "full": Full,
+    "lora": Lora,
+    "qlora": QLora,
+    "peft": Peft,
+    "none": NoTuning,
+    "tfidf": Tfidf,
+}
 
-__all__ = ["METHODS", "AdapterSpec", "Method", "find", "settle"]
+__all__ = ["METHODS", "AdapterSpec", "Method", "PeftSpec", "find", "settle"]
 
 
 def settle(method: str, settings: dict[str, Setting]) -> dict[str, Setting]:
@@ -50,5 +59,7 @@ def _explain(method: type[Method], part: dict) -> str:
     literal = " or ".join(repr(value) for value in get_args(annotation) if isinstance(value, str))
     hint = f"use {literal}" if literal else "see the method's settings"
     message = part["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if ", got " in message:
+        return f"{field}: {message}" if field else message
     message = message.replace("greater than or equal to", ">=").replace("greater than", ">")
     return f"{field or 'settings'}: {message}, got {part['input']!r}; {hint}"

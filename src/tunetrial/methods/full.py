@@ -1,11 +1,15 @@
 """`full`: every weight of the backbone is trained, with fp32 master weights."""
 
-from tunetrial.methods.method import Method, full_centre
+from typing import ClassVar
+
+from tunetrial.methods.method import Trained, full_centre
 from tunetrial.models import ModelShape
 
 
-class Full(Method):
+class Full(Trained):
     """Full fine-tuning. It has no settings of its own: what it shares with other arms are controls."""
+
+    trains_base: ClassVar[bool] = True
 
     def adapter(self, shape: ModelShape) -> None:
         return None

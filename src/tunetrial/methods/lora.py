@@ -5,12 +5,12 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from tunetrial.core.errors import SpecError
-from tunetrial.methods.method import AdapterSpec, Method, count, full_centre
+from tunetrial.methods.method import AdapterSpec, Trained, count, full_centre
 from tunetrial.methods.storage import Storage
 from tunetrial.models import ModelShape
 
 
-class Lora(Method):
+class Lora(Trained):
     """W + (alpha / rank) * B A on each target; rsLoRA divides by sqrt(rank) instead (Kalajdzievski 2023).
 
     `alpha` is twice the rank unless given. `targets` names projections, or "all-linear" for all of the blocks'. A is

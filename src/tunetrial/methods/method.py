@@ -1,11 +1,12 @@
 """What every method answers: which weights it trains, how many, and where its learning rates lie."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from tunetrial.core.records import Record
+from tunetrial.core.study import Setting
 from tunetrial.methods.storage import Storage, backbone_bytes
 from tunetrial.models import ModelShape
 
@@ -22,15 +23,30 @@ class AdapterSpec(Record):
     dora: bool = False
 
 
+class PeftSpec(Record):
+    """An adapter that PEFT builds: its type and the settings of its configuration."""
+
+    peft_type: str
+    settings: dict[str, Setting]
+
+
 class Method(Record):
-    """Base of all methods: a record of settings with the formulas that hold for them."""
+    """Base of all methods: a record of settings with the formulas that hold for them.
 
-    optimizer_bits: Literal[32, 8] = Field(
-        default=32, description="bits of the optimiser's moments: 32, or 8", examples=[8]
-    )
+    `tuned`: it is trained in steps, at a learning rate that is searched for. `trains_base`: the base's own weights are
+    trained. `uses_base`: it computes with the base at all.
+    """
 
-    def adapter(self, shape: ModelShape) -> AdapterSpec | None:
-        """The adapter to attach; None when the base itself is trained."""
+    tuned: ClassVar[bool] = True
+    trains_base: ClassVar[bool] = False
+    uses_base: ClassVar[bool] = True
+
+    def adapter(self, shape: ModelShape) -> AdapterSpec | PeftSpec | None:
+        """The adapter to attach, if there is one.
+
+        Raises:
+            SpecError: The settings do not suit the base.
+        """
         raise NotImplementedError
 
     @property
@@ -42,25 +58,53 @@ class Method(Record):
         """Bytes of the resident backbone, where weights are computed with in so many bytes."""
         return backbone_bytes(shape, self.storage, compute_bytes=compute_bytes)
 
-    def trainable_parameters(self, shape: ModelShape, outputs: int) -> int:
-        """Count what is trained, the readout head of `outputs` rows (no bias) included."""
+    def trainable_parameters(self, shape: ModelShape, outputs: int) -> int | None:
+        """Count what is trained, a readout head of `outputs` outputs included; None where no formula is known."""
         raise NotImplementedError
 
-    def state_bytes(self, shape: ModelShape, outputs: int) -> int:
+    def state_bytes(self, shape: ModelShape, outputs: int) -> int | None:
+        """Bytes of the optimiser's moments; None where it is not known how much is trained."""
+        raise NotImplementedError
+
+    def artifact_bytes(self, shape: ModelShape, outputs: int, base_bytes_per_weight: int) -> int | None:
+        """Bytes of the saved weights, without headers and tokenizer; None where no formula is known."""
+        raise NotImplementedError
+
+    def learning_rate_centre(self, parameters: int) -> float:
+        """Where the search for a learning rate begins, for a base of this many weights; `tuned` methods have one."""
+        raise NotImplementedError
+
+
+class Trained(Method):
+    """Base of the methods that are trained in steps, by AdamW."""
+
+    optimizer_bits: Literal[32, 8] = Field(
+        default=32, description="bits of the optimiser's moments: 32, or 8", examples=[8]
+    )
+
+    def state_bytes(self, shape: ModelShape, outputs: int) -> int | None:
         """Bytes of AdamW's two moments: fp32, or a byte a weight and an fp32 scale for every 256.
 
         In 8 bits it leaves out that tensors of fewer than 4,096 weights keep fp32 moments.
         """
+        trained = self.trainable_parameters(shape, outputs)
         moment_bytes = 4.0 if self.optimizer_bits == 32 else 1 + 4 / 256
-        return round(2 * moment_bytes * self.trainable_parameters(shape, outputs))
+        return None if trained is None else round(2 * moment_bytes * trained)
 
-    def artifact_bytes(self, shape: ModelShape, outputs: int, base_bytes_per_weight: int) -> int:
-        """Bytes of the saved weights, without headers and tokenizer."""
-        raise NotImplementedError
 
-    def learning_rate_centre(self, parameters: int) -> float:
-        """Where the search for a learning rate begins, for a base of this many weights."""
-        raise NotImplementedError
+class Untuned(Method):
+    """Base of the methods that take no optimiser steps: nothing to tune, no states."""
+
+    tuned: ClassVar[bool] = False
+
+    def adapter(self, shape: ModelShape) -> None:
+        return None
+
+    def trainable_parameters(self, shape: ModelShape, outputs: int) -> int:
+        return 0
+
+    def state_bytes(self, shape: ModelShape, outputs: int) -> int:
+        return 0
 
 
 def full_centre(parameters: int) -> float:

@@ -70,34 +70,53 @@ def memory_bytes(
     The longest example is taken for four times the mean where its tokens are not counted.
     """
     method = methods.find(arm)
-    trained = method.trainable_parameters(shape, outputs)
     compute = COMPUTE_BYTES[controls.precision]
     master = max(compute, 4)
-    weights = shape.backbone_parameters * compute
-    states = 2 * master * trained + method.state_bytes(shape, outputs) * master // 4
+    weights = method.base_bytes(shape, compute)
+    trained, states = _trained(method, shape, outputs=outputs, master=master)
     longest = longest or min(controls.max_tokens, 4 * tokens.high)
     # Trained weights need no copy of their own where masters have the compute dtype; else their gradients have one.
-    shared = method.adapter(shape) is None and master == compute
-    least = states + (0 if shared else weights) + tokens.low * _activation_bytes(shape, compute, tokens.low)
+    shared = method.trains_base and master == compute
+    least = states.low + (0 if shared else weights) + tokens.low * _activation_bytes(shape, compute, tokens.low)
     batch = controls.batch_examples * longest * _activation_bytes(shape, compute, longest)
-    return Range(low=least, high=SPARE * (states + weights + compute * trained + batch))
+    return Range(low=least, high=SPARE * (states.high + weights + compute * trained.high + batch))
 
 
-def checkpoint_bytes(arm: Arm, shape: ModelShape, *, outputs: int) -> int:
-    """Masters and AdamW's moments of a trial in hand."""
+def _trained(method: methods.Method, shape: ModelShape, *, outputs: int, master: int) -> tuple[Range, Range]:
+    """Weights that are trained, and bytes of their masters, gradients and moments; what has no formula, at most all."""
+    count = method.trainable_parameters(shape, outputs)
+    if count is None:
+        most = shape.backbone_parameters
+        return Range(low=0, high=most), Range(low=0, high=4 * master * most)
+    return exactly(count), exactly(2 * master * count + method.state_bytes(shape, outputs) * master // 4)
+
+
+def checkpoint_bytes(arm: Arm, shape: ModelShape, *, outputs: int) -> Range:
+    """Masters and AdamW's moments of a trial in hand; of what has no formula at most those of all weights."""
     method = methods.find(arm)
-    return 4 * method.trainable_parameters(shape, outputs) + method.state_bytes(shape, outputs)
+    count = method.trainable_parameters(shape, outputs)
+    if count is None:
+        return Range(low=0, high=12 * shape.backbone_parameters)
+    return exactly(4 * count + method.state_bytes(shape, outputs))
+
+
+def artifact_bytes(arm: Arm, shape: ModelShape, *, outputs: int) -> Range:
+    """What a final leaves on the disk; of an adapter without a formula at most as much as all weights."""
+    saved = methods.find(arm).artifact_bytes(shape, outputs, shape.bytes_per_weight)
+    return exactly(saved) if saved is not None else Range(low=0, high=4 * shape.backbone_parameters)
 
 
 def train_operations(arm: Arm, shape: ModelShape) -> float:
     """Operations to train on one token."""
-    weights = shape.layers * shape.block_parameters
-    return (6 if methods.find(arm).adapter(shape) is None else 4) * weights
+    weights, method = shape.layers * shape.block_parameters, methods.find(arm)
+    if not method.tuned:
+        return 0
+    return (6 if method.trains_base else 4) * weights
 
 
-def evaluate_operations(shape: ModelShape) -> float:
-    """Operations to predict from one token."""
-    return 2 * shape.layers * shape.block_parameters
+def evaluate_operations(arm: Arm, shape: ModelShape) -> float:
+    """Operations to predict from one token; without the base they are too few to count."""
+    return 2 * shape.layers * shape.block_parameters if methods.find(arm).uses_base else 0
 
 
 def operations_per_s(gpu: str | None, precision: str) -> Range | None:

@@ -147,6 +147,8 @@ def _counts(lock: Lock) -> dict[tuple[str, str], Range]:
 def _trials(lock: Lock, arm: Arm) -> Range:
     """Trials that train, of an arm on one task: the search and the finals."""
     tuning, looks, points = lock.study.tuning, lock.study.looks, len(grid(lock, arm.name))
+    if not points:
+        return Range(low=looks[0], high=looks[-1])
     least = points + min(3, points) * (tuning.seeds - 1) + looks[0]
     return Range(low=least, high=max(tuning.max_points, points) * tuning.seeds + looks[-1])
 
@@ -175,13 +177,11 @@ def _memory(
 
 def _disk(lock: Lock, shape: ModelShape) -> Range:
     """Weights of all finals, which are kept until the last is done; at most three checkpoints of the largest trial."""
-    study, artifacts, checkpoints = lock.study, 0, []
-    for spec in study.tasks:
-        for arm in study.arms:
-            outputs = _outputs(lock, spec)
-            artifacts += methods.find(arm).artifact_bytes(shape, outputs, shape.bytes_per_weight)
-            checkpoints.append(estimate.checkpoint_bytes(arm, shape, outputs=outputs))
-    return Range(low=study.looks[0] * artifacts, high=study.looks[-1] * artifacts + 3 * max(checkpoints))
+    study = lock.study
+    cases = [(arm, _outputs(lock, spec)) for spec in study.tasks for arm in study.arms]
+    artifacts = sum((estimate.artifact_bytes(arm, shape, outputs=n) for arm, n in cases), exactly(0))
+    checkpoint = max(estimate.checkpoint_bytes(arm, shape, outputs=n).high for arm, n in cases)
+    return Range(low=study.looks[0] * artifacts.low, high=study.looks[-1] * artifacts.high + 3 * checkpoint)
 
 
 def _outputs(lock: Lock, spec: TaskSpec) -> int:
@@ -191,9 +191,10 @@ def _outputs(lock: Lock, spec: TaskSpec) -> int:
 def _trial_seconds(lock: Lock, spec: TaskSpec, arm: Arm, shape: ModelShape, tokens: Range, speed: Range) -> Range:
     """One trial: operations at what the device reaches, and a least time a step."""
     controls, counts = lock.controls(spec.name), lock.data[spec.name].counts
-    steps = controls.epochs * math.ceil(counts["train"] / controls.batch_examples)
+    per_epoch = math.ceil(counts["train"] / controls.batch_examples)
+    steps = controls.epochs * per_epoch if methods.find(arm).tuned else 0
     train = _epochs_rows(lock, spec.name) * estimate.train_operations(arm, shape)
-    scored = (counts.get("validation", 0) + counts["test"]) * estimate.evaluate_operations(shape)
+    scored = (counts.get("validation", 0) + counts["test"]) * estimate.evaluate_operations(arm, shape)
     work = exactly(train + scored) * tokens
     trial = Range(low=work.low / speed.high, high=work.high / speed.low)
     return trial + exactly(steps) * Range(low=estimate.STEP_S[0], high=estimate.STEP_S[1])

@@ -13,11 +13,9 @@ from tunetrial.spec.form import StudyForm, json_schema
 _LATER = (
     ("retention", None, "remove it"),
     ("limits.forgetting_nats", None, "remove it"),
-    ("tasks.*.messages", None, "give input and target"),
-    ("tasks.*.kind", "generate", "use classify or regress"),
     ("tasks.*.margin", ".*% *of gain", "give the margin in the metric's unit"),
-    ("arms.*", "peft|none", "use full, lora or qlora"),
-    ("arms.*.method", "peft|none", "use full, lora or qlora"),
+    ("arms.*", "none|tfidf", "use full, lora, qlora or peft"),
+    ("arms.*.method", "none|tfidf", "use full, lora, qlora or peft"),
     ("arms.*.base_model", None, "give one base_model for all arms"),
 )
 _ELSEWHERE = {
