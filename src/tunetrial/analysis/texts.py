@@ -157,7 +157,7 @@ def schema_fault(schema: str) -> str | None:
 
     try:
         parsed = json.loads(schema, parse_constant=_refuse)
-        if outside := re.search(r'"\$ref": "([^#"][^"]*)"', json.dumps(parsed)):
+        if outside := re.search(r'"\$ref": "([^#"][^"]*)"', json.dumps(parsed, allow_nan=False)):
             return f"no schema of its own (it refers to {outside[1]!r})"
         _validator(schema).check_schema(parsed)
     except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunetrial.core.errors import DataError
+from tunetrial.core.evidence import Example
 from tunetrial.core.records import canonical
 from tunetrial.tasks.files import short
 
@@ -65,6 +66,11 @@ def read(fields: dict, name: str) -> Conversation:
     except ValueError:
         raise DataError(f"{name}: a call of a tool has a number that is not finite") from None
     return Conversation(written, turns[last]["content"], frozenset(unused), len(turns) - last - 1)
+
+
+def contents(example: Example) -> list[str]:
+    """What is said in each turn of an example's conversation; nothing without one."""
+    return [turn["content"] for turn in json.loads(example.messages)] if example.messages else []
 
 
 def _alpaca(fields: dict, name: str) -> list[dict]:

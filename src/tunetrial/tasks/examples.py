@@ -131,8 +131,8 @@ def _remark_unused(talks: Sequence[Conversation]) -> list[str]:
 
 def _remark_controls(examples: Sequence[Example], row_of: dict[str, str]) -> list[str]:
     """Rows whose text would be taken for control tokens; what they hold is the user's and stays."""
-    texts = ((e.id, f"{e.prompt} {e.messages or ''} {e.target}") for e in examples)
-    found = [(name, match[0]) for name, text in texts if (match := CONTROL.search(text))]
+    texts = ((e.id, [e.prompt, str(e.target), *conversations.contents(e)]) for e in examples)
+    found = [(name, match[0]) for name, said in texts if (match := CONTROL.search("\n".join(said)))]
     if not found:
         return []
     (name, mark), count = found[0], f"{len(found)} of {len(examples)} rows"
