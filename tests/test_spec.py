@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from tunetrial.methods import settle
 
 SHORTEST = "base_model: embedded\ntasks: [newsletter]\narms: [full, lora]\n"
 OWN = "{name: mine, data: rows.csv, kind: classify, input: '{{ text }}', target: label, margin: 0.02%s}"
+TEXT = "{name: mine, data: rows.csv, kind: generate, margin: 0.02%s}"
+CHAT = "{name: mine, data: rows.csv, kind: generate, messages: chats, margin: 0.02%s}"
 WHOLE = """\
 question: Can LoRA replace full fine-tuning for our newsletter scoring?
 base_model: models/llama
@@ -183,7 +186,6 @@ def test_a_wrong_line_is_named_with_its_remedy(line, said):
 
 TASKS = [
     ("newsleter", "newsleter: no built-in task, got 'newsleter'; did you mean 'newsletter'?"),
-    ("tickets_json", "tickets_json: tickets_json generates text, which studies cannot take yet; use newsletter"),
     ("Tickets", "Tickets: must have 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit, got"),
     ("{name: a/b}", "[1].name: must have 1 to 64 of a-z"),
     ("{name: ../../x}", "[1].name: must have 1 to 64 of a-z"),
@@ -192,7 +194,53 @@ TASKS = [
     ("{name: tickets, metric: mae}", "tickets.metric: mae is a metric of regress tasks, got a classify task; use one"),
     ("{name: tickets, metric: mcc}", "tickets.margin: is missing; give the smallest difference in mcc that would"),
     ("{name: tickets, margin: 5}", "tickets.margin: macro_f1 is at most 1, so no difference could matter, got 5.0;"),
-    ("{name: tickets, kind: generate}", "tickets.kind: this version does not do that yet, got 'generate'; use"),
+    ("{name: tickets, kind: generate}", "tickets.kind: 'tickets' is built in, with rows and prompt of its own; remove"),
+    ("{name: tickets, json_schema: s.json}", "tickets.json_schema: 'tickets' is built in, with rows and prompt of its"),
+    ("{name: tickets_json, metric: tests_pass, margin: 0.1}", "tickets_json.metric: tests_pass needs tests, got none;"),
+    ("{name: tickets_json, metric: accuracy}", "tickets_json.metric: accuracy is a metric of classify tasks, got a"),
+    (TEXT % "", "mine: has neither input and target nor messages; give the fields of prompts and completions, or of"),
+    (
+        TEXT % ", target: b",
+        "mine.input: is missing; give the template of the prompt, such as '{{ title }}: {{ text }}'",
+    ),
+    (CHAT % ", target: b", "mine.target: the conversation itself says what is asked and answered, got target beside"),
+    (CHAT % ", metric: f1", "mine.metric: unknown metric, got 'f1'; use one of chrf, exact_match,"),
+    (CHAT % ", metric: corpus_bleu", "mine.metric: corpus_bleu only describes, got a generate task; use one of chrf,"),
+    (
+        CHAT % ", metric: schema_valid",
+        "mine.metric: schema_valid needs json_schema, got none; give the file of the JSON",
+    ),
+    (
+        CHAT % ", metric: tests_pass",
+        "mine.metric: tests_pass needs tests, got none; give the field of Python code that",
+    ),
+    (
+        CHAT % ", json_schema: no.json",
+        "mine.json_schema: cannot be read (No such file or directory), got 'no.json'; name",
+    ),
+    (CHAT % """, json_schema: '{"type": 3}'""", "mine.json_schema: is no JSON Schema ("),
+    (
+        CHAT % """, json_schema: '{"a": }'""",
+        "mine.json_schema: is not JSON (Expecting value: line 1 column 7 (char 6)), got",
+    ),
+    (
+        CHAT % ", max_new_tokens: 0",
+        "mine.max_new_tokens: must be >= 1, got 0; give the most tokens of a completion, such",
+    ),
+    (
+        CHAT.replace(", margin: 0.02", "") % "",
+        "mine.margin: is missing; give the smallest difference in chrf that would",
+    ),
+    (
+        CHAT.replace(", margin: 0.02", "") % ", metric: nll",
+        "mine.margin: is missing; give the smallest difference in nll that would change what you do (in nats a token)",
+    ),
+    (
+        CHAT.replace("0.02", "2") % "",
+        "mine.margin: chrf is at most 1, so no difference could matter, got 2.0; write two",
+    ),
+    (OWN % ", tests: t", "mine.tests: is for tasks that generate text, got a classify task; remove it"),
+    (OWN % ", messages: m", "mine.messages: is for tasks that generate text, got a classify task; remove it"),
     ("{name: tickets, margin: 95% of gain}", "tickets.margin: this version does not do that yet, got '95% of gain'"),
     ("{name: mine, kind: classify}", "mine.data: is missing; give the file of rows, such as data/rows.jsonl"),
     (OWN % ", test: ./rows.csv", "mine.data: the same file for two splits, got ['rows.csv', 'rows.csv']; name"),
@@ -290,6 +338,44 @@ def test_a_bomb_of_aliases_is_refused():
 def test_a_key_given_twice_is_named_once_with_both_lines():
     text = "base_model: embedded\narms:\n  a: {method: lora,\n    rank: 8}\n  a: {method: lora, rank: 8}\n"
     assert refusal(text) == ["study.yaml:5: arms.a: given twice, first at line 3; remove one"]
+
+
+def test_tasks_of_text_have_their_defaults_and_read_back():
+    said = f"base_model: embedded\ntasks:\n- {CHAT % ''}\n- tickets_json\narms: [full, lora]\n"
+    study = spec.parse(said)
+    chats, routing = study.tasks
+    assert (chats.kind, chats.metric, chats.messages, chats.input, chats.target) == (
+        "generate",
+        "chrf",
+        "chats",
+        "",
+        "",
+    )
+    assert (chats.max_new_tokens, routing.metric, routing.max_new_tokens) == (128, "field_accuracy", 64)
+    assert spec.parse(spec.write(study)) == study
+    long = TEXT % ", input: '{{ a }}', target: b, max_new_tokens: 300, metric: nll"
+    study = spec.parse(f"base_model: embedded\ntasks: [{long.replace('0.02', '2')}]\narms: [full, lora]\n")
+    assert (study.tasks[0].margin, study.tasks[0].max_new_tokens) == (2, 300)
+    assert spec.parse(spec.write(study)) == study
+
+
+def test_a_schema_is_read_into_the_study(tmp_path):
+    (tmp_path / "schema.json").write_text('{"type": "object",\n "required": ["b", "a"]}', encoding="utf-8-sig")
+    path = tmp_path / "study.yaml"
+    named = CHAT % ", metric: schema_valid, json_schema: schema.json"
+    path.write_text(f"base_model: embedded\ntasks: [{named}]\narms: [full, lora]\n")
+    study = spec.read(path)
+    assert study.tasks[0].json_schema == '{"required":["b","a"],"type":"object"}'
+    assert spec.parse(spec.write(study)) == study, "what is written needs no file"
+    (tmp_path / "schema.json").write_text("{" * 70_000)
+    with pytest.raises(SpecError, match="mine.json_schema: is longer than 64 KiB, got 'schema.json'; write a smaller"):
+        spec.read(path)
+
+
+def test_a_metric_of_a_library_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    [message] = refusal(f"base_model: embedded\ntasks: [{CHAT % ', metric: rouge_l'}]\narms: [full, lora]\n")
+    assert "rouge_l needs rouge-score, got none installed; pip install 'tunetrial[eval]', or use another" in message
 
 
 def test_five_faults_are_shown_in_the_order_of_the_file():

@@ -51,7 +51,7 @@ class Power(Record):
     def __str__(self) -> str:
         head = f"{self.task}: margin {self.margin:g} {metrics.find(self.metric).title} on {self.test_rows} test rows"
         if self.prior is None:
-            return f"{head}; power unknown: the spread of the targets is not known"
+            return f"{head}; power unknown: the spread of {metrics.find(self.metric).title} is not known"
         seen = ", ".join(f"{effect:.2g} with {seeds} seeds" for seeds, effect in self.detectable.items())
         text = f"{head}; would show {seen} (if seeds differ by {self.prior.seed_sd:.2g})"
         if self.rows_needed > self.test_rows:
@@ -66,8 +66,10 @@ def prior(spec: TaskSpec, targets: Sequence[float] | None = None) -> Prior | Non
     """The prior of a task; for errors in units of the target it needs test targets, and is None without.
 
     One point between seeds and 10 % of examples on which two arms differ, for metrics between 0 and 1; for errors
-    2 % and 30 % of the standard deviation of the targets.
+    2 % and 30 % of the standard deviation of the targets. None for likelihoods, whose spread the base decides.
     """
+    if metrics.find(spec.metric).constant is None:
+        return None
     if spec.metric not in IN_UNITS_OF_TARGET:
         return Prior(seed_sd=SEED_SD, example_sd=DISCORDANCE**0.5)
     if targets is None or len(targets) < 2:

@@ -283,7 +283,7 @@ def _loss_panel(evidence: Evidence, task: str, kind: str, drawn: list[tuple[Tria
         curves = [points for r, points in drawn if r.trial.arm.name == arm and r.status == "ok"]
         if curves:
             lines.append(Line(frame.path(_mean_curve(curves)), arms.index(arm), faint=False))
-    unit = "nats" if kind == "classify" else "squared SD"
+    unit = {"classify": "nats", "generate": "nats a token", "regress": "squared SD"}[kind]
     return Panel(
         task=task,
         x_label="optimiser step",

@@ -22,25 +22,26 @@ __all__ = ["json_schema", "parse", "read", "write"]
 def read(path: str | Path) -> Study:
     """Read a study file.
 
-    Paths inside are kept as written: they are relative to the file's folder. Nothing but this file is opened.
+    Paths inside are kept as written: they are relative to the file's folder. Nothing but this file is opened, and a
+    JSON Schema that it names, which becomes part of the study.
 
     Raises:
         SpecError: The file cannot be read, or is not a study; up to five faults, each a line of its own with file,
             line, field, what is wrong and what to do.
     """
     where = str(path) if str(path).isprintable() else show(str(path))
-    return parse(read_text(Path(path), where), where)
+    return parse(read_text(Path(path), where), where, root=Path(path).parent)
 
 
-def parse(text: str, where: str = "study.yaml") -> Study:
-    """Read a study from text; `where` names it in messages.
+def parse(text: str, where: str = "study.yaml", *, root: Path = Path()) -> Study:
+    """Read a study from text; `where` names it in messages, and a schema that it names is looked for in `root`.
 
     Raises:
         SpecError: As `read`.
     """
     tree = read_tree(text, where)
     refuse(where, tree, later(tree) + explain(tree))
-    study, faults = resolve(StudyForm.model_validate(tree.value, strict=True))
+    study, faults = resolve(StudyForm.model_validate(tree.value, strict=True), root)
     refuse(where, tree, faults)
     return study
 

@@ -20,6 +20,7 @@ Absent = SkipJsonSchema[None]
 Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
 TaskName = Annotated[str, Field(pattern="^([a-z0-9][a-z0-9._-]{0,63}|glue/[a-z0-9]{1,16})$")]
 Text = Annotated[str, Field(pattern=r"\S", max_length=4000)]
+Schema = Annotated[str, Field(pattern=r"\S", max_length=65_536)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(gt=0)]
 Points = Annotated[int, Field(ge=3, le=99)]
@@ -51,9 +52,21 @@ class TaskForm(Record):
     )
     validation: Text | Absent = Field(None, description="file of validation rows", examples=["data/validation.jsonl"])
     test: Text | Absent = Field(None, description="file of test rows", examples=["data/test.jsonl"])
-    kind: Kind | Absent = Field(None, description="kind of the task: classify or regress", examples=["classify"])
+    kind: Kind | Absent = Field(
+        None, description="kind of the task: classify, regress or generate", examples=["classify"]
+    )
     input: Text | Absent = Field(None, description="template of the prompt", examples=["{{ title }}: {{ text }}"])
     target: Text | Absent = Field(None, description="field to predict", examples=["label"])
+    messages: Text | Absent = Field(
+        None, description="field of conversations, or of Alpaca's instruction", examples=["messages"]
+    )
+    max_new_tokens: Count | Absent = Field(None, description="most tokens of a completion", examples=[128])
+    json_schema: Schema | Absent = Field(
+        None, description="file of the JSON Schema of completions, or its JSON", examples=["schema.json"]
+    )
+    tests: Text | Absent = Field(
+        None, description="field of Python code that completions are tested by", examples=["tests"]
+    )
     id: Text | Absent = Field(None, description="field that names a row", examples=["id"])
     cluster: Text | Absent = Field(None, description="field whose equal values keep rows together", examples=["sender"])
     metric: Text | Absent = Field(None, description="metric of the comparison", examples=["macro_f1"])
@@ -145,9 +158,9 @@ class StudyForm(Record):
 
     question: Text | Absent = Field(None, description="question in words", examples=["Is LoRA as good as full?"])
     base_model: Text = Field(description="folder of the base model, its Hub id, or embedded", examples=["embedded"])
-    tasks: tuple[Annotated[TaskForm, BeforeValidator(_task_by_name, json_schema_input_type=TaskName | TaskForm)], ...] = (
-        Field(min_length=1, description="tasks, by name or described", examples=[["newsletter"]])
-    )
+    tasks: tuple[
+        Annotated[TaskForm, BeforeValidator(_task_by_name, json_schema_input_type=TaskName | TaskForm)], ...
+    ] = Field(min_length=1, description="tasks, by name or described", examples=[["newsletter"]])
     arms: Annotated[Arms, BeforeValidator(_arms_by_method, json_schema_input_type=Arms | Methods)] = Field(
         description="two or more arms to compare", examples=[["full", "lora"]]
     )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from tunetrial.analysis import metrics
 from tunetrial.core.study import Arm, Budget, Criterion, Hardware, Rule, Study, TaskSpec, Tuning
@@ -13,9 +14,9 @@ from tunetrial.spec.text import NUMBER
 POINTS, MAX_POINTS, FEWEST_RATES = 5, 9, 3
 
 
-def resolve(form: StudyForm) -> tuple[Study | None, list[Fault]]:
+def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
     """The study, or what is wrong with it."""
-    tasks, faults = resolve_tasks(form.tasks)
+    tasks, faults = resolve_tasks(form.tasks, root)
     arms = tuple(
         Arm(name=name, method=a.method, settings=a.model_dump(exclude={"method"})) for name, a in form.arms.items()
     )

@@ -1,11 +1,12 @@
 """A study as YAML, nothing left to defaults."""
 
+import json
 import re
 
 import yaml
 
 from tunetrial import tasks
-from tunetrial.core.study import Study, TaskSpec
+from tunetrial.core.study import Setting, Study, TaskSpec
 from tunetrial.spec.text import NUMBER
 
 _SHARED = ("epochs", "batch_examples", "max_tokens", "weight_decay", "precision", "keep", "seed")
@@ -43,9 +44,16 @@ def to_yaml(study: Study) -> str:
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
+def scalar(value: Setting) -> str:
+    """One value on one line, as `to_yaml` would write it."""
+    if isinstance(value, str) and "\n" in value:
+        return json.dumps(value)
+    return yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6)[1:-2]
+
+
 def _task(task: TaskSpec) -> dict:
     """A built-in task by its name and what may differ; an own one in full."""
-    fields = task.model_dump(exclude_none=True)
+    fields = {name: value for name, value in task.model_dump(exclude_none=True).items() if value != ""}
     if task.data is not None or task.name not in tasks.BUILT_IN:
         return fields
     return {key: fields[key] for key in ("name", "metric", "margin", "epochs") if key in fields}
