@@ -96,6 +96,8 @@ def explain(error: Exception, repository: Repository) -> str:
     if isinstance(error, errors.IncompleteSnapshotError):
         return f"the cache has a part of it alone and the Hub cannot be reached, {got}; run once with a network"
     if isinstance(error, errors.LocalEntryNotFoundError):
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            return explain(error.__cause__, repository)
         if constants.HF_HUB_OFFLINE:
             return f"not in the cache and HF_HUB_OFFLINE is set, {got}; unset it, or fetch it where there is a network"
         return f"not in the cache and the Hub cannot be reached, {got}; check the network, or name a local folder"
