@@ -253,6 +253,17 @@ def test_wrong_attention_is_found_out(tmp_path, monkeypatch):
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("causal, window", [(True, None), (True, 5), (False, None)])
+def test_the_fused_kernel_computes_the_same(causal, window):
+    layout = attention.lay_out(drawn_rows((9, 1, 23)), CPU)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, heads, 23, 8, generator=generator) for heads in (4, 2, 2))
+    hidden = layout.hidden(causal=causal, window=window)
+    seen = None if causal and window is None else hidden
+    plain = attention._plain(q, k, v, 0.3, hidden=hidden, softcap=None)
+    torch.testing.assert_close(attention._fused(q, k, v, 0.3, hidden=seen), plain, rtol=1e-5, atol=1e-5)
+
+
 class Module(torch.nn.Module):
     is_causal = True
 

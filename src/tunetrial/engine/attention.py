@@ -134,11 +134,9 @@ def attend(
     if query.device.type != "cuda" or softcap is not None:
         mixed = _plain(q, k, v, scaling, hidden=layout.hidden(causal=causal, window=window), softcap=softcap)
     elif causal and window is None:
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        mixed = _fused(q, k, v, scaling, hidden=None)
     else:
-        k, v = _repeated(q, k, v)
-        seen = ~layout.hidden(causal=causal, window=window)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
+        mixed = _fused(q, k, v, scaling, hidden=layout.hidden(causal=causal, window=window))
     return layout.flat(mixed.transpose(1, 2))[None], None
 
 
@@ -151,6 +149,17 @@ def _plain(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     return scores.masked_fill(hidden, -torch.inf).softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+def _fused(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, *, hidden: torch.Tensor | None
+) -> torch.Tensor:
+    """The kernel of torch; without a mask it is causal, and then keys need no copies."""
+    fused = nn.functional.scaled_dot_product_attention
+    if hidden is None:
+        return fused(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+    k, v = _repeated(q, k, v)
+    return fused(q, k, v, attn_mask=~hidden, scale=scaling)
 
 
 def _repeated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
