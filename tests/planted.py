@@ -12,7 +12,9 @@ from tunetrial.core.study import Arm, DataPin, Lock, Rule, Study, TaskSpec
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 LABELS = ("a", "b", "c")
 EXECUTED = {"device": "cpu", "threads": 2, "micro_batch": 16}
-KIND = {"accuracy": "classify", "macro_f1": "classify"}
+KIND = {"accuracy": "classify", "macro_f1": "classify"} | dict.fromkeys(
+    ("exact_match", "valid_json", "nll"), "generate"
+)
 
 
 def lock(arms=("full", "lora"), *, margin=0.05, metric="accuracy", tasks=("mail",), **study) -> Lock:
@@ -46,7 +48,8 @@ def evidence(
     diverged: Mapping[str, int] | None = None,
     luck: int = 0,
 ) -> Evidence:
-    """A study in which each arm has this accuracy (classify), or this mean absolute error (regress)."""
+    """A study in which each arm has this accuracy (classify), mean absolute error (regress), or share of right texts
+    and likelihood of the targets in nats a token (generate)."""
     rng, records, scores = np.random.default_rng(luck), [], {}
     for task in held.study.tasks:
         targets = {split: _targets(rng, task.kind, rows) for split in ("validation", "test")}
@@ -69,7 +72,7 @@ def evidence(
                 for split in ("validation", "test"):
                     made = _scores(rng, task.kind, targets[split], ease_E, lucky, per_cluster)
                     scores[trial.id, split] = made
-                    value = metrics.find(task.metric).value(made.target_E, made.prediction_E)
+                    value = metrics.value(metrics.find(task.metric), made)
                     found[f"{split}.{task.metric}"] = Measurement(value=value, unit="share")
                 records.append(
                     TrialRecord(
@@ -115,12 +118,16 @@ def one(found: Evidence, arm: str, seed: int, purpose: str = "final") -> TrialRe
 
 
 def _targets(rng: np.random.Generator, kind: str, rows: int) -> np.ndarray:
-    return rng.choice(LABELS, rows, p=(0.5, 0.3, 0.2)) if kind == "classify" else rng.uniform(1, 10, rows).round(1)
+    return rng.choice(LABELS, rows, p=(0.5, 0.3, 0.2)) if kind != "regress" else rng.uniform(1, 10, rows).round(1)
 
 
 def _scores(rng, kind, target_E, ease_E, level, per_cluster) -> Scores:
-    rows = len(target_E)
-    if kind == "classify":
+    rows, measured = len(target_E), {}
+    if kind == "generate":
+        tokens_E = np.array([len(target) + 1 for target in target_E])
+        nll_E = tokens_E * level * np.exp(0.2 * ease_E + rng.normal(0, 0.1, rows) - (0.2**2 + 0.1**2) / 2)
+        measured = {"nll": nll_E, "tokens": tokens_E}
+    if kind != "regress":
         right_E = rng.random(rows) < 1 / (1 + np.exp(-(np.log(level / (1 - level)) * 1.2 + ease_E)))
         wrong_E = np.array([LABELS[(LABELS.index(t) + 1) % 3] for t in target_E])
         prediction_E = np.where(right_E, target_E, wrong_E)
@@ -128,4 +135,4 @@ def _scores(rng, kind, target_E, ease_E, level, per_cluster) -> Scores:
         prediction_E = target_E + rng.normal(0, level / 0.8, rows)
     ids = tuple(f"r{i}" for i in range(rows))
     clusters = tuple(f"c{i // per_cluster}" for i in range(rows))
-    return Scores(example_id_E=ids, cluster_E=clusters, target_E=target_E, prediction_E=prediction_E)
+    return Scores(ids, clusters, target_E, prediction_E, measured)
