@@ -109,7 +109,7 @@ def outcome(evidence: Evidence, task: str, arm: str) -> Outcome:
     if floor.lost_E is not None:
         parts |= {seed: floor.lost_E for seed in failed}
     worth = [values.get(seed, floor.lost) for seed in counted]
-    rates = sorted({r.trial.learning_rate for r in finals})
+    rates = sorted({r.trial.learning_rate for r in finals} - {None})
     result = ArmResult(
         task=task,
         arm=arm,

@@ -19,9 +19,9 @@ OUT = ("does not fit", "diverged", "did not train")
 def measured(evidence: Evidence, results: Iterable[ArmResult]) -> dict[str, dict[str, Measurement]]:
     """Each arm's criteria on the primary task, in the units that studies state them in.
 
-    quality: mean of the metric over finals. train_s: one run, the probe's median step times the steps of a final, so
-    tuning and other replicates are not in it. cost_usd: train_s at the price of the study's hardware. peak_gib,
-    storage_mib, latency_ms: of the probe. What was not measured is absent.
+    quality: mean of the metric over finals. train_s: one run, the probe's median step times the steps of a final (or
+    what the probe says of an arm without steps), so tuning and other replicates are not in it. cost_usd: train_s at the
+    price of the study's hardware. peak_gib, storage_mib, latency_ms: of the probe. What was not measured is absent.
     """
     study = evidence.lock.study
     return {r.arm: _of_arm(evidence, r) for r in results if r.task == study.rule.primary}
@@ -36,12 +36,14 @@ def _of_arm(evidence: Evidence, result: ArmResult) -> dict[str, Measurement]:
     probe = next((r.measurements for r in probes if r.status == "ok"), {})
     finals = evidence.of(purpose="final", task=result.task, arm=result.arm)
     steps = next((r.measurements["steps"].value for r in finals if "steps" in r.measurements), None)
+    train_s = probe.get("train_s")
     if "step_s" in probe and steps is not None:
-        train_s = probe["step_s"].value * steps
-        found["train_s"] = Measurement(value=train_s, unit="s", n=probe["step_s"].n)
+        train_s = Measurement(value=probe["step_s"].value * steps, unit="s", n=probe["step_s"].n)
+    if train_s is not None:
+        found["train_s"] = train_s
         if study.hardware.usd_per_hour is not None:
-            usd = train_s / 3600 * study.hardware.usd_per_hour
-            found["cost_usd"] = Measurement(value=usd, unit="USD", n=probe["step_s"].n)
+            usd = train_s.value / 3600 * study.hardware.usd_per_hour
+            found["cost_usd"] = Measurement(value=usd, unit="USD", n=train_s.n)
     for name, source, unit, scale in (
         ("peak_gib", "peak_bytes", "GiB", 2**-30),
         ("storage_mib", "artifact_bytes", "MiB", 2**-20),

@@ -35,6 +35,12 @@ class Pair:
         return {r.trial.seed: r for r in self.evidence.of(purpose="final", task=self.task, arm=arm)}
 
     @property
+    def without_steps(self) -> list[str]:
+        """The arms that take no optimiser steps: their finals have no learning rate."""
+        arms_ = (self.candidate, self.reference)
+        return [a for a in arms_ if {r.trial.learning_rate for r in self.seeds(a).values()} == {None}]
+
+    @property
     def shared(self) -> list[int]:
         """Seeds that both arms have finals of."""
         return sorted(set(self.seeds(self.candidate)) & set(self.seeds(self.reference)))
@@ -98,7 +104,7 @@ def _one_world(pair: Pair) -> Found:
 def _paired_seeds(pair: Pair) -> Found:
     for arm in (pair.candidate, pair.reference):
         finals = pair.evidence.of(purpose="final", task=pair.task, arm=arm)
-        rates = sorted({r.trial.learning_rate for r in finals})
+        rates = sorted({r.trial.learning_rate for r in finals} - {None})
         if len(rates) > 1:
             return False, f"{arm} has finals at {len(rates)} learning rates: {', '.join(f'{r:g}' for r in rates)}"
         seed, times = Counter(r.trial.seed for r in finals).most_common(1)[0] if finals else (0, 1)
@@ -114,6 +120,8 @@ def _paired_seeds(pair: Pair) -> Found:
 
 def _same_tokens(pair: Pair) -> Found:
     ours, theirs = pair.seeds(pair.candidate), pair.seeds(pair.reference)
+    if pair.without_steps:
+        return True, f"{' and '.join(pair.without_steps)} took no training steps"
     finished = [s for s in pair.shared if ours[s].status == theirs[s].status == "ok"]
     for seed in finished:
         digests = ours[seed].token_digest, theirs[seed].token_digest
@@ -160,9 +168,11 @@ def _scores_match_records(pair: Pair) -> Found:
 def _same_execution(pair: Pair) -> Found:
     """Finals and tuning alike: a rate that was tuned in another precision was tuned for another experiment."""
     ran = [r for r in (*pair.of("final"), *pair.of("tune")) if r.status == "ok"]
+    # An arm without steps says nothing of how steps were computed; what it does say must agree.
+    silent = [r for r in ran if r.trial.learning_rate is None]
     for name in sorted({name for r in ran for name in r.resolved} - MAY_DIFFER):
         by_value: dict[str, dict[str, None]] = {}
-        for r in ran:
+        for r in (r for r in ran if r not in silent or name in r.resolved):
             who = f"{r.trial.arm.name}'s tuning" if r.trial.purpose == "tune" else r.trial.arm.name
             by_value.setdefault(repr(r.resolved.get(name)), {})[who] = None
         if len(by_value) > 1:
@@ -174,6 +184,9 @@ def _same_execution(pair: Pair) -> Found:
 def _interior_rate(pair: Pair) -> Found:
     shown = []
     for arm in (pair.candidate, pair.reference):
+        if arm in pair.without_steps:
+            shown.append(f"{arm} has none")
+            continue
         for rate in sorted({r.trial.learning_rate for r in pair.seeds(arm).values()}):
             tried = sorted({r.trial.learning_rate for r in pair.evidence.of(purpose="tune", task=pair.task, arm=arm)})
             if not tried:
@@ -188,6 +201,9 @@ def _same_tuning(pair: Pair) -> Found:
     tuning, shown = pair.evidence.lock.study.tuning, []
     least = tuning.points if tuning.learning_rate == "auto" else len(set(tuning.learning_rate))
     for arm in (pair.candidate, pair.reference):
+        if arm in pair.without_steps:
+            shown.append(f"{arm} has nothing to tune")
+            continue
         trials = pair.evidence.of(purpose="tune", task=pair.task, arm=arm)
         tried = {r.trial.learning_rate for r in trials}
         finals = pair.seeds(arm)

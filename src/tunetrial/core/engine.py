@@ -59,8 +59,8 @@ class Run(Protocol):
         """Trainable parameters, state bytes, tokens, steps."""
 
     @property
-    def token_digest(self) -> str:
-        """SHA-256 of the token stream of training, in order: equal between arms of a pair."""
+    def token_digest(self) -> str | None:
+        """SHA-256 of the token stream of training, in order: equal between arms of a pair. None without steps."""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Evidence:
             and (arm is None or r.trial.arm.name == arm)
         )
         return tuple(
-            sorted(chosen, key=lambda r: (r.trial.task, r.trial.arm.name, r.trial.learning_rate, r.trial.seed))
+            sorted(chosen, key=lambda r: (r.trial.task, r.trial.arm.name, r.trial.learning_rate or 0.0, r.trial.seed))
         )
 
 

@@ -213,7 +213,7 @@ class Lock(Record):
             template_digest=self.template_digest if spec.messages else None,
         )
 
-    def trial(self, arm: str, task: str, *, learning_rate: float, seed: int, purpose: Purpose) -> "Trial":
+    def trial(self, arm: str, task: str, *, learning_rate: float | None, seed: int, purpose: Purpose) -> "Trial":
         """The trial of one arm on one task. Only a final is known by the test split: nothing else may depend on it."""
         digests = self.data[task].digests
         seen = digests if purpose == "final" else {name: digests[name] for name in digests if name != "test"}
@@ -229,13 +229,16 @@ class Lock(Record):
 
 
 class Trial(Record):
-    """One arm, one task, one seed, one purpose: what is asked, and nothing of how it is executed."""
+    """One arm, one task, one seed, one purpose: what is asked, and nothing of how it is executed.
+
+    `learning_rate` is None for a method that takes no optimiser steps.
+    """
 
     arm: Arm
     controls: Controls
     task: str
     data_digest: str
-    learning_rate: float = Field(gt=0)
+    learning_rate: float | None = Field(gt=0)
     seed: int = Field(ge=0)
     purpose: Purpose
 

@@ -25,11 +25,11 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     Peak memory is the device's on CUDA; on a CPU it is the process's highest resident size above what it was before
     the run began with the base in memory added, where the system tells it (Linux), and absent elsewhere.
     """
-    clock = _Clock(session.device)
+    clock = Clock(session.device)
     session.prepare(trial)
     load_s = clock.time(lambda: session.load(session.model.dtype))
     gc.collect()
-    memory = _Peak(session)
+    memory = Peak(session)
     run = session.start(trial, data)
     order, rate = run.loop.order, trial.learning_rate * 1e-3
     timed = settled(lambda number: clock.time(lambda: run.loop.step(order[number % len(order)], rate)))
@@ -82,7 +82,7 @@ def _middle(timed: list[tuple[int, float]]) -> float:
     return statistics.median(seconds for _, seconds in timed)
 
 
-class _Clock:
+class Clock:
     """Wall time of a call, with the device's queue empty before and after."""
 
     def __init__(self, device: torch.device):
@@ -96,7 +96,7 @@ class _Clock:
         return time.perf_counter() - started
 
 
-class _Peak:
+class Peak:
     """Peak memory from now on, the resident base included."""
 
     def __init__(self, session):

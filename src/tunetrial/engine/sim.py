@@ -69,8 +69,10 @@ class Truth(Record):
     fits: bool = True
     costs: Costs = Costs()
 
-    def regret(self, learning_rate: float) -> float:
-        """What this rate costs in quality."""
+    def regret(self, learning_rate: float | None) -> float:
+        """What this rate costs in quality; nothing without one."""
+        if learning_rate is None:
+            return 0.0
         return self.curvature * math.log10(learning_rate / self.best_rate) ** 2
 
 
@@ -180,10 +182,13 @@ class SimSession:
         luck = np.exp(0.01 * self.world.deviates("probe", *self.world.run(trial), keys=timed))
         step_s = costs.step_s * float(luck[0])
         tokens = sum(self.lengths(data.splits["train"])) / len(data.splits["train"]) * trial.controls.batch_examples
-        return {
-            "load_s": Measurement(value=costs.load_s * float(luck[1]), unit="s"),
+        steps = {
             "step_s": Measurement(value=step_s, unit="s", n=20),
             "tokens_per_s": Measurement(value=tokens / step_s, unit="tokens/s"),
+        }
+        return {
+            "load_s": Measurement(value=costs.load_s * float(luck[1]), unit="s"),
+            **({"train_s": Measurement(value=0, unit="s")} if trial.learning_rate is None else steps),
             "evaluate_examples_per_s": Measurement(
                 value=costs.evaluate_examples_per_s * float(luck[2]), unit="examples/s"
             ),
@@ -209,6 +214,9 @@ class SimRun:
         """Let the loss fall, with luck that goes on from step to step and so must survive a resume."""
         if not self.truth.fits:
             raise DoesNotFitError(_does_not_fit(self.trial))
+        if self.trial.learning_rate is None:
+            self.finished = True
+            return
         controls, steps = self.trial.controls, len(self._order)
         length, fails_at, noise = [len(row) for row in self._tokens], self._fails_at(), self._resume(checkpoint)
         shock_S = self.world.deviates(
@@ -300,7 +308,7 @@ class SimRun:
 
     def _happens(self, what: str, share: float, above: float | None) -> bool:
         """Whether what befalls a share of runs, and all above some rate, befalls this one."""
-        return (above is not None and self.trial.learning_rate > above) or self._uniforms(what)[0] < share
+        return (above is not None and (self.trial.learning_rate or 0.0) > above) or self._uniforms(what)[0] < share
 
     def save(self, folder: Path) -> None:
         """Write what stands for an artifact: the trial and its truth."""
@@ -327,7 +335,9 @@ class SimRun:
         }
 
     @property
-    def token_digest(self) -> str:
+    def token_digest(self) -> str | None:
+        if self.trial.learning_rate is None:
+            return None
         return token_digest(self._order, self.data.splits["train"], self._tokens)
 
     @cached_property

@@ -15,13 +15,14 @@ from tunetrial.core.engine import Description, Step
 from tunetrial.core.errors import ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Precision, Readout, Trial
-from tunetrial.engine import adapters, probe
+from tunetrial.engine import adapters, probe, untuned
 from tunetrial.engine.attention import UNPADDED
 from tunetrial.engine.language import LabelReader, TextReader
 from tunetrial.engine.loop import Loop, does_not_fit
 from tunetrial.engine.readout import HeadReader
 from tunetrial.engine.texts import Texts
 from tunetrial.engine.trainables import Trainables
+from tunetrial.engine.untuned import TfidfRun, UntunedRun
 from tunetrial.methods.storage import Storage
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -93,9 +94,13 @@ class TorchSession:
     def describe(self, examples: Sequence[Example], *, readout: Readout = "head") -> Description:
         return self.texts.describe(examples, readout=readout)
 
-    def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> "TorchRun":
+    def start(
+        self, trial: Trial, data: TaskData, *, micro_batch: int | None = None
+    ) -> "TorchRun | UntunedRun | TfidfRun":
         with does_not_fit(f"{trial.arm.name}: weights and optimiser states"):
             self.prepare(trial)
+            if not methods.find(trial.arm).tuned:
+                return untuned.start(self, trial, data)
             return TorchRun(self, trial, data, micro_batch)
 
     def prepare(self, trial: Trial) -> None:
@@ -115,7 +120,30 @@ class TorchSession:
             self.dirty = False
 
     def probe(self, trial: Trial, data: TaskData, folder: Path) -> dict[str, Measurement]:
+        if not methods.find(trial.arm).tuned:
+            return untuned.measure(self, trial, data, folder)
         return probe.measure(self, trial, data, folder)
+
+    def reader(self, trial: Trial, data: TaskData) -> HeadReader | TextReader:
+        """What reads answers from the base as it now is."""
+        controls, context = trial.controls, self.shape.context
+        if controls.readout == "text":
+            return TextReader(self.model, self.texts, data, longest=controls.max_new_tokens, context=context)
+        if controls.readout == "labels":
+            return LabelReader(self.model, self.texts, data, context=context)
+        return HeadReader(self.model, self.texts, data, seed=trial.seed)
+
+    def facts(self) -> dict[str, Fact]:
+        """How the base is executed."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "compute_dtype": self.precision,
+            "base_dtype": self.precision,
+            "attention": self.model.config._attn_implementation,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
 
 
 class TorchRun:
@@ -134,7 +162,7 @@ class TorchRun:
             adapters.attach(session.model, self.adapter, seed=trial.seed)
         else:
             session.dirty = True
-        self.reader = self._reader(data)
+        self.reader = session.reader(trial, data)
         self.trainables = Trainables(self._trained(), self._exact())
         examples = data.splits["train"]
         objective = self.reader.objective(examples)
@@ -149,16 +177,6 @@ class TorchRun:
             micro_batch=micro_batch,
             checkpoint_every_s=session.checkpoint_every_s,
         )
-
-    def _reader(self, data: TaskData) -> HeadReader | TextReader:
-        session, controls = self.session, self.trial.controls
-        context = session.shape.context
-        if controls.readout == "text":
-            longest = controls.max_new_tokens
-            return TextReader(session.model, session.texts, data, longest=longest, context=context)
-        if controls.readout == "labels":
-            return LabelReader(session.model, session.texts, data, context=context)
-        return HeadReader(session.model, session.texts, data, seed=self.trial.seed)
 
     def _exact(self) -> dict[str, torch.Tensor] | None:
         """The base's weights in fp32, for masters of a full model with more digits than the compute dtype holds."""
@@ -228,19 +246,12 @@ class TorchRun:
         self.session.tokenizer.save_pretrained(folder)
 
     def facts(self) -> dict[str, Fact]:
-        session = self.session
-        cuda = session.device.type == "cuda"
         return {
-            "device": torch.cuda.get_device_name(session.device) if cuda else "cpu",
-            "compute_dtype": session.precision,
-            "master_dtype": "fp64" if session.precision == "fp64" else "fp32",
-            "base_dtype": session.precision,
-            "attention": session.model.config._attn_implementation,
+            **self.session.facts(),
+            "master_dtype": "fp64" if self.session.precision == "fp64" else "fp32",
             "micro_batch": self.loop.micro_batch,
-            "threads": torch.get_num_threads(),
             "pack": 1,
             "compiled": False,
-            "torch": torch.__version__,
             **({} if self.loop.scaler is None else self.loop.scaler.facts()),
         }
 

@@ -41,14 +41,14 @@ class Point(Record):
 
 
 class Rate(Record):
-    """The learning rate chosen for an arm on a task, and the curve it was chosen from.
+    """The learning rate chosen for an arm on a task, and the curve it was chosen from; None for one without steps.
 
     `at_edge`: it is the lowest or highest tried, and the limit of points forbids a further one.
     """
 
-    value: float
+    value: float | None
     at_edge: bool
-    how: Literal["parabola", "best point"]
+    how: Literal["parabola", "best point", "nothing to tune"]
     curve: tuple[Point, ...]
 
 
@@ -69,6 +69,8 @@ def search(evidence: Evidence, arm: str, task: str) -> Search:
     records = {(r.trial.learning_rate, r.trial.seed): r for r in evidence.of(purpose="tune", arm=arm, task=task)}
     if any(r.status == "infeasible" and r.trial.arm.name == arm and r.trial.task == task for r in evidence.records):
         return Search()
+    if not methods.find(lock.study.arm(arm)).tuned:
+        return Search(rate=Rate(value=None, at_edge=False, how="nothing to tune", curve=()))
     seeds = tuning_seeds(lock)
     asked = {(rate, seeds[0]) for rate in grid(lock, arm)}
     while True:
@@ -89,7 +91,10 @@ def tuning_seeds(lock: Lock) -> tuple[int, ...]:
 
 
 def grid(lock: Lock, arm: str) -> tuple[float, ...]:
-    """The rates that the search begins with, ascending: those given, or half-decades around the arm's centre."""
+    """The rates that the search begins with, ascending: those given, or half-decades around the arm's centre;
+    none for an arm that takes no steps."""
+    if not methods.find(lock.study.arm(arm)).tuned:
+        return ()
     given, count = lock.study.tuning.learning_rate, lock.study.tuning.points
     if given != "auto":
         return tuple(sorted(set(given)))

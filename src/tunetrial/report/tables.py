@@ -159,6 +159,6 @@ def _count(purpose: str, status: str, group: list[TrialRecord]) -> str:
 
 
 def _reasons(group: list[TrialRecord]) -> str:
-    rates = ", ".join(dict.fromkeys(words.rate(r.trial.learning_rate) for r in group))
+    rates = ", ".join(dict.fromkeys(words.rate(r.trial.learning_rate) for r in group if r.trial.learning_rate))
     reasons = "; ".join(dict.fromkeys(words.clean(r.reason, 160) for r in group if r.reason))
-    return "; ".join(filter(None, (f"at rate {rates}", reasons)))
+    return "; ".join(filter(None, (rates and f"at rate {rates}", reasons)))

@@ -14,8 +14,6 @@ _LATER = (
     ("retention", None, "remove it"),
     ("limits.forgetting_nats", None, "remove it"),
     ("tasks.*.margin", ".*% *of gain", "give the margin in the metric's unit"),
-    ("arms.*", "none|tfidf", "use full, lora, qlora or peft"),
-    ("arms.*.method", "none|tfidf", "use full, lora, qlora or peft"),
     ("arms.*.base_model", None, "give one base_model for all arms"),
 )
 _ELSEWHERE = {

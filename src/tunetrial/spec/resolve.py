@@ -22,7 +22,14 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
     )
     require, floor_faults = _floors(form, tasks)
     tuning, tuning_faults = _tuning(form.tuning, form.arms)
-    faults += [*_arm_faults(form, arms), *_name_faults(form), *floor_faults, *tuning_faults, *_cost_faults(form, tasks)]
+    faults += [
+        *_arm_faults(form, arms),
+        *_unreadable(form, arms, tasks),
+        *_name_faults(form),
+        *floor_faults,
+        *tuning_faults,
+        *_cost_faults(form, tasks),
+    ]
     if faults:
         return None, faults
     names = [task.name for task in tasks]
@@ -63,6 +70,21 @@ def _arm_faults(form: StudyForm, arms: tuple[Arm, ...]) -> Iterator[Fault]:
             yield Fault(("arms", arm.name), f"the same method and settings as {same!r}; change one or remove it")
     if form.reference is not None and form.reference not in form.arms:
         yield Fault(("reference",), f"not an arm, got {show(form.reference)}; {nearest(form.reference, form.arms)}")
+
+
+def _unreadable(form: StudyForm, arms: tuple[Arm, ...], tasks: tuple[TaskSpec, ...]) -> Iterator[Fault]:
+    """The untuned base has no trained head to read; a linear model of words writes no text."""
+    for arm in arms:
+        for task in tasks:
+            if arm.method == "none" and task.kind == "regress":
+                what = f"an untuned base has no head to read numbers from, got task {task.name!r}"
+                yield Fault(("arms", arm.name), f"{what}; remove the arm, or compare with tfidf")
+            elif arm.method == "none" and task.kind == "classify" and form.readout == "head":
+                what = f"an untuned base has no head to read the labels of {task.name!r} from, got readout 'head'"
+                yield Fault(("arms", arm.name), f"{what}; add readout: labels to the study, or remove the arm")
+            elif arm.method == "tfidf" and task.kind == "generate":
+                what = f"a linear model of words writes no text, got task {task.name!r}"
+                yield Fault(("arms", arm.name), f"{what}; remove the arm, or compare with none")
 
 
 def _name_faults(form: StudyForm) -> Iterator[Fault]:

@@ -258,6 +258,8 @@ class TrialFolder:
         path = self.path / _CURVE
         if steps != list(range(steps[0], steps[0] + len(steps)) if steps else ()):
             raise EvidenceError(f"{path}: steps must follow one another, got {len(steps)} with gaps; train again")
+        if record.trial.learning_rate is None and not curve:
+            return
         wanted = curve[-1]["steps"] if curve else None
         if record.status == "ok" and record.trial.purpose != "probe" and len(curve) != wanted:
             raise EvidenceError(f"{path}: must hold all {wanted or 'its'} steps, got {len(curve)}; resume the trial")

@@ -192,7 +192,9 @@ def _walls(data: TaskData) -> dict[str, Fact]:
 
 
 def _training(curve: tuple[dict, ...]) -> dict[str, Measurement]:
-    """What the whole curve says, all attempts together; `train.loss` is the mean over the last tenth of the steps."""
+    """What the whole curve says, all attempts together, if there is one; `train.loss` is of the last tenth of steps."""
+    if not curve:
+        return {}
     last = curve[-max(1, math.ceil(LAST_SHARE * len(curve))) :]
     return {
         "train.loss": Measurement(value=math.fsum(s["loss"] for s in last) / len(last), unit="loss", n=len(last)),

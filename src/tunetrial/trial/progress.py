@@ -73,4 +73,5 @@ class Pace:
 
 def label(trial: Trial) -> str:
     """Name a trial for people: "lora on tickets, tune, rate 3e-04, seed 901"."""
-    return f"{trial.arm.name} on {trial.task}, {trial.purpose}, rate {trial.learning_rate:.0e}, seed {trial.seed}"
+    rate = "" if trial.learning_rate is None else f", rate {trial.learning_rate:.0e}"
+    return f"{trial.arm.name} on {trial.task}, {trial.purpose}{rate}, seed {trial.seed}"
