@@ -15,7 +15,7 @@ from tunetrial import Study, __version__, cli
 
 HERE = Path(__file__).parent
 TUNETRIAL = [sys.executable, "-c", "from tunetrial.cli import main; main()"]
-VERBS = ("demo", "plan", "run", "report", "decide", "init", "recipe", "compare")
+VERBS = ("demo", "plan", "run", "report", "decide", "init", "recipe", "compare", "doctor")
 
 
 def tunetrial(*arguments: object, home: Path, columns: int = 80) -> subprocess.CompletedProcess:

@@ -17,6 +17,7 @@ def recipe(evidence: Evidence, decision: Decision, tool: str, *, arm: str | None
         SpecError: The study has no such arm, or the tool cannot have it.
         EvidenceError: No arm is recommended, or the arm's learning rate is not known yet.
     """
+    recipes.check_tool(tool)
     study = evidence.lock.study
     name = arm or decision.recommendation
     if name is None:

@@ -28,7 +28,7 @@ _USE = {
     "peft": "LoraConfig(**lora_config), BitsAndBytesConfig(**quantization_config), SFTConfig(**training_args)",
 }
 
-__all__ = ["MARGIN_SAID", "TOOLS", "Dataset", "Recipe", "read", "study_file", "write"]
+__all__ = ["MARGIN_SAID", "TOOLS", "Dataset", "Recipe", "check_tool", "read", "study_file", "write"]
 
 
 def write(tool: str, recipe: Recipe, *, seed: int, remarks: Sequence[str] = ()) -> str:
@@ -39,8 +39,7 @@ def write(tool: str, recipe: Recipe, *, seed: int, remarks: Sequence[str] = ()) 
     Raises:
         SpecError: The tool is unknown, or cannot have such an arm.
     """
-    if tool not in _WRITERS:
-        raise SpecError(f"recipe: unknown tool, got {show(tool)}; {nearest(tool, TOOLS)}")
+    check_tool(tool)
     micro = max(n for n in range(1, LARGEST_MICRO_BATCH + 1) if recipe.batch_examples % n == 0)
     keys, notes = _WRITERS[tool](recipe, micro, seed)
     if recipe.settings.get("base") == "int8":
@@ -54,6 +53,16 @@ def write(tool: str, recipe: Recipe, *, seed: int, remarks: Sequence[str] = ()) 
     comments = [line for text in head for line in textwrap.wrap(text, 98, subsequent_indent="  ")]
     body = yaml.dump(keys, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
     return "".join(f"# {line}\n" for line in comments) + body
+
+
+def check_tool(tool: str) -> None:
+    """Refuse the name of a tool that there are no recipes for.
+
+    Raises:
+        SpecError: It is unknown.
+    """
+    if tool not in TOOLS:
+        raise SpecError(f"recipe: unknown tool, got {show(tool)}; {nearest(tool, TOOLS)}")
 
 
 class _Dumper(yaml.SafeDumper):
