@@ -94,7 +94,8 @@ def bell(top: Mapping[str, float], *, width: float = 0.1, level: float = 0.8, no
     """Scores that fall from `level` with the squared distance from each arm's best rate, in decades."""
 
     def answer(trial: Trial) -> float:
-        luck = random.Random(trial.id).gauss(0, noise)
+        of_trial = f"{trial.task}:{trial.arm.name}:{trial.learning_rate}:{trial.seed}"
+        luck = random.Random(of_trial).gauss(0, noise)
         return level - width * np.log10(trial.learning_rate / top[trial.arm.name]) ** 2 + luck
 
     return answer

@@ -141,7 +141,7 @@ ADDED = [
     ("question: *a", "question: aliases are not read, got '*a'; write the value itself"),
     ("epochs: !!int 3", "epochs: tags are not read, got '!!int'; remove it"),
     ('question: "a\\x07"', "question: holds a control character, got 'a\\x07'; remove it"),
-    ("precision: fp8", "precision: must be 'auto' or 'bf16' or 'fp32' or 'fp64', got 'fp8'; give the compute dtype,"),
+    ("precision: fp8", "precision: must be 'auto' or 'bf16' or 'fp16' or 'fp32' or 'fp64', got 'fp8'; give"),
     ("rule: 0.95", "rule: must be a mapping, got 0.95; give the rule of decision, such as {level: 0.95}"),
     ("rule: {level: 95}", "rule.level: must be < 1, got 95; give the family-wise level of confidence, such as 0.95"),
     ("rule: {primary: newsleter}", "rule.primary: not a task, got 'newsleter'; did you mean 'newsletter'?"),
@@ -294,7 +294,7 @@ ARMS = [
     ("{a: {method: full}, b: {method: lora, targets: 3}}", ".b.targets: must be 'all-linear' or a list, got 3; give"),
     ("{a: {method: full}, b: {method: lora, rslora: 2}}", ".b.rslora: must be true or false, got 2; give the choice"),
     ("{a: {method: full}, b: {method: lora, rnk: 8}}", ".b.rnk: unknown key; did you mean 'rank'?"),
-    ("{a: {method: lora}, b: {method: full, rank: 8}}", ".b.rank: unknown key; use method"),
+    ("{a: {method: lora}, b: {method: full, rank: 8}}", ".b.rank: unknown key; use one of optimizer_bits, method"),
     ("{a: {method: lora}, b: {method: lora, rank: 16}}", ".b: the same method and settings as 'a'; change one or"),
 ]
 
