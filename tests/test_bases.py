@@ -1,16 +1,20 @@
 """Every family of models: weights counted, attention without padding equal to padded rows, heads as Hugging Face's."""
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import bases
-from tunetrial import models
+import tiny
+from tunetrial import methods, models
 from tunetrial.core.errors import ModelError
 from tunetrial.engine import attention, heads
+from tunetrial.engine.torch_engine import TorchEngine
 from tunetrial.models.families import FAMILIES
 
 CPU = torch.device("cpu")
@@ -345,3 +349,35 @@ def test_the_proof_holds_in_other_precisions(name, dtype, tmp_path):
     bases.make(name, tmp_path)
     model = attention.load(tmp_path, auto_class(name), dtype, CPU)
     assert model.config._attn_implementation == attention.UNPADDED and model.dtype == dtype
+
+
+# The whole way.
+
+
+@pytest.mark.parametrize("name", [name for name in bases.FAMILIES if "-" not in name])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_family_is_trained_saved_and_read_back_by_transformers_and_peft(name, method, tmp_path):
+    """What is scored is what the artifact computes, in the libraries that a user will load it with."""
+    base = tiny.make_model(tmp_path / "base")
+    bases.make(name, base, vocab_size=257, max_position_embeddings=128)
+    data = tiny.make_data("classify", rows=24, validation=8)
+    session = TorchEngine(device="cpu").open(base, "fp32")
+    run = session.start(tiny.make_trial(method, epochs=1), data)
+    assert all(math.isfinite(step.loss) for step in run.steps(None))
+    shape, made = models.shape(base), run.measurements()["trainable_parameters"].value
+    assert made == methods.find(run.trial.arm).trainable_parameters(shape, 3)
+    rows = data.splits["validation"]
+    layout = attention.lay_out(session.texts.prompts(rows), CPU)
+    with torch.no_grad():
+        expected = run.model(layout)
+    run.save(tmp_path / "artifact")
+    theirs = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "artifact" if method == "full" else base, num_labels=3, dtype=torch.float32
+    )
+    if method == "lora":
+        theirs = PeftModel.from_pretrained(theirs, tmp_path / "artifact")
+    for number, prompt in enumerate(session.texts.prompts(rows)):
+        with torch.no_grad():
+            logits = theirs.eval()(input_ids=torch.tensor([prompt])).logits[0]
+        torch.testing.assert_close(expected[number], logits, rtol=1e-4, atol=1e-4)

@@ -113,6 +113,7 @@ def save_peft(
     spec: AdapterSpec,
     base: str,
     task_type: str = "SEQ_CLS",
+    transposed: bool = False,
 ) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads for its task type.
 
@@ -120,7 +121,7 @@ def save_peft(
     """
     named = {}
     for name, tensor in weights.items():
-        bare = name.endswith((".weight", "lora_magnitude_vector"))
+        bare = name.endswith((".weight", ".bias", "lora_magnitude_vector"))
         named[f"base_model.model.{name}{'' if bare else '.weight'}"] = tensor.contiguous()
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
@@ -132,7 +133,8 @@ def save_peft(
         "use_rslora": settings["rslora"],
         "use_dora": spec.dora,
         "target_modules": sorted(spec.targets),
-        "modules_to_save": ["score"] if task_type == "SEQ_CLS" else None,
+        "fan_in_fan_out": transposed,
+        "modules_to_save": sorted({n.split(".")[0] for n in weights if "lora_" not in n}) or None,
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,

@@ -58,7 +58,7 @@ def classifier_name(name: str, shape: ModelShape) -> str:
     """The name in Hugging Face's classifier of a weight of ours: `model.…` is the backbone, `score.…` the head."""
     if name.startswith("model."):
         return f"{shape.prefix}.{name.removeprefix('model.')}"
-    if shape.encoding is None:
+    if shape.encoding is None or not name.startswith("score."):
         return name
     ours = {"score.output": shape.encoding.output, "score.dense": shape.encoding.dense}
     layer, _, kind = name.rpartition(".")

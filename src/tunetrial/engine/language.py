@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from tunetrial.core.evidence import Example, TaskData
-from tunetrial.engine.attention import UNPADDED, lay_out
+from tunetrial.engine.attention import lay_out, logits, padding, states
 from tunetrial.engine.readout import EVALUATION_BATCH
 from tunetrial.engine.texts import Row, Texts
 
@@ -41,14 +41,8 @@ class LanguageModel(nn.Module):
                     targets.append(row.tokens[place])
                     owners.append(number)
             offset += len(row.tokens)
-        logits = self.causal(
-            input_ids=layout.ids,
-            position_ids=layout.positions,
-            use_cache=False,
-            layout=layout,
-            logits_to_keep=torch.tensor(at, device=self.device),
-        ).logits[0]
-        wide = logits if logits.dtype == torch.float64 else logits.float()
+        raw = logits(self.causal, states(self.causal, layout)[torch.tensor(at, device=self.device)])
+        wide = raw if raw.dtype == torch.float64 else raw.float()
         nats = nn.functional.cross_entropy(wide, torch.tensor(targets, device=self.device), reduction="none")
         return nats, torch.tensor(owners, device=self.device)
 
@@ -57,14 +51,10 @@ class LanguageModel(nn.Module):
         """Continue each prompt greedily to a stop (not returned), at most `longest` tokens and within the context."""
         by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         made: dict[int, list[int]] = {}
-        attention = self.causal.config._attn_implementation
-        self.causal.set_attn_implementation("sdpa" if attention == UNPADDED else attention)
-        try:
+        with padding(self.causal):
             for first in range(0, len(by_length), EVALUATION_BATCH):
                 rows = by_length[first : first + EVALUATION_BATCH]
                 made.update(zip(rows, self._batch([prompts[r] for r in rows], longest, stops, context), strict=True))
-        finally:
-            self.causal.set_attn_implementation(attention)
         return [made[row] for row in range(len(prompts))]
 
     def _batch(self, prompts: list[list[int]], longest: int, stops: set[int], context: int) -> list[list[int]]:
@@ -139,6 +129,10 @@ class TextReader:
                 own = [value for value, owner in zip(nats, owners, strict=True) if owner == number]
                 made[row] = math.fsum(own), len(own)
         return [made[row] for row in range(len(rows))]
+
+    def exported(self, name: str) -> str:
+        """The name of a weight in the artifact."""
+        return name.removeprefix("causal.")
 
     def write(self, folder: Path) -> None:
         """Nothing beside the weights says how to read text."""

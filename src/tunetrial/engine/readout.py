@@ -9,14 +9,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from tunetrial.core.evidence import Example, TaskData
 from tunetrial.core.records import Record
 from tunetrial.engine.attention import Layout, lay_out
+from tunetrial.engine.heads import classifier_name, make_head, summaries
 from tunetrial.engine.streams import stream
 from tunetrial.engine.texts import Texts
+from tunetrial.models import ModelShape
 
-INITIAL_SD = 0.02
 EVALUATION_BATCH = 32
 
 
@@ -57,30 +59,23 @@ class Readout(Record):
 
 
 class Classifier(nn.Module):
-    """A backbone and a head, named as the Hugging Face classifier of the same weights: `model` and `score`."""
+    """A backbone `model` and a head `score`; `heads` says how they are read and what Hugging Face calls them."""
 
-    def __init__(self, backbone: nn.Module, readout: Readout, *, seed: int):
+    def __init__(self, backbone: nn.Module, shape: ModelShape, readout: Readout, *, seed: int):
         super().__init__()
         weight = next(backbone.parameters())
-        wide = weight.dtype if weight.dtype == torch.float64 else torch.float32
+        self.wide = weight.dtype if weight.dtype == torch.float64 else torch.float32
         generator = torch.Generator().manual_seed(stream(seed, "head"))
-        drawn = torch.empty(readout.outputs, backbone.config.hidden_size).normal_(0, INITIAL_SD, generator=generator)
-        self.model, self.readout = backbone, readout
-        self.score = nn.Linear(
-            backbone.config.hidden_size, readout.outputs, bias=False, device=weight.device, dtype=wide
-        )
-        self.score.weight.data.copy_(drawn)
+        self.model, self.shape, self.readout = backbone, shape, readout
+        self.score = make_head(shape, readout.outputs, generator=generator, dtype=self.wide, device=weight.device)
 
     @property
     def device(self) -> torch.device:
-        return self.score.weight.device
+        return next(self.score.parameters()).device
 
     def forward(self, layout: Layout) -> torch.Tensor:
-        """Logits (rows, outputs) at the last token of each row."""
-        states = self.model(
-            input_ids=layout.ids, position_ids=layout.positions, use_cache=False, layout=layout
-        ).last_hidden_state
-        return self.score(states[0, layout.last].to(self.score.weight.dtype))
+        """Logits (rows, outputs) at the token that is read of each row."""
+        return self.score(summaries(self.model, layout, self.shape).to(self.wide))
 
     def losses(self, layout: Layout, targets: torch.Tensor) -> torch.Tensor:
         """One loss an example: cross-entropy in nats, or squared error in units of the target's variance."""
@@ -110,9 +105,13 @@ class HeadReader:
 
     task_type = "SEQ_CLS"
 
-    def __init__(self, backbone: nn.Module, texts: Texts, data: TaskData, *, seed: int):
+    def __init__(self, backbone: nn.Module, shape: ModelShape, texts: Texts, data: TaskData, *, seed: int):
         self.texts, self.readout = texts, Readout.of(data)
-        self.model = Classifier(backbone, self.readout, seed=seed)
+        self.model = Classifier(backbone, shape, self.readout, seed=seed)
+
+    def exported(self, name: str) -> str:
+        """The name of a weight in the artifact."""
+        return classifier_name(name, self.model.shape)
 
     def objective(self, examples: Sequence[Example]) -> HeadObjective:
         return HeadObjective(self.model, self.texts.prompts(examples), [example.target for example in examples])
@@ -136,7 +135,7 @@ class HeadReader:
         labels = self.readout.labels or ("value",)
         problem = "single_label_classification" if self.readout.kind == "classify" else "regression"
         return base | {
-            "architectures": [base["architectures"][0].removesuffix("ForCausalLM") + "ForSequenceClassification"],
+            "architectures": [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[base["model_type"]]],
             "id2label": {str(i): label for i, label in enumerate(labels)},
             "label2id": {label: i for i, label in enumerate(labels)},
             "problem_type": problem,

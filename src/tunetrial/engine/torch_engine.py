@@ -15,8 +15,7 @@ from tunetrial.core.engine import Description, Step
 from tunetrial.core.errors import ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Precision, Readout, Trial
-from tunetrial.engine import adapters, probe, untuned
-from tunetrial.engine.attention import UNPADDED
+from tunetrial.engine import adapters, attention, probe, untuned
 from tunetrial.engine.language import LabelReader, TextReader
 from tunetrial.engine.loop import Loop, does_not_fit
 from tunetrial.engine.readout import HeadReader
@@ -71,16 +70,15 @@ class TorchSession:
         self.texts = Texts(self.tokenizer)
         self.causal = False
         self.storage: Storage | None = "plain"
-        self.model = self.load(DTYPES[precision]).to(device)
+        self.attention: str | None = None
+        self.model = self.load(DTYPES[precision], device)
+        self.attention = self.model.config._attn_implementation
         self.dirty = False
 
-    def load(self, dtype: torch.dtype) -> torch.nn.Module:
-        """Read the model from disk."""
+    def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.nn.Module:
+        """Read the model from disk; which attention is right is found out at first, on the session's device."""
         loader = AutoModelForCausalLM if self.causal else AutoModel
-        model = loader.from_pretrained(
-            self.base, dtype=dtype, attn_implementation=UNPADDED, use_safetensors=True, trust_remote_code=False
-        )
-        return model.eval().requires_grad_(False)
+        return attention.load(self.base, loader, dtype, torch.device(device), attention=self.attention)
 
     @property
     def template_digest(self) -> str:
@@ -131,7 +129,7 @@ class TorchSession:
             return TextReader(self.model, self.texts, data, longest=controls.max_new_tokens, context=context)
         if controls.readout == "labels":
             return LabelReader(self.model, self.texts, data, context=context)
-        return HeadReader(self.model, self.texts, data, seed=trial.seed)
+        return HeadReader(self.model, self.shape, self.texts, data, seed=trial.seed)
 
     def facts(self) -> dict[str, Fact]:
         """How the base is executed."""
@@ -227,7 +225,9 @@ class TorchRun:
         """Write a PEFT adapter, or a full model in the base's dtype with tokenizer; a head stays fp32."""
         folder.mkdir(parents=True, exist_ok=True)
         self.reader.write(folder)
-        masters = {n.removeprefix("causal."): master.detach().cpu() for n, master in self.trainables.masters.items()}
+        peft = {} if self.peft is None else self.peft.trained
+        exported = {n: n if n in peft else self.reader.exported(n) for n in self.trainables.masters}
+        masters = {exported[n]: master.detach().cpu() for n, master in self.trainables.masters.items()}
         base, task_type = str(self.session.base), self.reader.task_type
         if self.peft is not None:
             head = {name: master for name, master in masters.items() if name not in self.peft.trained}
@@ -235,11 +235,12 @@ class TorchRun:
             return
         if self.adapter is not None:
             wide = {name: master.float() for name, master in masters.items()}
-            settings = self.trial.arm.settings
-            adapters.save_peft(wide, folder, settings=settings, spec=self.adapter, base=base, task_type=task_type)
+            told = {"settings": self.trial.arm.settings, "base": base, "task_type": task_type}
+            adapters.save_peft(wide, folder, spec=self.adapter, transposed=self.session.shape.transposed, **told)
             return
         dtype = self._saved_dtype() or torch.float32
-        body = {n: w.float() if n.startswith("score") else w.to(dtype).contiguous() for n, w in masters.items()}
+        heads = {name for ours, name in exported.items() if ours.startswith("score.")}
+        body = {n: w.float() if n in heads else w.to(dtype).contiguous() for n, w in masters.items()}
         save_file(body, folder / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((self.session.base / "config.json").read_text(encoding="utf-8"))
         (folder / "config.json").write_text(json.dumps(self.reader.config(config), indent=1) + "\n", encoding="utf-8")

@@ -42,7 +42,7 @@ class Family(Record):
     `keys` are the family's own names of sizes and `defaults` the values of keys that `config.json` may leave out.
     `refused` are switches that change what the model computes and are not supported, with their harmless values.
     `prefix` is the backbone's name in Hugging Face's classifier. `offset_positions` says that positions begin after
-    the padding token's number.
+    the padding token's number, `transposed` that weights are stored as (inputs, outputs).
     """
 
     projections: dict[str, Projection]
@@ -55,6 +55,7 @@ class Family(Record):
     encoding: Encoding | None = None
     head_bias: bool = False
     offset_positions: bool = False
+    transposed: bool = False
 
 
 def _attention(bias: Bias, output_bias: Bias, output: str = "o_proj") -> dict[str, Projection]:
@@ -169,6 +170,7 @@ FAMILIES: dict[str, Family] = {
         defaults={"tie_word_embeddings": True, "n_positions": 1024, "n_inner": None},
         refused={"add_cross_attention": (None, False)},
         prefix="transformer",
+        transposed=True,
     ),
     "gpt_neox": _decoder(
         {

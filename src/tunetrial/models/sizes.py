@@ -18,9 +18,9 @@ class ModelShape(Record):
 
     `projections` are the linear layers of one block: name -> (inputs, outputs); those in `biased` have a bias besides.
     A layer belongs to the longest name that its path ends with (`projection`). `norms` and `outside` count weights:
-    of one block's norms, and of the backbone beside blocks and token embedding. `positions` numbers a row's first
-    position. An encoder has an `encoding` and no language-model head; `prefix` is the backbone's name in Hugging
-    Face's classifier.
+    of one block's norms, and of the backbone beside blocks and token embedding. `first_position` numbers a row's first
+    position; `transposed` weights are stored as (inputs, outputs). An encoder has an `encoding` and no language-model
+    head; `prefix` is the backbone's name in Hugging Face's classifier.
     """
 
     model_type: str
@@ -41,6 +41,7 @@ class ModelShape(Record):
     prefix: str = "model"
     head_bias: bool = False
     first_position: int = 0
+    transposed: bool = False
     encoding: Encoding | None = None
 
     @property
@@ -169,6 +170,7 @@ def _shape(config: dict, family: Family) -> ModelShape:
         prefix=family.prefix,
         head_bias=family.head_bias,
         first_position=first_position,
+        transposed=family.transposed,
         encoding=family.encoding,
     )
 
