@@ -67,6 +67,13 @@ def test_a_probe_has_a_fresh_worker_with_every_core(tmp_path, monkeypatch):
     assert not {process for process, _ in probes} & {process for process, _ in trials}
 
 
+def test_what_cannot_come_through_ends_before_the_first_trial(tmp_path):
+    study = load(write_study(tmp_path, arms=("full", "lora")), "Unsaved")
+    with pytest.raises(TunetrialError, match="preflight: lora on mail: .*artifact is not what was trained"):
+        study.run()
+    assert not list(study.folder.glob("trials/*")) and not (study.folder / ".preflight.tmp").exists()
+
+
 def test_records_say_what_was_measured_and_how(done):
     final = records(done, "final")[0]
     assert {"train.loss", "tokens", "steps", "train_s", "evaluate_s", "artifact_bytes"} <= set(final.measurements)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunetrial.core.engine import Step
+from tunetrial.core.errors import IntegrityError
 from tunetrial.engine.sim import SimEngine, SimRun, SimSession, Truth, World
 
 WORLD = World(
@@ -60,8 +61,8 @@ class HookSession:
         run = self.inner.start(trial, data, micro_batch=micro_batch)
         steps = run.steps
 
-        def hooked(checkpoint: Path | None) -> Iterator[Step]:
-            for step in steps(checkpoint):
+        def hooked(checkpoint: Path | None, *, most: int | None = None) -> Iterator[Step]:
+            for step in steps(checkpoint, most=most):
                 self.hook.before_step(run, step)
                 yield step
 
@@ -98,7 +99,7 @@ class Troubled(Hook):
         arm = run.trial.arm.name
         if arm == "wild":
             run.predict = lambda examples: [float("nan")] * len(examples)
-        if run.trial.purpose != "tune" or step.step != 2:
+        if run.trial.purpose != "tune" or step.step != 3:
             return
         if arm == "buggy":
             raise ZeroDivisionError("a bug in one arm")
@@ -123,10 +124,11 @@ class Sealed(Hook):
 
 
 class Signed(Hook):
-    """Notes which process does what, and with how many threads."""
+    """Notes which process does what, and with how many threads; the two steps of the preflight are left out."""
 
     def before_step(self, run: SimRun, step: Step) -> None:
-        self._note("trial")
+        if step.step > 2:
+            self._note("trial")
 
     def before_probe(self) -> None:
         self._note("probe")
@@ -134,6 +136,17 @@ class Signed(Hook):
     def _note(self, what: str) -> None:
         with open(Path(os.environ["TEST_MARKS"]) / what, "a") as marks:
             marks.write(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}\n")
+
+
+class Unsaved(Hook):
+    """Saves nothing of one arm that it could read again."""
+
+    def before_step(self, run: SimRun, step: Step) -> None:
+        if run.trial.arm.name == "lora":
+            run.verify = self._refuse
+
+    def _refuse(self, folder: Path) -> None:
+        raise IntegrityError(f"{folder}: the artifact is not what was trained")
 
 
 class Bulky(Hook):
@@ -151,6 +164,6 @@ class Hungry(Hook):
         return super().open(base, precision)
 
     def before_step(self, run: SimRun, step: Step) -> None:
-        if run.trial.purpose == "tune" and step.step == 2:
+        if run.trial.purpose == "tune" and step.step == 3:
             examples = {"lora": run.micro_batch, "glutton": 1000}.get(run.trial.arm.name, 0)
             self.taken = [os.urandom(2**20) * 40 for _ in range(examples)]

@@ -28,8 +28,8 @@ class Step:
 class Run(Protocol):
     """One trial in hand. `steps` first, to its end; then `predict` and `save` as often as wanted."""
 
-    def steps(self, checkpoint: Path | None) -> Iterator[Step]:
-        """Train, yielding every optimiser step once.
+    def steps(self, checkpoint: Path | None, *, most: int | None = None) -> Iterator[Step]:
+        """Train, yielding every optimiser step once; of a trial that is only tried, the first `most`.
 
         With a folder in `checkpoint` it saves there now and then, and begins at the newest valid one, whose earlier
         steps are not yielded again (`first_step` says where it began).
@@ -51,6 +51,13 @@ class Run(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the artifact: an adapter, or a full model in the base's dtype, with its head."""
+
+    def verify(self, folder: Path) -> None:
+        """Read an artifact that this run saved, and check that all that was trained is in it.
+
+        Raises:
+            IntegrityError: Something is missing or differs; it is named.
+        """
 
     def facts(self) -> dict[str, Fact]:
         """How it was executed: for `TrialRecord.resolved`."""

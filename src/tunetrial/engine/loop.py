@@ -68,12 +68,12 @@ class Loop:
         groups = trainables.groups(controls.weight_decay)
         self.optimiser = optimiser(groups, bits=trial.arm.settings.get("optimizer_bits", 32))
 
-    def steps(self, checkpoint: Path | None) -> Iterator[Step]:
+    def steps(self, checkpoint: Path | None, *, most: int | None = None) -> Iterator[Step]:
         """Train to the end, yielding each step; see `core.engine.Run.steps`."""
         if checkpoint is not None:
             self._resume(checkpoint)
         saved = time.perf_counter()
-        for number in range(self.first_step, len(self.order)):
+        for number in range(self.first_step, len(self.order) if most is None else most):
             started = time.perf_counter()
             rate = learning_rate(number, len(self.order), peak=self.peak_rate, warmup_share=self.controls.warmup_share)
             loss, grad_norm = self.step(self.order[number], rate)

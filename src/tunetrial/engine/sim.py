@@ -210,7 +210,7 @@ class SimRun:
         self.first_step = 0
         self.finished = False
 
-    def steps(self, checkpoint: Path | None) -> Iterator[Step]:
+    def steps(self, checkpoint: Path | None, *, most: int | None = None) -> Iterator[Step]:
         """Let the loss fall, with luck that goes on from step to step and so must survive a resume."""
         if not self.truth.fits:
             raise DoesNotFitError(_does_not_fit(self.trial))
@@ -223,7 +223,7 @@ class SimRun:
             "loss", *self.world.run(self.trial), keys=[str(number) for number in range(steps)]
         )
         end = 0.2 + self.truth.regret(self.trial.learning_rate)
-        for number in range(self.first_step, steps):
+        for number in range(self.first_step, steps if most is None else most):
             if number == fails_at:
                 raise DivergedError(f"step {number + 1}: numbers are no longer finite, got loss inf; lower the rate")
             rate = learning_rate(number, steps, peak=self.trial.learning_rate, warmup_share=controls.warmup_share)
@@ -315,6 +315,11 @@ class SimRun:
         folder.mkdir(parents=True, exist_ok=True)
         content = {"trial": self.trial.model_dump(mode="json"), "truth": self.truth.model_dump(mode="json")}
         (folder / "artifact.json").write_text(canonical(content) + "\n", encoding="utf-8")
+
+    def verify(self, folder: Path) -> None:
+        saved = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
+        if saved["trial"] != self.trial.model_dump(mode="json"):
+            raise IntegrityError(f"{folder}: of another trial, got {saved['trial']}; remove it")
 
     def facts(self) -> dict[str, Fact]:
         """What an engine with weights would say, and which world it was."""

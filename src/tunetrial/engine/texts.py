@@ -77,7 +77,11 @@ class Texts:
         if readout == "head":
             pieces = [[(tokenizer.decode(tokens), False)] for tokens in self.prompts(examples)]
         else:
-            pieces = [self.pieces(e) + ([] if e.messages else [(tokenizer.eos_token or "", True)]) for e in examples]
+            end = tokenizer.eos_token or ""
+            pieces = [self.pieces(e) for e in examples]
+            pieces = [
+                p if e.messages else [*p[:-1], (p[-1][0] + end, True)] for e, p in zip(examples, pieces, strict=True)
+            ]
         controls = Counter()
         for example in examples:
             text = f"{example.prompt}\n{example.target}\n{example.messages or ''}"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import psutil
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from tunetrial import methods, models
 from tunetrial.core.engine import Description, Step
-from tunetrial.core.errors import ModelError
+from tunetrial.core.errors import IntegrityError, ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Precision, Readout, Trial
 from tunetrial.engine import adapters, attention, probe, untuned
@@ -205,10 +205,10 @@ class TorchRun:
     def token_digest(self) -> str:
         return self.loop.token_digest
 
-    def steps(self, checkpoint: Path | None) -> Iterator[Step]:
+    def steps(self, checkpoint: Path | None, *, most: int | None = None) -> Iterator[Step]:
         """Train; a full model is then rounded to the base's dtype, since that is what is saved and must be scored."""
         with does_not_fit(f"{self.trial.arm.name}: training"):
-            yield from self.loop.steps(checkpoint)
+            yield from self.loop.steps(checkpoint, most=most)
         if self.adapter is None:
             self.trainables.publish(through=self._saved_dtype())
 
@@ -245,6 +245,18 @@ class TorchRun:
         config = json.loads((self.session.base / "config.json").read_text(encoding="utf-8"))
         (folder / "config.json").write_text(json.dumps(self.reader.config(config), indent=1) + "\n", encoding="utf-8")
         self.session.tokenizer.save_pretrained(folder)
+
+    def verify(self, folder: Path) -> None:
+        read: dict[torch.Size, list[torch.Tensor]] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            for tensor in load_file(path).values():
+                read.setdefault(tensor.shape, []).append(tensor)
+        for name, master in self.trainables.masters.items():
+            made = master.detach().cpu()
+            if not any(torch.equal(tensor, made.to(tensor.dtype)) for tensor in read.get(made.shape, ())):
+                raise IntegrityError(
+                    f"{folder}: {name} is not what was trained; report this, and do not use the artifact"
+                )
 
     def facts(self) -> dict[str, Fact]:
         return {

@@ -10,6 +10,7 @@ from tunetrial.core.evidence import TaskData, example_row
 from tunetrial.core.study import DataPin, Lock, Readout, Study, Trial
 from tunetrial.trial.execution import Terms
 from tunetrial.trial.pool import Worker, cores
+from tunetrial.trial.preflight import attempts
 
 OVER_LONG_SHARE = 0.1
 
@@ -35,8 +36,10 @@ class Pinned:
         return Terms(spec.metric, synthetic, micro_batch=micro_batch, json_schema=spec.json_schema)
 
 
-def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned:
+def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight: bool = False) -> Pinned:
     """Resolve and check all that a study names. Paths in it are relative to `root`.
+
+    With `preflight` every arm takes two steps on every task, and its artifact is saved and read.
 
     The rows are read once, here, and every trial is given these very rows. Rows whose prompt has more tokens than
     the controls allow, or than the base's own context, are left out, alike in every arm, and the remarks say how many.
@@ -56,20 +59,24 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Pinned
             spec.name: _fitting(loaded[spec.name], study.readout_of(spec.name), study.max_tokens, shape.context, survey)
             for spec in study.tasks
         }
+        data = {name: rows for name, (rows, _) in fitting.items()}
+        lock = Lock(
+            study=study,
+            base_fingerprint=base.fingerprint,
+            parameters=shape.parameters,
+            precision=machine["precision"],
+            template_digest=machine["template_digest"],
+            data={name: _data_pin(rows) for name, rows in data.items()},
+            engine="sim" if machine["synthetic"] else "torch",
+        )
+        if preflight:
+            for trial, few in attempts(lock, data):
+                survey.attempt(trial, few)
     finally:
         survey.close()
-    lock = Lock(
-        study=study,
-        base_fingerprint=base.fingerprint,
-        parameters=shape.parameters,
-        precision=machine["precision"],
-        template_digest=machine["template_digest"],
-        data={name: _data_pin(rows) for name, (rows, _) in fitting.items()},
-        engine="sim" if machine["synthetic"] else "torch",
-    )
     return Pinned(
         lock=lock,
-        data={name: rows for name, (rows, _) in fitting.items()},
+        data=data,
         base=base.folder,
         engine=engine,
         device=machine["device"],
@@ -87,11 +94,13 @@ def _check_arms(study: Study, shape: models.ModelShape) -> None:
 
 
 class Survey:
-    """A worker that is asked about machine and tokenizer; no trial runs in it, so it may see every prompt."""
+    """A worker that is asked about machine and tokenizer, and tries arms; no trial of the study runs in it, so it may
+    see every prompt."""
 
     def __init__(self, log: Path) -> None:
         self._inbox: SimpleQueue = SimpleQueue()
         self._log = log
+        self._attempted = 0
         self._worker = Worker(self._inbox, threads=cores(), log=log)
 
     def ask(self, order: dict) -> dict:
@@ -102,6 +111,22 @@ class Survey:
         if "error" in answer:
             raise TunetrialError(answer["error"])
         return answer
+
+    def attempt(self, trial: Trial, data: TaskData) -> None:
+        """Try an arm on a few rows; not to fit is a result that its trials will record.
+
+        Raises:
+            TunetrialError: It cannot come through; the message names arm and task.
+        """
+        self._attempted += 1
+        name = f"{trial.task}-{self._attempted}"
+        self._worker.send_data(replace(data, name=name), ("train", "validation"))
+        folder = self._log.parent / ".preflight.tmp"
+        order = {"do": "preflight", "task": name, "trial": trial.model_dump(mode="json"), "folder": str(folder)}
+        try:
+            self.ask(order)
+        except TunetrialError as error:
+            raise TunetrialError(f"preflight: {trial.arm.name} on {trial.task}: {error}") from None
 
     def close(self) -> None:
         self._worker.close()

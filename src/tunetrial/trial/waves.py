@@ -55,8 +55,9 @@ def run(
 ) -> Outcome:
     """Carry a study out, or what an earlier run left of it. No trial that has a record is repeated.
 
-    A trial that errs harms no other: all that can be carried out without it is. SIGINT and SIGTERM stop the trials
-    at their next step and keep what they have.
+    Before the first trial every arm is tried in two steps, so that what cannot come through ends here. A trial that
+    errs harms no other: all that can be carried out without it is. SIGINT and SIGTERM stop the trials at their next
+    step and keep what they have.
 
     Args:
         root: Where the paths in the study start.
@@ -71,7 +72,8 @@ def run(
     store = StudyFolder(folder)
     with store.hold(wait_s):
         spending = Spending(folder)
-        pinned = _fitted(pin(study, root, engine=engine, log=folder / "worker.log"), store)
+        begun = any(folder.glob("trials/*/record.json"))
+        pinned = _fitted(pin(study, root, engine=engine, log=folder / "worker.log", preflight=not begun), store)
         store.write_lock(pinned.lock)
         store.write_study(source)
         made = _write_plan(pinned, store)

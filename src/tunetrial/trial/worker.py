@@ -24,6 +24,7 @@ from tunetrial.core.evidence import Example, Fact, TaskData
 from tunetrial.core.study import Trial
 from tunetrial.store import StudyFolder
 from tunetrial.trial.execution import Interrupted, Terms, carry_out
+from tunetrial.trial.preflight import attempt
 
 ENGINES = {"torch": "tunetrial.engine.torch_engine:TorchEngine", "sim": "tunetrial.engine.sim:SimEngine"}
 REPORT_EVERY_S = 0.2
@@ -69,6 +70,12 @@ class Service:
         """Say how the base reads rows."""
         examples = [Example(*row) for row in order["rows"]]
         self._report({"event": "described", **asdict(self._session.describe(examples, readout=order["readout"]))})
+
+    def preflight(self, order: dict) -> None:
+        """Try an arm."""
+        trial = Trial.model_validate(order["trial"])
+        attempt(self._session, trial, self._data[order["task"]], Path(order["folder"]))
+        self._report({"event": "attempted"})
 
     def data(self, order: dict) -> None:
         """Take in the rows of a task; the test split comes with the first final trial, not before."""
