@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from planted import change, evidence, lock, one, unstated
-from tunetrial.analysis import compare, extend, metrics, stats
+from tunetrial.analysis import compare, extend, metrics, rates, stats
 from tunetrial.core.evidence import Measurement
+from tunetrial.core.study import Tuning
 
 
 def verdict(found):
@@ -81,6 +82,52 @@ def test_a_pair_is_of_one_seed_so_shuffled_seeds_change_the_interval():
     shuffled = replace(change(found, moved), scores=scores)
     assert verdict(shuffled).effect == pytest.approx(verdict(found).effect)
     assert verdict(shuffled).high != pytest.approx(verdict(found).high)
+
+
+def with_tuning_luck(found, sd):
+    """Tuning scores that differ by seed by so much, an arm."""
+
+    def moved(record):
+        name = "validation.accuracy"
+        if record.trial.purpose != "tune":
+            return record
+        luck = sd[record.trial.arm.name] * (record.trial.seed - 902)
+        lucky = Measurement(value=record.measurements[name].value + luck, unit="share")
+        return record.model_copy(update={"measurements": {name: lucky}})
+
+    return change(found, moved)
+
+
+def test_the_interval_allows_for_what_tuned_rates_are_expected_to_lose():
+    planted = evidence(lock(), {"full": 0.8, "lora": 0.8})
+    found = with_tuning_luck(planted, {"full": 0.04, "lora": 0.01})
+    exact, c = verdict(planted), verdict(found)
+    full, lora = (rates.tuned(found, arm, "mail").expected_regret for arm in ("full", "lora"))
+    assert full > lora > 0
+    assert (c.effect, c.level) == (exact.effect, exact.level)
+    assert (c.low, c.high) == pytest.approx((exact.low - full, exact.high + lora))
+    assert c.mde == pytest.approx(exact.mde + full)
+    assert c.procedure.endswith(f"are expected to lose: full {full:.2g} (low end), lora {lora:.2g} (high end)")
+
+
+def test_a_gain_that_tuning_may_have_lost_for_the_reference_is_no_gain():
+    planted = evidence(lock(), {"full": 0.8, "lora": 0.9})
+    assert verdict(planted).words == "BETTER"
+    spoilt = {arm: verdict(with_tuning_luck(planted, {"full": 0.0, "lora": 0.0, arm: 2.0})) for arm in ("full", "lora")}
+    assert spoilt["full"].words == "CAN'T TELL YET" and spoilt["lora"].words == "BETTER"
+    assert spoilt["full"].needs.startswith("more seeds of tuning")
+
+
+def test_nothing_is_allowed_where_tuning_cannot_tell_and_that_is_said():
+    planted = evidence(lock(), {"full": 0.8, "lora": 0.8})
+    found = with_tuning_luck(planted, {"full": 0.04, "lora": 0.01})
+    one_seed = change(found, lambda r: None if r.trial.purpose == "tune" and r.trial.seed > 901 else r)
+    held = one_seed.lock.model_copy(
+        update={"study": one_seed.lock.study.model_copy(update={"tuning": Tuning(seeds=1)})}
+    )
+    c = verdict(replace(one_seed, lock=held))
+    assert (c.low, c.high) == pytest.approx((verdict(planted).low, verdict(planted).high))
+    assert c.procedure.endswith("nothing is allowed for the tuning of full and lora")
 
 
 def test_order_of_records_and_of_scores_does_not_matter():

@@ -12,11 +12,9 @@ from tunetrial.analysis import stats, verdict
 from tunetrial.analysis.stats import Components, Estimate
 
 
-def judge_one(effect, se, margin=1.0, df=20.0, family=1, looks=(5, 10)):
-    others = [None] * (family - 1)
-    return verdict.judge([Estimate(effect=effect, se=se, df=df), *others], [margin] * family, alpha=0.05, looks=looks)[
-        0
-    ]
+def judge_one(effect, se, margin=1.0, df=20.0, family=1, looks=(5, 10), below=0.0, above=0.0):
+    found = [Estimate(effect=effect, se=se, df=df, below=below, above=above), *[None] * (family - 1)]
+    return verdict.judge(found, [margin] * family, alpha=0.05, looks=looks)[0]
 
 
 @pytest.mark.parametrize(
@@ -38,9 +36,9 @@ def test_each_cell_of_the_table_has_its_words(effect, se, words, direction, size
     assert (found.words, found.direction, found.size) == (words, direction, size)
 
 
-@given(st.floats(-4, 4), st.floats(0.05, 2), st.floats(2, 60), st.integers(1, 6))
-def test_words_agree_with_the_interval_that_is_shown(effect, se, df, family):
-    found = judge_one(effect, se, df=df, family=family)
+@given(st.floats(-4, 4), st.floats(0.05, 2), st.floats(2, 60), st.integers(1, 6), st.floats(0, 2), st.floats(0, 2))
+def test_words_agree_with_the_interval_that_is_shown(effect, se, df, family, below, above):
+    found = judge_one(effect, se, df=df, family=family, below=below, above=above)
     assert (found.direction == "better") == (found.low > 0) and (found.direction == "worse") == (found.high < 0)
     assert (found.size == "beyond") == (found.low > 1 or found.high < -1)
     if found.words in verdict.SAFE - {"BETTER"}:
@@ -64,6 +62,17 @@ def test_a_family_is_judged_step_by_step_as_holm_does():
     assert [round(1 - v.level, 6) for v in found] == [round(0.05 / d, 6) for d in (3, 2, 1)]
     bonferroni = [p <= 0.05 / 3 for p, _ in p_to_t]
     assert bonferroni != [v.direction == "better" for v in found]
+
+
+@given(st.floats(-4, 4), st.floats(0.05, 2), st.floats(0, 2), st.floats(0, 2))
+def test_a_claim_is_made_if_it_would_be_made_of_each_effect_that_is_allowed(effect, se, below, above):
+    found = judge_one(effect, se, below=below, above=above)
+    ends = [judge_one(effect - below, se), judge_one(effect + above, se)]
+    assert (found.low, found.high, found.bound) == pytest.approx((ends[0].low, ends[1].high, ends[0].bound))
+    for direction in ("better", "worse"):
+        assert (found.direction == direction) == all(end.direction == direction for end in ends)
+    if found.direction != "worse":  # whose size has a second way to be within
+        assert (found.size == "within") == all(end.size == "within" for end in ends)
 
 
 def test_planned_comparisons_without_an_estimate_still_count():
@@ -119,6 +128,16 @@ def test_noise_of_examples_asks_for_rows_and_says_that_seeds_are_no_help():
 def test_noise_of_both_asks_for_both():
     _, said = ask(parts(0.2, 3.0, 0.3), 0.0, 0.05)
     assert "more seeds and" in said and said.endswith("more test rows together")
+
+
+def test_what_tuning_may_lose_is_settled_by_no_number_of_finals():
+    found = parts(0.05, 0.05, 0.3)
+    open_to_it = Estimate(effect=0.01, se=found.se, df=found.df, below=0.05, above=0.02)
+    judged = verdict.judge([open_to_it], [0.03], alpha=0.05, looks=(5, 10))[0]
+    assert verdict.needs(found, open_to_it, judged, 0.03) == verdict.MORE_TUNING
+    less = open_to_it.model_copy(update={"below": 0.02})
+    assert verdict.needs(found, less, judged, 0.03).endswith(" more seeds")
+    assert int(verdict.needs(found, less, judged, 0.03).split()[1]) > int(ask(found, 0.01, 0.03)[1].split()[1])
 
 
 def test_a_settled_verdict_needs_nothing():

@@ -1,16 +1,19 @@
 """Verdicts of a study: every candidate against the reference on every task, with what each arm did.
 
 The estimand is the difference of the task's metric over new seeds and new examples (new clusters, where rows come in
-clusters), for this base model, data and tuning budget; turned so that positive is better. Nothing is claimed of other
-tasks, models or budgets, and nothing is averaged over tasks. Pairs are finals of the same seed. A comparison is made
-at the last look that both arms have completed, on the first seeds of that look, so that an interrupted study says
-what it would have said there; levels are those of `verdict`.
+clusters), each arm at its best learning rate, for this base model and data; turned so that positive is better. Nothing
+is claimed of other tasks or models, and nothing is averaged over tasks. Finals have the tuned rates, so the effect
+shown may flatter an arm by what the other's rate loses: interval and tests allow below for what the reference's rate
+is expected to lose, and above for what the candidate's is (`rates`); for nothing where a search cannot tell, which
+`procedure` says. Pairs are finals of the same seed. A comparison is made at the last look that both arms have
+completed, on the first seeds of that look, so that an interrupted study says what it would have said there; levels
+are those of `verdict`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tunetrial.analysis import arms, fairness, metrics, stats, verdict
+from tunetrial.analysis import arms, fairness, metrics, rates, stats, verdict
 from tunetrial.analysis.arms import Outcome
 from tunetrial.analysis.stats import Components, Estimate
 from tunetrial.analysis.verdict import Verdict
@@ -22,11 +25,15 @@ FIRST_LOOK = "the finals of the first look"
 
 @dataclass(frozen=True)
 class Difference:
-    """One pair of arms at a look: the estimate, what it is made of, and how much it rests on."""
+    """One pair of arms at a look: the estimate, what it is made of, and how much it rests on.
+
+    `regrets` is what the rate of each arm that was tuned is expected to lose; None where its search cannot tell.
+    """
 
     parts: Components
     estimate: Estimate
     rows: int
+    regrets: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -118,10 +125,14 @@ def _difference(evidence: Evidence, blank: Case, candidate: Outcome, reference: 
     seeds = tuple(shared[:look])
     diff_RE = stats.cluster_values(candidate.stack(seeds) - reference.stack(seeds), rows.cluster_E)
     try:
-        difference = Difference(stats.components(diff_RE), stats.crossed(diff_RE), len(rows.example_id_E))
+        parts, noise = stats.components(diff_RE), stats.crossed(diff_RE)
     except EvidenceError as error:
         return replace(blank, pending=str(error), needs="test rows on which the arms differ")
-    return replace(blank, difference=difference)
+    tuned = {arm: rates.tuned(evidence, arm, blank.task) for arm in (blank.reference, blank.candidate)}
+    regrets = {arm: rate.expected_regret for arm, rate in tuned.items() if rate}
+    below, above = (regrets.get(arm) or 0.0 for arm in tuned)
+    estimate = noise.model_copy(update={"below": below, "above": above})
+    return replace(blank, difference=Difference(parts, estimate, len(rows.example_id_E), regrets))
 
 
 def _why_lost(result: ArmResult, evidence: Evidence) -> str:
@@ -169,7 +180,7 @@ def comparison(evidence: Evidence, case: Case) -> Comparison:
         low=judged.low,
         high=judged.high,
         level=judged.level,
-        mde=stats.detectable_effect(estimate.se, estimate.df, level=judged.level),
+        mde=stats.detectable_effect(estimate.se, estimate.df, level=judged.level) + max(estimate.below, estimate.above),
         n_replicates=parts.replicates,
         n_examples=case.difference.rows,
         n_clusters=parts.examples,
@@ -187,5 +198,14 @@ def _procedure(evidence: Evidence, case: Case) -> str:
         f"crossed two-way t, {parts.replicates} paired seeds x {case.difference.rows} test rows in {parts.examples} "
         f"clusters, df {case.difference.estimate.df:.1f}; direction two-sided at {100 * judged.level:.2f} %, margin "
         f"one-sided at {100 * judged.bound_level:.2f} % with lower bound {judged.bound:.4g}; levels allow for looks at "
-        f"{', '.join(map(str, study.looks))} seeds and for a family of {family} (Holm)"
+        f"{', '.join(map(str, study.looks))} seeds and for a family of {family} (Holm){_allowance(case)}"
     )
+
+
+def _allowance(case: Case) -> str:
+    """Say what interval and tests allow for tuning; nothing of arms that have nothing to tune."""
+    end, regrets = {case.reference: "low", case.candidate: "high"}, case.difference.regrets
+    known = [f"{arm} {regret:.2g} ({end[arm]} end)" for arm, regret in regrets.items() if regret is not None]
+    unknown = [arm for arm, regret in regrets.items() if regret is None]
+    said = f"; interval and tests allow for what tuned rates are expected to lose: {', '.join(known)}" if known else ""
+    return said + (f"; nothing is allowed for the tuning of {' and '.join(unknown)}" if unknown else "")

@@ -93,7 +93,8 @@ def _margin_flips(board: Board, pick: str) -> tuple[Flip, ...]:
     spec, bound = board.evidence.lock.study.task(board.primary), case.verdict.bound
     if case.verdict.words == "BETTER":
         # With a margin above the upper bound the gain would not matter, and cost would decide.
-        at, to = 2 * case.difference.estimate.effect - bound, board.cheapest(board.safe)
+        estimate = case.difference.estimate
+        at, to = 2 * estimate.effect + estimate.above - estimate.below - bound, board.cheapest(board.safe)
     else:
         at, to = -bound, board.cheapest([arm for arm in board.safe if arm != pick])
     if to in (None, pick) or at <= 0:

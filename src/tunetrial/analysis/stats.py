@@ -80,32 +80,38 @@ class Components(Record):
 
 
 class Estimate(Record):
-    """A mean difference with its standard error and degrees of freedom: all that a t interval or test needs."""
+    """A mean difference with its standard error and degrees of freedom: all that a t interval or test needs.
+
+    `below` and `above` are how far the true effect may lie below and above the measured one apart from noise. Interval
+    and tests all allow for them: the tests are of the worst effect so allowed, the interval is that much longer.
+    """
 
     effect: float
     se: float
     df: float
+    below: float = 0.0
+    above: float = 0.0
 
     def interval(self, level: float) -> tuple[float, float]:
         """Two-sided t interval; `level` in (0, 1)."""
         if not 0 < level < 1:
             raise EvidenceError(f"level: must lie between 0 and 1, got {level}; 0.95 is usual")
         half = t_critical((1 - level) / 2, self.df) * self.se
-        return self.effect - half, self.effect + half
+        return self.effect - self.below - half, self.effect + self.above + half
 
     def p_not_zero(self) -> float:
         """Two-sided p of no difference."""
-        return 2 * t_tail(abs(self.effect) / self.se, self.df)
+        return min(1.0, 2 * t_tail(max(self.effect - self.below, -self.effect - self.above) / self.se, self.df))
 
     def p_not_below(self, bound: float) -> float:
         """One-sided p of `true effect <= bound`; with bound = -margin it is the test of non-inferiority."""
-        return t_tail((self.effect - bound) / self.se, self.df)
+        return t_tail((self.effect - self.below - bound) / self.se, self.df)
 
     def p_equivalent(self, margin: float) -> float:
         """p of two one-sided tests (Schuirmann 1987): small says that the effect lies within the margin."""
         if margin <= 0:
             raise EvidenceError(f"margin: must be above 0, got {margin}; state the smallest difference that matters")
-        return max(self.p_not_below(-margin), t_tail((margin - self.effect) / self.se, self.df))
+        return max(self.p_not_below(-margin), t_tail((margin - self.effect - self.above) / self.se, self.df))
 
 
 def components(diff_RE: Floats) -> Components:

@@ -32,6 +32,7 @@ Size = Literal["within", "beyond", "unresolved"]
 SAFE: frozenset[Words] = frozenset({"BETTER", "SAME (within your margin)", "NOT WORSE", "WORSE, negligibly"})
 OPEN: frozenset[Words] = frozenset({"CAN'T TELL YET", "NOT WORSE"})
 NO_SEEDS = "no number of seeds can settle this: "
+MORE_TUNING = "more seeds of tuning: no number of finals or test rows outweighs what the tuned rates may lose"
 MANY_SEEDS, MANY_EXAMPLES = 10_000, 10_000_000
 
 
@@ -70,7 +71,7 @@ def _levels(p: Sequence[float | None], alpha: float, looks: tuple[int, ...], *, 
 
 def _verdict(estimate: Estimate, margin: float, differ: float, same: float, not_worse: float) -> Verdict:
     low, high = estimate.interval(1 - differ)
-    bound = estimate.effect - t_critical(not_worse, estimate.df) * estimate.se
+    bound = estimate.effect - estimate.below - t_critical(not_worse, estimate.df) * estimate.se
     direction: Direction = "better" if low > 0 else "worse" if high < 0 else "unresolved"
     # A proven loss that is proven less than the margin is within, whatever the other family's step was.
     within = estimate.p_equivalent(margin) <= same or (direction == "worse" and bound > -margin)
@@ -113,15 +114,19 @@ def needs(
     if verdict.words not in OPEN:
         return None
     now = (parts.replicates, parts.examples)
+    gain, loss = estimate.effect - estimate.below, -estimate.effect - estimate.above
+
+    def enough(side: float, both: float) -> bool:
+        within = margin + min(gain, loss) > side or (verdict.words == "CAN'T TELL YET" and margin + gain > side)
+        return max(gain, loss) > both or within
 
     def settled(replicates: int, examples: int) -> bool:
         planned = parts.at(replicates, examples)
-        side, both = (
-            t_critical(p, planned.df) * planned.se for p in (1 - verdict.bound_level, (1 - verdict.level) / 2)
-        )
-        enough = abs(estimate.effect) > both or margin - abs(estimate.effect) > side
-        return enough or (verdict.words == "CAN'T TELL YET" and margin + estimate.effect > side)
+        tails = (1 - verdict.bound_level, (1 - verdict.level) / 2)
+        return enough(*(t_critical(tail, planned.df) * planned.se for tail in tails))
 
+    if not enough(0.0, 0.0):
+        return MORE_TUNING
     seeds = _least(lambda r: settled(r, now[1]), now[0], MANY_SEEDS)
     examples = _least(lambda e: settled(now[0], e), now[1], MANY_EXAMPLES)
     rows = None if examples is None else _round_up((examples - now[1]) * rows_per_example)

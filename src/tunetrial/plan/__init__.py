@@ -1,8 +1,8 @@
 """What to run next, and what it will take: pure functions of a lock and of records."""
 
+from tunetrial.analysis.rates import Point, Rate
 from tunetrial.plan.budget import allowed_s, reduced
 from tunetrial.plan.preview import Plan, fit_budget, preview, trial_seconds
-from tunetrial.plan.tuning import Point, Rate
 from tunetrial.plan.waves import Wave, chosen_rate, next_wave
 
 __all__ = [
