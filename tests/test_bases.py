@@ -155,7 +155,11 @@ def test_golden_counts():
             {"model_type": "mamba"},
             r"family not supported, got 'mamba'; use one of llama, mistral, .*distilbert",
         ),
-        ("llama", {"auto_map": {"AutoModel": "evil.Model"}}, "auto_map: .* code of its own, .* got AutoModel;"),
+        (
+            "llama",
+            {"model_type": "evil", "auto_map": {"AutoModel": "evil.Model"}},
+            r"not supported \(its repository's own code is never run\), got 'evil'",
+        ),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "the weights are quantised, got 'gptq'; name"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention: not supported, got True"),
         ("bert", {"position_embedding_type": "relative_key"}, "not supported, got 'relative_key' in a bert"),

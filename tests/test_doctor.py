@@ -78,3 +78,11 @@ def test_nothing_of_the_test_split_is_shown(tmp_path):
 def test_json_is_the_diagnosis(tmp_path):
     result = CliRunner().invoke(app, ["doctor", str(write_study(tmp_path)), "--engine", "sim", "--json"])
     assert result.exit_code == 0 and json.loads(result.stdout)["tasks"]["mail"]
+
+
+def test_a_base_and_a_file_of_rows_are_enough(base, tmp_path):
+    rows = "".join(json.dumps({"text": f"parcel {n} late", "label": "ab"[n % 2]}) + "\n" for n in range(120))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    result = CliRunner().invoke(app, ["doctor", str(base), str(tmp_path / "rows.jsonl")])
+    assert result.exit_code == 0 and "labels: 2" in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]

@@ -11,12 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModel
 
 import bases
 from hub_server import COMMIT, serve
 from tunetrial import models, spec, tasks
 from tunetrial.core.errors import DataError, ModelError, SpecError
 from tunetrial.core.study import TaskSpec
+from tunetrial.engine import attention
 from tunetrial.models.hub import Repository
 
 SECRET = "hf_" + "s3cret" * 6
@@ -182,12 +185,16 @@ def test_a_folder_goes_before_an_id_and_a_path_is_no_id(offline, hub, tmp_path):
         models.resolve("org/other", tmp_path)
 
 
-def test_code_of_a_model_is_never_run(offline, hub):
+def test_code_of_a_model_is_never_run(offline, hub, tmp_path):
     snapshot = put_in_cache(offline, "model", "org/tiny", hub / "models" / "org" / "tiny")
-    config = json.loads((snapshot / "config.json").read_text()) | {"auto_map": {"AutoModel": "modeling_evil.Model"}}
+    kinds = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+    config = json.loads((snapshot / "config.json").read_text()) | {"auto_map": {kind: "evil.Evil" for kind in kinds}}
     (snapshot / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="the model brings code of its own, which is never run, got AutoModel"):
-        models.shape(models.resolve("org/tiny").folder)
+    (snapshot / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    folder = models.resolve("org/tiny").folder
+    model = attention.load(folder, AutoModel, torch.float32, torch.device("cpu"))
+    assert type(model).__module__.startswith("transformers.models.")
+    assert not (tmp_path / "ran").exists()
 
 
 # Data sets.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,21 @@ def test_a_second_run_repeats_nothing(done, monkeypatch):
     again = load(done.path, "Sealed").run()
     assert again.outcome.status == "done"
     assert {path: path.stat().st_mtime_ns for path in done.folder.glob("trials/*/*")} == before
+
+
+def test_a_study_begun_elsewhere_is_packed_moved_and_finished_with_the_same_bytes(done, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(done.path.parent, half)
+    for number, trial in enumerate(sorted((half / "study-results/trials").iterdir())):
+        if number % 2:
+            shutil.rmtree(trial)
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", half)
+    shutil.rmtree(half)
+    shutil.unpack_archive(packed, tmp_path / "elsewhere")
+    moved = load(tmp_path / "elsewhere" / "study.yaml", "Sealed").run()
+    assert moved.outcome.status == "done"
+    assert not differences(content(moved), content(done))
+    assert [v.words for v in moved.decide().verdicts] == [v.words for v in done.decide().verdicts]
 
 
 def test_each_look_at_the_test_split_is_noted_once(done):

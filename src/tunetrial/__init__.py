@@ -64,7 +64,7 @@ class Study:
         """Look at base, machine and rows as they will be read, without training."""
         from tunetrial.trial import doctor
 
-        return doctor.diagnose(self.asked, self.path.parent, engine=self.engine, log=self.folder / "worker.log")
+        return doctor.diagnose(self.asked, self.path.parent, engine=self.engine)
 
     def run(self, *, wait_s: float = 0.0, tell: Callable[[Progress], None] | None = None) -> Study:
         """Carry it out, or go on where an earlier run was stopped. `outcome` says how it went.

@@ -67,10 +67,25 @@ def plan(study: StudyFile, folder: Folder = None, json: Json = False, engine: En
 
 
 @app.command()
-def doctor(study: StudyFile, folder: Folder = None, json: Json = False, engine: Engine = "torch") -> None:
+def doctor(
+    study: Annotated[str, typer.Argument(help="Study file, or base model with DATA.", show_default=False)],
+    data: Annotated[str | None, typer.Argument(help="File of rows.", show_default=False)] = None,
+    task: Annotated[str | None, typer.Option(help="Kind, column, or kind:column.", show_default=False)] = None,
+    json: Json = False,
+    engine: Engine = "torch",
+) -> None:
     """Look at base and rows as they will be read, before any training."""
     with _exit_status():
-        found = Study.load(study, folder=folder, engine=engine).doctor()
+        if data is None:
+            found = Study.load(study, engine=engine).doctor()
+        else:
+            from tunetrial import spec
+            from tunetrial.spec import oneline
+            from tunetrial.trial.doctor import diagnose
+
+            guessed = oneline.guess(data, task=task)
+            print(*guessed.remarks, sep="\n", file=sys.stderr)
+            found = diagnose(spec.parse(oneline.study_file(study, guessed), data), Path.cwd(), engine=engine)
         print(found.model_dump_json(indent=1)) if json else _show_diagnosis(found)
         if not found.sound:
             raise typer.Exit(1)

@@ -181,7 +181,7 @@ class Scaler:
         self.scale, self.sound, self.overflows = 2.0**16, 0, 0
 
     def accepts(self, grad_norm: float) -> bool:
-        """Whether the step stands, by the norm of its unscaled gradient. At a scale of 1 it stands, and has diverged."""
+        """Whether the step stands, by the norm of its unscaled gradient. At a scale of 1 it does, and has diverged."""
         if math.isfinite(grad_norm):
             self.sound += 1
             if self.sound % self.GROW_AFTER == 0:

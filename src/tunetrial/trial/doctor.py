@@ -3,7 +3,9 @@
 import statistics
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from tunetrial import models, tasks
@@ -48,8 +50,8 @@ class Diagnosis(Record):
         return not any(f.state == "bad" for found in (self.base, *self.tasks.values()) for f in found)
 
 
-def diagnose(study: Study, root: Path, *, engine: str = "torch", log: Path) -> Diagnosis:
-    """Look at a study's base and rows; the test rows are counted and measured, never shown.
+def diagnose(study: Study, root: Path, *, engine: str = "torch") -> Diagnosis:
+    """Look at a study's base and rows; the test rows are counted and measured, never shown. Nothing is written.
 
     Raises:
         ModelError, IntegrityError, DataError: Base or rows cannot be read at all.
@@ -57,8 +59,7 @@ def diagnose(study: Study, root: Path, *, engine: str = "torch", log: Path) -> D
     base = models.resolve(study.base_model, root)
     shape = models.shape(base.folder)
     loaded = {spec.name: tasks.load(spec, root) for spec in study.tasks}
-    survey = Survey(log)
-    try:
+    with TemporaryDirectory() as folder, closing(Survey(Path(folder) / "worker.log")) as survey:
         order = {"do": "open", "engine": engine, "base": str(base.folder), "precision": study.precision}
         machine = survey.ask(order)
         found, rows = {}, {}
@@ -73,8 +74,6 @@ def diagnose(study: Study, root: Path, *, engine: str = "torch", log: Path) -> D
                 Rendered(row=e.id, pieces=pieces, target=str(e.target), tokens=n)
                 for e, pieces, n in zip(train[:SHOWN], told["pieces"], lengths["train"], strict=False)
             )
-    finally:
-        survey.close()
     chats = any(spec.messages for spec in study.tasks)
     return Diagnosis(base=tuple(_base(base, shape, machine, told, chats)), tasks=found, rows=rows)
 

@@ -86,6 +86,10 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight
 
 
 def _check_arms(study: Study, shape: models.ModelShape) -> None:
+    for task in () if shape.decoder else study.tasks:
+        if study.readout_of(task.name) != "head":
+            what = f"an encoder writes no text, got a {shape.model_type} base"
+            raise SpecError(f"{task.name}: {what}; use a decoder, or readout: head with labels or numbers")
     for arm in study.arms:
         try:
             methods.find(arm).adapter(shape)
