@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForSequenceClassification
 
 import test_engine_contract as contract
 from test_engine_contract import (  # noqa: F401
@@ -25,8 +25,10 @@ from test_engine_contract import (  # noqa: F401
 )
 from tiny import make_data, make_model, make_trial
 from tunetrial.core.errors import DoesNotFitError
+from tunetrial.core.evidence import Example, TaskData
 from tunetrial.engine.attention import lay_out
-from tunetrial.engine.torch_engine import TorchEngine
+from tunetrial.engine.quantised import QuantisedLinear, matrix
+from tunetrial.engine.torch_engine import DTYPES, TorchEngine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,8 +88,21 @@ def scarce():
 def start(base, device, method, *, kind="classify", precision="fp32", rows=80, **how):
     session = TorchEngine(device=device, **how.pop("engine", {})).open(base, precision)
     micro_batch = how.pop("micro_batch", None)
+    if kind == "generate":
+        how |= {"readout": "text", "max_new_tokens": 24}
     trial = make_trial(method, precision=precision, **how)
-    return session.start(trial, make_data(kind, rows=rows), micro_batch=micro_batch)
+    data = turned_words(rows) if kind == "generate" else make_data(kind, rows=rows)
+    return session.start(trial, data, micro_batch=micro_batch)
+
+
+def turned_words(rows: int) -> TaskData:
+    """Each prompt is answered by its words in reverse."""
+
+    def turned(split):
+        return tuple(Example(e.id, e.cluster, e.prompt + " =", " ".join(e.prompt.split()[::-1])) for e in split)
+
+    splits = {name: turned(split) for name, split in make_data("classify", rows=rows).splits.items()}
+    return TaskData("tiny", "generate", (), splits)
 
 
 def losses_of(run, checkpoint=None) -> list[float]:
@@ -117,6 +132,77 @@ def test_the_loss_curve_is_that_of_the_cpu(base, method, kind):
     assert len(here) == 20
     assert there == pytest.approx(here, rel=CURVE, abs=CURVE)
     assert there[-1] < there[0]
+
+
+@METHODS
+def test_fp16_follows_fp32_with_fp32_masters(base, method):
+    exact = losses_of(start(base, "cuda", method, **TWENTY_STEPS))
+    run = start(base, "cuda", method, precision="fp16", **TWENTY_STEPS)
+    losses = losses_of(run)
+    assert losses == pytest.approx(exact, rel=1e-2) and losses != exact
+    assert all(master.dtype == torch.float32 for master in masters(run).values())
+    assert run.facts()["compute_dtype"] == "fp16" and run.facts()["overflows"] == 0
+
+
+@METHODS
+def test_an_overflow_in_fp16_repeats_its_step(base, method):
+    expected = losses_of(start(base, "cuda", method, precision="fp16", **TWENTY_STEPS))
+    run = start(base, "cuda", method, precision="fp16", **TWENTY_STEPS)
+    run.loop.scaler.scale = 2.0**40
+    found = losses_of(run)
+    assert run.facts()["overflows"] > 5 and run.facts()["loss_scale"] < 2.0**40
+    assert len(found) == len(expected) and found == pytest.approx(expected, rel=1e-2)
+
+
+@METHODS
+def test_a_language_models_loss_curve_is_that_of_the_cpu(base, method):
+    here, there = (
+        losses_of(start(base, device, method, kind="generate", **TWENTY_STEPS)) for device in ("cpu", "cuda")
+    )
+    assert there == pytest.approx(here, rel=CURVE, abs=CURVE)
+    assert there[-1] < there[0]
+
+
+@PRECISIONS
+def test_completions_equal_those_of_each_prompt_alone(base, precision, tmp_path):
+    """To the letter in fp32. In bf16, batches of other shapes round otherwise, so most must agree."""
+    run = start(base, "cuda", "full", kind="generate", precision=precision, rate=1e-2, rows=64, epochs=30)
+    losses_of(run)
+    run.save(tmp_path / "made")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=DTYPES[precision]).cuda()
+    examples, texts = turned_words(64).splits["validation"], run.session.texts
+    found, alone = run.predict(examples), []
+    for row in texts.rows(examples):
+        prompt = torch.tensor([row.tokens[: row.prompt]]).cuda()
+        settings = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=0, pad_token_id=0)
+        made = plain.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+        alone.append(run.session.tokenizer.decode(made[0, row.prompt :], skip_special_tokens=True))
+    assert len(set(found)) > 1
+    agree = sum(ours == theirs for ours, theirs in zip(found, alone, strict=True))
+    assert agree == len(found) if precision == "fp32" else agree >= 0.8 * len(found)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_qlora_trains_beside_weights_in_4_bits(base, precision):
+    """The stored weights are those of the CPU but for ties; an evaluation in mid-training changes nothing."""
+    pytest.importorskip("bitsandbytes")
+    how = {"kind": "generate", "precision": precision, **TWENTY_STEPS}
+    ours, theirs = (stored_weights(start(base, device, "qlora", **how)) for device in ("cuda", "cpu"))
+    assert len(ours) == 14 and ours.keys() == theirs.keys()
+    same = torch.cat([torch.isclose(ours[n], theirs[n], rtol=1e-2, atol=1e-4).flatten() for n in ours])
+    assert same.float().mean() > 0.99
+    expected = losses_of(start(base, "cuda", "qlora", **how))
+    run, found = start(base, "cuda", "qlora", **how), []
+    for step in run.steps(None):
+        found.append(step.loss)
+        if step.step == 8:
+            run.predict(turned_words(16).splits["validation"][:4])
+    assert found == pytest.approx(expected, rel=CURVE, abs=CURVE) and found[-1] < found[0]
+
+
+def stored_weights(run) -> dict[str, torch.Tensor]:
+    layers = run.model.named_modules()
+    return {name: matrix(m).float().cpu() for name, m in layers if isinstance(m, QuantisedLinear)}
 
 
 @METHODS
