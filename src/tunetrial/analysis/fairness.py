@@ -12,8 +12,9 @@ from math import isclose, log
 from tunetrial.analysis import arms, metrics
 from tunetrial.core.evidence import Check, Evidence, TrialRecord
 
-# How an execution may differ without a difference in what is computed: a smaller micro-batch at the same batch.
-MAY_DIFFER = frozenset({"micro_batch", "loss_scale", "overflows"})
+# How an execution may differ without a difference in what is computed: a smaller micro-batch at the same batch,
+# or an adapter that changes norms and so leaves the walked blocks to transformers' own.
+MAY_DIFFER = frozenset({"blocks", "micro_batch", "loss_scale", "overflows"})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tunetrial.engine.attention import Layout, states
+from tunetrial.engine.attention import Layout
+from tunetrial.engine.blocks import states
 from tunetrial.models import ModelShape
 
 INITIAL_SD = 0.02

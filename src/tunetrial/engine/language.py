@@ -9,7 +9,8 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from tunetrial.core.evidence import Example, TaskData
-from tunetrial.engine.attention import lay_out, logits, padding, states
+from tunetrial.engine.attention import lay_out, logits, padding
+from tunetrial.engine.blocks import states
 from tunetrial.engine.readout import EVALUATION_BATCH
 from tunetrial.engine.texts import Row, Texts
 

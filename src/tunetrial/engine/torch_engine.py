@@ -15,7 +15,7 @@ from tunetrial.core.engine import Description, Step
 from tunetrial.core.errors import IntegrityError, ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Precision, Readout, Trial
-from tunetrial.engine import adapters, attention, probe, untuned
+from tunetrial.engine import adapters, attention, blocks, probe, untuned
 from tunetrial.engine.language import LabelReader, TextReader
 from tunetrial.engine.loop import Loop, does_not_fit
 from tunetrial.engine.readout import HeadReader
@@ -139,6 +139,7 @@ class TorchSession:
             "compute_dtype": self.precision,
             "base_dtype": self.precision,
             "attention": self.model.config._attn_implementation,
+            "blocks": "tunetrial" if blocks.fits(self.model.base_model) else "transformers",
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }

@@ -1,0 +1,288 @@
+"""Backbones of Llama's kind, walked by us: transformers' modules and weights, in fewer operations.
+
+A step of a small model is hundreds of small operations, which a CPU pays for in memory traffic and a GPU in launches.
+Here a residual sum goes with the norm after it, rotation with the way into attention's grid, and gradients are written
+by hand. Linear layers stay whatever modules are there, so that every method works on them. A backbone that is not known
+exactly is left to transformers, as is generation.
+
+    hidden = states(model, lay_out(rows, model.device))
+"""
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tunetrial.engine import attention
+from tunetrial.engine.attention import UNPADDED, Layout
+
+FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+PROVEN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def states(model: PreTrainedModel, layout: Layout) -> torch.Tensor:
+    """What `attention.states` gives, by the shorter way where the backbone is known."""
+    return walk(model.base_model, layout) if fits(model.base_model) else attention.states(model, layout)
+
+
+def fits(backbone: nn.Module) -> bool:
+    """Whether `walk` is right for a backbone as it is now.
+
+    Its modules are of known classes and nobody has hooked them or given them another forward, and `walk` gave
+    transformers' states when it was first asked about. Never in fp64: transformers' norms round to fp32 there, and
+    another order of operations would show.
+    """
+    if not _is(backbone, "Model") or backbone.config._attn_implementation != UNPADDED:
+        return False
+    layers, attentions = backbone.layers, [layer.self_attn for layer in backbone.layers]
+    norms = [backbone.norm, *(n for layer in layers for n in (layer.input_layernorm, layer.post_attention_layernorm))]
+    norms += [norm for a in attentions for norm in (getattr(a, "q_norm", None), getattr(a, "k_norm", None)) if norm]
+    kinds = (layers, "DecoderLayer"), (attentions, "Attention"), (norms, "RMSNorm")
+    known = all(_is(module, kind) for modules, kind in kinds for module in modules)
+    return known and not backbone.training and backbone.dtype != torch.float64 and _proven(backbone)
+
+
+def _is(module: nn.Module, kind: str) -> bool:
+    """Whether it is transformers' own module of this kind, of a known family, as it came."""
+    names = {f"transformers.models.{family}.modeling_{family}.{name}{kind}" for family, name in FAMILIES.items()}
+    touched = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+    return f"{type(module).__module__}.{type(module).__name__}" in names and not touched
+
+
+@torch.no_grad()
+def _proven(backbone: nn.Module) -> bool:
+    """Whether both ways agree on drawn rows, within the tolerance that attention is proven by; tried once."""
+    if backbone not in PROVEN:
+        drawn = np.random.default_rng(0)
+        rows = [drawn.integers(backbone.config.vocab_size, size=length) for length in attention.PROOF_LENGTHS]
+        layout = attention.lay_out(rows, backbone.device)
+        ours, theirs = (way(backbone, layout)[: sum(map(len, rows))].float() for way in (walk, attention.states))
+        PROVEN[backbone] = bool((ours - theirs).norm() <= attention.TOLERANCE[backbone.dtype] * theirs.norm())
+    return PROVEN[backbone]
+
+
+def walk(backbone: PreTrainedModel, layout: Layout) -> torch.Tensor:
+    """The last hidden states (tokens, hidden) of a backbone that fits."""
+    ids, real = layout.ids[0], len(layout.cells)
+    if real == len(ids):  # one idle token at least: the grid's empty cells are filled from it
+        ids = nn.functional.pad(ids, (0, attention.TOKEN_BUCKET))
+    x = backbone.embed_tokens(ids)[None]
+    grid = Grid(backbone, layout, len(ids), x)
+    first = backbone.layers[0].input_layernorm
+    h = Norm.apply(x, first.weight, first.variance_epsilon)
+    norms = [*(layer.input_layernorm for layer in backbone.layers), backbone.norm][1:]
+    for layer, following in zip(backbone.layers, norms, strict=True):
+        norm = layer.post_attention_layernorm
+        x, h = SumAndNorm.apply(x, attend(layer.self_attn, h, grid), norm.weight, norm.variance_epsilon)
+        x, h = SumAndNorm.apply(x, layer.mlp(h), following.weight, following.variance_epsilon)
+    return h[0, : layout.ids.shape[1]]
+
+
+class Norm(torch.autograd.Function):
+    """w * x / rms(x) (Zhang and Sennrich 2019, arXiv:1910.07467), rounded where transformers' rounds it.
+
+    With n = x / rms(x) and g = w * dy: dx = (g - n * mean(g * n)) / rms(x); dw = sum of dy * n over tokens.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed = (wide * scale).to(x.dtype)
+        ctx.save_for_backward(normed, scale, weight)
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx, dy):
+        dx, dweight = _norm_gradients(ctx, dy, trained=ctx.needs_input_grad[1])
+        return dx.to(dy.dtype), dweight, None
+
+
+def _norm_gradients(ctx, dy: torch.Tensor, *, trained: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Gradients in x (fp32 or wider) and, where it is trained, in w."""
+    normed, scale, weight = ctx.saved_tensors
+    wide_normed, dy, wide_weight = (tensor.to(scale.dtype) for tensor in (normed, dy, weight))
+    products = dy * wide_normed
+    mean = (products @ wide_weight).div_(len(weight))[..., None]
+    dx = (dy * wide_weight).addcmul_(wide_normed, mean, value=-1).mul_(scale)
+    return dx, products.flatten(0, -2).sum(0).to(weight.dtype) if trained else None
+
+
+class SumAndNorm(torch.autograd.Function):
+    """The residual stream x + y, and its norm."""
+
+    @staticmethod
+    def forward(ctx, x, y, weight, eps):
+        sum_ = x + y
+        return sum_, Norm.forward(ctx, sum_, weight, eps)
+
+    @staticmethod
+    def backward(ctx, dsum, dnormed):
+        dx, dweight = _norm_gradients(ctx, dnormed, trained=ctx.needs_input_grad[2])
+        dx = dx.add_(dsum).to(dnormed.dtype)
+        return dx, dx, dweight, None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tokens of so many heads lie in the grid, as numbers of rows of head_dim, or of half of that.
+
+    A flat tensor is (1, tokens, heads * head_dim); a grid is (rows, heads, longest, head_dim), and contiguous.
+    """
+
+    into: torch.Tensor
+    into_swapped: torch.Tensor
+    swapped: torch.Tensor
+    out: torch.Tensor
+    real: int
+
+    @classmethod
+    def of(cls, layout: Layout, heads: int, tokens: int) -> "Places":
+        real, longest = len(layout.cells), layout.longest
+        count = lambda n: torch.arange(n, device=layout.cells.device)  # noqa: E731
+        token = layout.cells.new_full((layout.rows * longest,), real).index_copy_(0, layout.cells, count(real))
+        into = (token.view(-1, 1, longest) * heads + count(heads)[:, None]).flatten()
+        row, column = layout.cells // longest, layout.cells % longest
+        out = into.new_zeros(tokens, heads)
+        out[:real] = (row[:, None] * heads + count(heads)) * longest + column[:, None]
+        other_half = 1 - count(2)
+        swap = lambda rows: (2 * rows[:, None] + other_half).flatten()  # noqa: E731
+        return cls(into, swap(into), swap(count(len(into))), out.flatten(), real)
+
+
+class Grid:
+    """What all layers of one pass share: places, angles by column, and what a query does not see."""
+
+    def __init__(self, backbone: PreTrainedModel, layout: Layout, tokens: int, like: torch.Tensor):
+        self.layout, self.tokens, self.like, self.config = layout, tokens, like, backbone.config
+        columns = torch.arange(layout.longest, device=like.device)[None]
+        cos, sin = (table[0] for table in backbone.rotary_emb(like, columns))
+        half = sin.shape[1] // 2
+        self.angles = cos, torch.cat([-sin[:, :half], sin[:, half:]], 1)
+        self.made: dict = {}
+
+    def places(self, heads: int) -> Places:
+        if heads not in self.made:
+            self.made[heads] = Places.of(self.layout, heads, self.tokens)
+        return self.made[heads]
+
+    def scaled(self, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The angles of queries: scores are then scaled."""
+        if "scaled" not in self.made:
+            self.made["scaled"] = tuple(table * scaling for table in self.angles)
+        return self.made["scaled"]
+
+    def bias(self, window: int | None, groups: int) -> torch.Tensor:
+        """-inf where a query (groups * longest) does not see a key (longest), else 0."""
+        key = window, groups
+        if key not in self.made:
+            hidden = self.layout.hidden(causal=True, window=window)
+            zeros = self.like.new_zeros(hidden.shape)
+            self.made[key] = zeros.masked_fill_(hidden, -torch.inf).repeat(groups, 1)
+        return self.made[key]
+
+
+def attend(module: nn.Module, h: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Causal attention of h (1, tokens, hidden) within each row, with the module's projections."""
+    q, k, v = module.q_proj(h), module.k_proj(h), module.v_proj(h)
+    size = module.head_dim
+    if hasattr(module, "q_norm"):
+        q, k = (
+            Norm.apply(x.reshape(-1, size), norm.weight, norm.variance_epsilon).view_as(x)
+            for x, norm in ((q, module.q_norm), (k, module.k_norm))
+        )
+    many, few = (grid.places(x.shape[2] // size) for x in (q, k))
+    window = getattr(module, "sliding_window", getattr(grid.config, "sliding_window", None))
+    window = window if window is not None and window < grid.layout.longest else None
+    shape = grid.layout.rows, -1, grid.layout.longest, size
+    q = IntoGrid.apply(q, many, size, *grid.scaled(module.scaling)).view(shape)
+    k = IntoGrid.apply(k, few, size, *grid.angles).view(shape)
+    v = IntoGrid.apply(v, few, size, None, None).view(shape)
+    if q.is_cuda:
+        hidden = None if window is None else grid.layout.hidden(causal=True, window=window)
+        mixed = attention._fused(q, k, v, 1.0, hidden=hidden)
+    else:
+        mixed = Softmax.apply(q, k, v, grid.bias(window, q.shape[1] // k.shape[1]))
+    return module.o_proj(OutOfGrid.apply(mixed, many))
+
+
+def _turned(x: torch.Tensor, swapped: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, sign: int) -> torch.Tensor:
+    """x cos + sign * swap(x) sin for rows of head_dim in columns of the grid, with sin negative in its first half."""
+    columns = -1, cos.numel()
+    turned = x.view(columns) * cos.flatten()
+    return turned.addcmul_(swapped.view(columns), sin.flatten(), value=sign).view_as(x)
+
+
+class IntoGrid(torch.autograd.Function):
+    """Tokens laid into the grid, and turned by their columns' angles (Su et al. 2021, arXiv:2104.09864) if given.
+
+    Each pair of coordinates is turned; the gradient is turned back. Empty cells hold an idle token's numbers; their
+    gradients are 0 (`OutOfGrid`), and so are those of idle tokens.
+    """
+
+    @staticmethod
+    def forward(ctx, flat, places, size, cos, sin):
+        ctx.places, ctx.shape = places, flat.shape
+        ctx.save_for_backward(cos, sin)
+        flat = flat.contiguous()
+        laid = flat.view(-1, size).index_select(0, places.into)
+        if cos is None:
+            return laid
+        return _turned(laid, flat.view(-1, size // 2).index_select(0, places.into_swapped), cos, sin, sign=1)
+
+    @staticmethod
+    def backward(ctx, dlaid):
+        cos, sin = ctx.saved_tensors
+        dlaid = dlaid.contiguous()
+        if cos is not None:
+            swapped = dlaid.view(-1, dlaid.shape[1] // 2).index_select(0, ctx.places.swapped)
+            dlaid = _turned(dlaid, swapped, cos, sin, sign=-1)
+        dflat = dlaid.index_select(0, ctx.places.out).view(ctx.shape)
+        dflat[:, ctx.places.real :] = 0
+        return dflat, None, None, None, None
+
+
+class OutOfGrid(torch.autograd.Function):
+    """Tokens (1, tokens, heads * head_dim) taken out of the grid (rows, heads, longest, head_dim); idle ones are 0."""
+
+    @staticmethod
+    def forward(ctx, laid, places):
+        ctx.places, ctx.shape = places, laid.shape
+        flat = laid.reshape(-1, laid.shape[3]).index_select(0, places.out).view(1, -1, laid.shape[1] * laid.shape[3])
+        flat[:, places.real :] = 0
+        return flat
+
+    @staticmethod
+    def backward(ctx, dflat):
+        return dflat.reshape(-1, ctx.shape[3]).index_select(0, ctx.places.into).view(ctx.shape), None
+
+
+class Softmax(torch.autograd.Function):
+    """softmax(q k^T + bias) v, of (rows, heads, longest, head_dim); queries of one key head stand below each other.
+
+    With p the probabilities, rounded as they are used: dp = dy v^T, ds = p * (dp - sum(p * dp)), dq = ds k,
+    dk = ds^T q, dv = p^T dy.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias):
+        ctx.shape = q.shape
+        k, v = k.flatten(0, 1), v.flatten(0, 1)
+        q = q.reshape(len(k), -1, q.shape[3])
+        wide = torch.promote_types(q.dtype, torch.float32)
+        p = torch.baddbmm(bias, q, k.transpose(1, 2)).softmax(-1, dtype=wide).to(q.dtype)
+        ctx.save_for_backward(q, k, v, p)
+        return torch.bmm(p, v).view(ctx.shape)
+
+    @staticmethod
+    def backward(ctx, dy):
+        q, k, v, p = ctx.saved_tensors
+        dy = dy.reshape(q.shape)
+        dp = torch.bmm(dy, v.transpose(1, 2))
+        ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+        key_shape = ctx.shape[0], -1, *ctx.shape[2:]
+        dq, dk, dv = torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), torch.bmm(p.transpose(1, 2), dy)
+        return dq.view(ctx.shape), dk.view(key_shape), dv.view(key_shape), None
