@@ -136,6 +136,13 @@ def test_steps_are_all_there_once_and_warm_up_then_fall(session, data, arm):
     assert rates[: warm + 1] == sorted(rates[: warm + 1]) and rates[warm:] == sorted(rates[warm:], reverse=True)
 
 
+def test_a_trial_that_is_only_tried_ends_after_its_first_steps_or_its_last(session, data):
+    few = replace(data, splits={name: rows[: BATCH + 1] for name, rows in data.splits.items()})
+    whole = [step.loss for step in session.start(trial(), few).steps(None)]
+    for most in (2, len(whole) + 1):
+        assert [step.loss for step in session.start(trial(), few).steps(None, most=most)] == whole[:most]
+
+
 def test_every_token_is_trained_on_once_an_epoch(session, data):
     run, steps = finished(session, trial(), data)
     tokens = EPOCHS * sum(session.lengths(data.splits["train"]))

@@ -73,7 +73,7 @@ class Loop:
         if checkpoint is not None:
             self._resume(checkpoint)
         saved = time.perf_counter()
-        for number in range(self.first_step, len(self.order) if most is None else most):
+        for number in range(len(self.order))[self.first_step : most]:
             started = time.perf_counter()
             rate = learning_rate(number, len(self.order), peak=self.peak_rate, warmup_share=self.controls.warmup_share)
             loss, grad_norm = self.step(self.order[number], rate)

@@ -223,7 +223,7 @@ class SimRun:
             "loss", *self.world.run(self.trial), keys=[str(number) for number in range(steps)]
         )
         end = 0.2 + self.truth.regret(self.trial.learning_rate)
-        for number in range(self.first_step, steps if most is None else most):
+        for number in range(steps)[self.first_step : most]:
             if number == fails_at:
                 raise DivergedError(f"step {number + 1}: numbers are no longer finite, got loss inf; lower the rate")
             rate = learning_rate(number, steps, peak=self.trial.learning_rate, warmup_share=controls.warmup_share)
