@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 import numpy as np
-from scipy.stats import rankdata
+import scipy  # its statistics load at first use: seconds that workers need not wait for
 
 from tunetrial.analysis import stats, texts
 from tunetrial.analysis.columns import Values, both_texts, codes, measured, numbers
@@ -193,7 +193,7 @@ def _pearson_parts(target_E: Values, prediction_E: Values) -> Floats:
 
 def spearman(target_E: Values, prediction_E: Values) -> float | None:
     """Spearman correlation, ties at their mean rank; None when either side is all equal."""
-    return _correlation(*(rankdata(values) for values in numbers(target_E, prediction_E)))
+    return _correlation(*(scipy.stats.rankdata(values) for values in numbers(target_E, prediction_E)))
 
 
 def _spearman_parts(target_E: Values, prediction_E: Values) -> Floats:
@@ -203,7 +203,7 @@ def _spearman_parts(target_E: Values, prediction_E: Values) -> Floats:
     """
     x_E, y_E = numbers(target_E, prediction_E)
     whole = _defined("spearman", spearman(x_E, y_E))
-    rank_E, rank2_E, n = rankdata(x_E), rankdata(y_E), len(x_E) - 1
+    rank_E, rank2_E, n = scipy.stats.rankdata(x_E), scipy.stats.rankdata(y_E), len(x_E) - 1
     fallen_E = _sum_above(x_E, rank2_E) + _sum_above(y_E, rank_E)
     own_E = (rank_E - 0.5) * (rank2_E - 0.5)
     product_E = rank_E @ rank2_E - fallen_E + _both_above(x_E, y_E) - own_E - n * ((n + 1) / 2) ** 2

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize
+import scipy  # its optimisers load at first use
 
 from tunetrial.analysis import metrics
 from tunetrial.analysis.costs import Costs
@@ -147,7 +147,7 @@ def _first_change(scores: Callable[[float], Floats], grid: Floats, top: int) -> 
             def lead(price: float, k: int = k) -> float:
                 return float(scores(price)[top] - scores(price)[k])
 
-            return (float(a) if lead(a) <= 0 else float(optimize.brentq(lead, a, b))), k
+            return (float(a) if lead(a) <= 0 else float(scipy.optimize.brentq(lead, a, b))), k
     return None
 
 

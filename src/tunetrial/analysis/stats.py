@@ -10,8 +10,9 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+import scipy  # its statistics load at first use: seconds that workers need not wait for
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import special
 
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.records import Record
@@ -163,7 +164,7 @@ def paired(diff_R: Floats) -> Estimate:
         raise EvidenceError(
             f"differences: need 2 or more finite values that are not all equal, got {diff_R.tolist()}; add seeds"
         )
-    return Estimate(effect=float(diff_R.mean()), se=float(stats.sem(diff_R)), df=float(len(diff_R) - 1))
+    return Estimate(effect=float(diff_R.mean()), se=float(scipy.stats.sem(diff_R)), df=float(len(diff_R) - 1))
 
 
 def detectable_effect(se: float, df: float, *, level: float = 0.95, power: float = 0.8) -> float:
@@ -177,12 +178,12 @@ def detectable_effect(se: float, df: float, *, level: float = 0.95, power: float
 
     def shortfall(noncentrality: float) -> float:
         # The lower tail is written as an upper one: scipy's lower tail is NaN far from the centre.
-        return power - float(sum(stats.nct.sf(critical, df, sign * noncentrality) for sign in (1, -1)))
+        return power - float(sum(scipy.stats.nct.sf(critical, df, sign * noncentrality) for sign in (1, -1)))
 
     top = 1.0
     while shortfall(top) > 0:
         top *= 2
-    return float(optimize.brentq(shortfall, 0, top)) * se
+    return float(scipy.optimize.brentq(shortfall, 0, top)) * se
 
 
 def cluster_values(diff_RE: Floats, cluster_E: Sequence[str]) -> Floats:
@@ -272,7 +273,7 @@ def _null_of_looks(looks: tuple[int, ...]) -> dict[int, tuple[Floats, Floats]]:
     """
     if list(looks) != sorted(set(looks)) or not looks or looks[0] < 2:
         raise EvidenceError(f"looks: must rise from 2 or more seeds, got {list(looks)}; [5, 10] is usual")
-    uniform = stats.qmc.Sobol(2 * len(looks), rng=20_240_501).random(2**17).T
+    uniform = scipy.stats.qmc.Sobol(2 * len(looks), rng=20_240_501).random(2**17).T
     seeds, mean, squares, one, two = 0, np.zeros(2**17), np.zeros(2**17), np.ones(2**17), np.ones(2**17)
     for block, normal, chi in zip(np.diff((0, *looks)), uniform[::2], uniform[1::2], strict=True):
         fresh = special.ndtri(normal) / block**0.5

@@ -32,7 +32,8 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     memory = Peak(session)
     run = session.start(trial, data)
     order, rate = run.loop.order, trial.learning_rate * 1e-3
-    timed = settled(lambda number: clock.time(lambda: run.loop.step(order[number % len(order)], rate)))
+    blocks = MOST_BLOCKS if session.device.type == "cuda" else 0
+    timed = settled(lambda number: clock.time(lambda: run.loop.step(order[number % len(order)], rate)), blocks=blocks)
     step_s = [seconds for _, seconds in timed]
     tokens = [len(run.loop.tokens[row]) for number, _ in timed for row in order[number % len(order)]]
     peak = memory.read()
@@ -61,17 +62,18 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     return found
 
 
-def settled(take: Callable[[int], float]) -> list[tuple[int, float]]:
+def settled(take: Callable[[int], float], *, blocks: int = MOST_BLOCKS) -> list[tuple[int, float]]:
     """Take numbered steps until TIMED of them are no faster than the TIMED before; these last, with their seconds.
 
     Kernels and memory are prepared at first use, and in a fresh process on a GPU that goes on for dozens of steps,
-    each two or three times slower than the hundreds that follow.
+    each two or three times slower than the hundreds that follow: up to `blocks` more of them are taken. On a CPU
+    WARM_UP steps are enough.
     """
     numbers = itertools.count()
     block = lambda size: [(number, take(number)) for number in itertools.islice(numbers, size)]  # noqa: E731
     block(WARM_UP)
     last = block(TIMED)
-    for _ in range(MOST_BLOCKS):
+    for _ in range(blocks):
         before, last = last, block(TIMED)
         if _middle(last) > SETTLED * _middle(before):
             break

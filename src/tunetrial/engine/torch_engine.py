@@ -45,8 +45,8 @@ class TorchEngine:
         return psutil.virtual_memory().available
 
     def precision(self) -> Precision:
-        """bf16 where products in it are native (compute capability 8.0, AMX or AVX512-BF16), else fp16 on a GPU and fp32
-        on a CPU."""
+        """bf16 where its products are native (compute capability 8.0, AMX or AVX512-BF16); else fp16 on a GPU, fp32 on
+        a CPU."""
         if self.device.type == "cuda":
             return "bf16" if torch.cuda.get_device_capability(self.device) >= (8, 0) else "fp16"
         return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"

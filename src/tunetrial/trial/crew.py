@@ -16,6 +16,7 @@ from tunetrial.trial.pool import Worker, cores
 from tunetrial.trial.progress import Running, label
 
 DEATHS = 3
+WARM = 4
 STOP_S = 60.0
 
 Ended = Callable[[Trial, str, str | None], None]
@@ -52,6 +53,8 @@ class Crew:
         self._queue: deque[Assignment] = deque()
         self._busy: dict[Worker, Assignment] = {}
         self._idle: list[Worker] = []
+        self._warm: list[Worker] = []
+        self._warming: set[Worker] = set()
         self._may_begin: Callable[[Trial], bool] = lambda trial: True
         self._wishes = 0
         self._kill_at = float("inf")
@@ -96,7 +99,7 @@ class Crew:
         self._may_begin = may_begin
         self._queue.extend(sorted((Assignment(trial) for trial in trials), key=lambda a: a.alone))
         self._hand_out()
-        while self._busy:
+        while self._busy or self._warming:
             try:
                 worker, message = self._inbox.get(timeout=1.0)
             except Empty:
@@ -109,10 +112,10 @@ class Crew:
 
     def kill(self) -> None:
         """End all workers now."""
-        for worker in (*self._busy, *self._idle):
+        for worker in (*self._busy, *self._idle, *self._warm):
             worker.kill()
-        self._busy.clear()
-        self._idle.clear()
+        for workers in (self._busy, self._idle, self._warm, self._warming):
+            workers.clear()
 
     def _hand_out(self) -> None:
         """Give waiting trials to workers; a trial that must be alone waits until all others have ended."""
@@ -124,6 +127,8 @@ class Crew:
                 return self.finish()
             if alone:
                 self._dismiss()
+            if not self._ready():
+                return
             assignment = self._queue.popleft()
             worker = self._idle.pop() if self._idle else self._hire(assignment)
             self._busy[worker] = assignment
@@ -133,9 +138,25 @@ class Crew:
             order = {"do": "trial", "trial": trial.model_dump(mode="json"), "study": str(self._folder)}
             worker.send({**order, "terms": asdict(terms)})
 
+    def _ready(self) -> bool:
+        """Are there libraries in memory for what comes next?
+
+        Workers of the next few probes load theirs side by side, and before the first of them measures: what is alone on
+        the machine must not wait for that each time, nor share the machine with it.
+        """
+        if self._queue[0].trial.purpose == "probe" and not self._warm:
+            wanted = sum(assignment.trial.purpose == "probe" for assignment in self._queue)
+            self._warm = [self._start(cores()) for _ in range(min(wanted, WARM))]
+            self._warming = set(self._warm)
+            for worker in self._warm:
+                worker.send({"do": "load", "engine": self._pinned.engine})
+        return not self._warming
+
+    def _start(self, threads: int) -> Worker:
+        return Worker(self._inbox, threads=threads, log=self._folder / "worker.log")
+
     def _hire(self, assignment: Assignment) -> Worker:
-        threads = cores() if assignment.trial.purpose == "probe" else 1
-        worker = Worker(self._inbox, threads=threads, log=self._folder / "worker.log")
+        worker = self._warm.pop() if assignment.trial.purpose == "probe" else self._start(1)
         pinned = self._pinned
         order = {"do": "open", "engine": pinned.engine, "base": str(pinned.base), "precision": pinned.lock.precision}
         worker.send(order)
@@ -145,12 +166,16 @@ class Crew:
         """End the idle workers, and free what they hold."""
         while self._idle:
             self._idle.pop().close()
+        while self._warm and self._queue[0].retry:
+            self._warm.pop().close()
 
     def _hear(self, worker: Worker, message: dict | None, ended: Ended) -> None:
         """Take in a report, or the end, of a worker. One that was ended on purpose is no longer listened to."""
         assignment = self._busy.get(worker)
+        self._warming.discard(worker)
         if message is None:
             worker.close()
+            self._warm = [other for other in self._warm if other is not worker]
             self._busy.pop(worker, None)
             self._idle = [other for other in self._idle if other is not worker]
             if assignment is not None and not self.stopping:

@@ -52,6 +52,11 @@ class Service:
         self._session: Session | None = None
         self._data: dict[str, TaskData] = {}
 
+    def load(self, order: dict) -> None:
+        """Load the engine's libraries, and touch no device yet."""
+        importlib.import_module(ENGINES.get(order["engine"], order["engine"]).partition(":")[0])
+        self._report({"event": "loaded"})
+
     def open(self, order: dict) -> None:
         """Open the base; say what the machine is like."""
         engine = find_engine(order["engine"])
