@@ -76,6 +76,14 @@ def test_norm_has_the_gradients_of_its_formula():
     torch.testing.assert_close(blocks.Norm.apply(x, weight, eps), weight * x / rms, rtol=1e-12, atol=1e-12)
 
 
+def test_a_norm_that_overflows_has_no_gradient():
+    x = torch.full((1, 2, 4), 1e20)
+    x[0, 0] = 1.0
+    x.requires_grad_(True)
+    blocks.Norm.apply(x, torch.ones(4), 1e-5).sum().backward()
+    assert x.grad[0, 0].isfinite().all() and x.grad[0, 1].isnan().all()
+
+
 def test_grid_and_attention_have_the_gradients_of_their_formulas(tmp_path):
     torch.manual_seed(0)
     layout, heads, size = drawn((3, 1, 2)), 2, 4

@@ -85,6 +85,7 @@ class Norm(torch.autograd.Function):
     """w * x / rms(x) (Zhang and Sennrich 2019, arXiv:1910.07467), rounded where transformers' rounds it.
 
     With n = x / rms(x) and g = w * dy: dx = (g - n * mean(g * n)) / rms(x); dw = sum of dy * n over tokens.
+    Where x is so large that its squares overflow, n is 0 and dx is not a number: such a run must end as diverged.
     """
 
     @staticmethod
@@ -107,6 +108,7 @@ def _norm_gradients(ctx, dy: torch.Tensor, *, trained: bool) -> tuple[torch.Tens
     wide_normed, dy, wide_weight = (tensor.to(scale.dtype) for tensor in (normed, dy, weight))
     products = dy * wide_normed
     mean = (products @ wide_weight).div_(len(weight))[..., None]
+    scale = scale.masked_fill(scale == 0, torch.nan)
     dx = (dy * wide_weight).addcmul_(wide_normed, mean, value=-1).mul_(scale)
     return dx, products.flatten(0, -2).sum(0).to(weight.dtype) if trained else None
 
