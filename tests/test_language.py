@@ -227,5 +227,3 @@ def test_a_template_without_a_place_for_the_answer_is_refused(chatml):
     chatml.tokenizer.chat_template = "{{ messages | length }}"
     with pytest.raises(DataError, match="row r1: the base's chat template begins no answer where it asks for one"):
         chatml.rows([chat(*TALK)])
-
-
