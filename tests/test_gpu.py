@@ -12,6 +12,7 @@ import test_engine_contract as contract
 from test_engine_contract import (  # noqa: F401
     test_a_damaged_checkpoint_is_passed_over,
     test_a_probe_measures_what_decides,
+    test_a_trial_that_is_only_tried_ends_after_its_first_steps_or_its_last,
     test_an_interrupted_run_goes_on_to_the_same_end,
     test_another_seed_is_another_run,
     test_another_trials_checkpoint_is_refused,
