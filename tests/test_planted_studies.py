@@ -9,8 +9,6 @@ import whole_studies
 from tunetrial.analysis import compare
 from tunetrial.engine.sim import SimEngine
 
-BEYOND = {"null, unequal spreads"}  # false more often than nominal, as the README says
-
 
 def carry_out(kind: str, number: int = 0):
     planted = whole_studies.KINDS[kind]
@@ -65,10 +63,9 @@ def test_error_stays_nominal(kind):
 def test_committed_counts_stay_within_the_binomial_bound():
     """A/A alarms within the 95 % bound, 62 of 1,000; as do all kinds together; each alone within its 99.5 % bound.
 
-    A kind beyond that bound is no test to be made wider: the README says so, with its count.
+    A kind beyond that bound is no test to be made wider, but a fault of the verdict.
     """
     log = {kind: found for kind, found in json.loads(whole_studies.LOG.read_text()).items() if is_bounded(kind)}
-    readme = (whole_studies.LOG.parents[1] / "README.md").read_text()
     assert set(log) == set(filter(is_bounded, whole_studies.KINDS))
     assert log["null"]["studies"] >= 1000
     for error in ("false_direction", "false_size"):
@@ -76,5 +73,4 @@ def test_committed_counts_stay_within_the_binomial_bound():
         together = [sum(found[what] for found in log.values()) for what in (error, "studies")]
         assert together[0] <= binom.ppf(0.95, together[1], 0.05)
         for kind, found in log.items():
-            if found[error] > binom.ppf(0.995, found["studies"], 0.05):
-                assert kind in BEYOND and f"{found[error]} of {found['studies']:,}" in readme, kind
+            assert found[error] <= binom.ppf(0.995, found["studies"], 0.05), kind
