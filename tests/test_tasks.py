@@ -61,6 +61,7 @@ def test_committed_data_equal_what_the_sources_give(tmp_path):
         assert path.read_bytes() == (build_data.EMBEDDED / path.relative_to(tmp_path)).read_bytes(), path
 
 
+@pytest.mark.slow
 def test_no_two_items_are_near_duplicates(capsys):
     faults: list[str] = []
     items = build_data.read_items("newsletter")

@@ -67,7 +67,9 @@ class Peft(Trained):
     __pydantic_extra__: dict[str, Setting]
 
     peft_type: str = Field(
-        description="type of PEFT's adapter", examples=["IA3"], json_schema_extra=lambda s: s.update(enum=fitting())
+        description="type of PEFT's adapter",
+        examples=["IA3"],
+        json_schema_extra=lambda s: s.update(enum=list(fitting())),
     )
 
     @field_validator("peft_type")
