@@ -70,8 +70,7 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight
             engine="sim" if machine["synthetic"] else "torch",
         )
         if preflight:
-            for trial, few in attempts(lock, data):
-                survey.attempt(trial, few)
+            all(survey.attempt(trial, few) for trial, few in attempts(lock, data))
     finally:
         survey.close()
     return Pinned(
@@ -105,19 +104,24 @@ class Survey:
         self._inbox: SimpleQueue = SimpleQueue()
         self._log = log
         self._attempted = 0
+        self._ended = False
         self._worker = Worker(self._inbox, threads=cores(), log=log)
 
     def ask(self, order: dict) -> dict:
         self._worker.send(order)
         _, answer = self._inbox.get()
         if answer is None:
+            self._ended = True
             raise TunetrialError(f"engine: its process ended, got {self._worker.exit_in_words()}; see {self._log}")
         if "error" in answer:
             raise TunetrialError(answer["error"])
         return answer
 
-    def attempt(self, trial: Trial, data: TaskData) -> None:
+    def attempt(self, trial: Trial, data: TaskData) -> bool:
         """Try an arm on a few rows; not to fit is a result that its trials will record.
+
+        False if the kernel killed the worker for memory: that too is for the trials to find, and no arm can be tried
+        after it.
 
         Raises:
             TunetrialError: It cannot come through; the message names arm and task.
@@ -130,7 +134,10 @@ class Survey:
         try:
             self.ask(order)
         except TunetrialError as error:
+            if self._ended and self._worker.died_of_memory():
+                return False
             raise TunetrialError(f"preflight: {trial.arm.name} on {trial.task}: {error}") from None
+        return True
 
     def close(self) -> None:
         self._worker.close()
