@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tiny import make_data, make_model, make_trial
 from tunetrial import methods
@@ -108,3 +109,14 @@ def test_state_bytes_follow_the_bits():
     eight = methods.find(arm).state_bytes(shape, 1)
     wide = methods.find(make_trial("full").arm).state_bytes(shape, 1)
     assert eight == round(wide * (1 + 4 / 256) / 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_full_model_is_saved_in_the_bases_own_dtype(data, dtype, tmp_path):
+    session = TorchEngine(device="cpu").open(make_model(tmp_path / "base", hidden=32, dtype=dtype), "fp32")
+    run = session.start(make_trial("full", epochs=1), data)
+    list(run.steps(None))
+    run.save(tmp_path / "made")
+    saved = load_file(tmp_path / "made" / "model.safetensors")
+    assert {t.dtype for name, t in saved.items() if name.startswith("model.")} == {dtype}
+    run.verify(tmp_path / "made")

@@ -214,7 +214,10 @@ class TorchRun:
             self.trainables.publish(through=self._saved_dtype())
 
     def _saved_dtype(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.session.shape.bytes_per_weight == 2 else None
+        """The base's own, if it is narrower than fp32."""
+        config = json.loads((self.session.base / "config.json").read_text(encoding="utf-8"))
+        stored = config.get("dtype") or config.get("torch_dtype")
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(stored)
 
     def predict(self, examples: Sequence[Example]) -> list[str] | list[float]:
         return self.reader.predict(examples)
