@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from statistics import fmean
@@ -195,6 +196,15 @@ def test_provenance_counts_the_openings_of_the_test_rows():
         assert f"tickets: test rows {said}" in flat(Page(report.html(evidence, counted)).text)
         assert json.loads(report.to_json(evidence, counted))["decision"]["test_openings"] == openings
     assert "test rows opened" not in drawn("clear").text
+
+
+def test_provenance_says_the_epochs_of_each_task():
+    evidence, decision = fixtures.clear()
+    study = evidence.lock.study
+    own = study.model_copy(update={"epochs": 3, "tasks": (study.tasks[0].model_copy(update={"epochs": 2}),)})
+    lock = evidence.lock.model_copy(update={"study": own})
+    text = flat(Page(report.html(replace(evidence, lock=lock), decision)).text)
+    assert "tickets: epochs 2 " in text and "3 epochs" not in text
 
 
 def test_study_cost_adds_all_attempts_and_needs_a_price():

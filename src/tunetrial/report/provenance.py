@@ -53,7 +53,7 @@ def _budget(evidence: Evidence, decision: Decision) -> list[tuple[str, str]]:
 
 def _settings(evidence: Evidence) -> str:
     study = evidence.lock.study
-    shared = f"{study.epochs} epochs, {study.batch_examples} examples a step, at most {study.max_tokens} tokens a row"
+    shared = f"{study.batch_examples} examples a step, at most {study.max_tokens} tokens a row"
     arms = [
         f"{words.name(a.name)}: {a.method}"
         + "".join(f", {words.clean(k, 40)} {words.clean(v, 80)}" for k, v in a.settings.items())
@@ -69,7 +69,8 @@ def _data(evidence: Evidence, decision: Decision, task: TaskSpec) -> list[tuple[
     remarks = [(f"{name}: remark", words.clean(remark)) for remark in pin.remarks]
     times = decision.test_openings.get(task.name)
     opened = [(f"{name}: test rows opened", "once" if times == 1 else f"{times} times")] if times else []
-    return [(f"{name}: rows", counts), (f"{name}: SHA-256", digests), *opened, *remarks]
+    epochs = str(evidence.lock.controls(task.name).epochs)
+    return [(f"{name}: rows", counts), (f"{name}: epochs", epochs), (f"{name}: SHA-256", digests), *opened, *remarks]
 
 
 def _ranges(seeds: Iterable[int]) -> str:
