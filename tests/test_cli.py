@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trial_study import write_study
-from tunetrial import Study, __version__, cli
+from tunetrial import Study, __version__, cli, spec
 
 HERE = Path(__file__).parent
 TUNETRIAL = [sys.executable, "-c", "from tunetrial.cli import main; main()"]
@@ -181,6 +181,14 @@ def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path, monkeypatch
     assert ran.returncode == 1 and ran.stdout == ""
     [line] = ran.stderr.splitlines()
     assert line.startswith("tunetrial: file/in") and "cannot be written, got Not a directory; see to that" in line
+
+
+@pytest.mark.parametrize(("study", "tasks"), [("demo", ["newsletter", "tickets"]), ("demo-json", ["tickets_json"])])
+def test_a_demo_writes_its_study_of_built_in_tasks_and_begins(tmp_path, study, tasks):
+    ran = tunetrial("demo", study, "--folder", tmp_path / "d", "--engine", "no_such:engine", home=tmp_path)
+    assert ran.returncode == 1 and "no_such:engine" in ran.stderr
+    asked = spec.read(tmp_path / "d" / f"{study}.yaml")
+    assert [task.name for task in asked.tasks] == tasks and asked.reference == "full"
 
 
 def test_bad_usage_exits_with_2(tmp_path):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S, REFRESH_S = 60.0, 0.25
 USAGE, FAILED, DOES_NOT_FIT, INTERRUPTED = 2, 3, 4, 130
+
+DEMOS = "demo: scores and queues, five minutes on 2 cores. demo-json: answers as JSON, about an hour there."
 
 app = typer.Typer(
     add_completion=False,
@@ -40,6 +42,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command()
 def demo(
+    study: Annotated[Literal["demo", "demo-json"], typer.Argument(help=DEMOS)] = "demo",
     folder: Annotated[Path, typer.Option(help="Where to put study and results.")] = Path("tunetrial-demo"),
     json: Json = False,
     engine: Engine = "torch",
@@ -48,11 +51,11 @@ def demo(
     with _exit_status():
         from tunetrial.core import files
 
-        path = folder / "demo.yaml"
+        path = folder / f"{study}.yaml"
         with files.writing(path):
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                path.write_bytes((Path(__file__).parent / "embedded" / "demo.yaml").read_bytes())
+                path.write_bytes((Path(__file__).parent / "embedded" / path.name).read_bytes())
         _run(Study.load(path, engine=engine), wait_s=0.0, json=json)
 
 
