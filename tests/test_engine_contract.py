@@ -20,9 +20,15 @@ from tunetrial.engine.sim import SimEngine, Truth, World
 ARMS = {
     "full": Arm(name="full", method="full"),
     "lora": Arm(name="lora", method="lora", settings=methods.settle("lora", {"rank": 2, "targets": ("q_proj",)})),
+    "warm": Arm(
+        name="warm",
+        method="full",
+        settings=methods.settle("full", {"warm_start": 0.45, "rank": 2, "targets": ("q_proj",)}),
+    ),
 }
 ROWS, BATCH, EPOCHS = 42, 4, 4
 STEPS = EPOCHS * math.ceil(ROWS / BATCH)
+MERGE = 20
 TOO_HIGH = 1e6
 
 
@@ -36,7 +42,7 @@ class Case:
 
 def _sim() -> Case:
     truth = Truth(diverges_above=1.0)
-    return Case(lambda: SimEngine(World(arms={"full": truth, "lora": truth})), models.EMBEDDED)
+    return Case(lambda: SimEngine(World(arms=dict.fromkeys(ARMS, truth))), models.EMBEDDED)
 
 
 def _torch() -> Case:
@@ -124,7 +130,7 @@ def test_lengths_count_tokens_and_grow_with_the_prompt(session):
     assert 0 < lengths[0] < lengths[1]
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", ["full", "lora"])
 def test_steps_are_all_there_once_and_warm_up_then_fall(session, data, arm):
     _, steps = finished(session, trial(arm), data)
     assert [step.step for step in steps] == list(range(1, STEPS + 1))
@@ -134,6 +140,23 @@ def test_steps_are_all_there_once_and_warm_up_then_fall(session, data, arm):
     warm = math.ceil(0.1 * STEPS)
     assert rates[0] == 0 and rates[warm] == max(rates) == 1e-3
     assert rates[: warm + 1] == sorted(rates[: warm + 1]) and rates[warm:] == sorted(rates[warm:], reverse=True)
+
+
+def test_a_warm_start_keeps_the_schedule_and_begins_at_the_adapters_rate(case, session, data):
+    _, steps = finished(session, trial("warm"), data)
+    _, plain = finished(session, trial("full"), data)
+    own = models.shape(case.base).parameters
+    factor = methods.find(ARMS["lora"]).learning_rate_centre(own) / methods.find(ARMS["full"]).learning_rate_centre(own)
+    assert factor > 1
+    expected = [step.learning_rate * (factor if step.step <= MERGE else 1) for step in plain]
+    assert [step.learning_rate for step in steps] == pytest.approx(expected)
+
+
+def test_a_warm_start_that_is_only_tried_merges_half_way(session, data):
+    few = replace(data, splits={name: rows[: BATCH + 1] for name, rows in data.splits.items()})
+    tried = [step.learning_rate for step in session.start(trial("warm"), few).steps(None, most=4)]
+    whole = [step.learning_rate for step in session.start(trial("full"), few).steps(None)]
+    assert [one > other for one, other in zip(tried[1:], whole[1:], strict=False)] == [True, False, False]
 
 
 def test_a_trial_that_is_only_tried_ends_after_its_first_steps_or_its_last(session, data):
@@ -170,8 +193,8 @@ def test_another_seed_is_another_run(session, data):
 
 
 def test_arms_of_a_pair_see_the_same_tokens_in_the_same_order(session, data):
-    runs = [session.start(trial(arm, learning_rate=rate), data) for arm, rate in (("full", 1e-4), ("lora", 1e-3))]
-    assert runs[0].token_digest == runs[1].token_digest
+    rates = {"full": 1e-4, "lora": 1e-3, "warm": 3e-4}
+    assert len({session.start(trial(arm, learning_rate=rate), data).token_digest for arm, rate in rates.items()}) == 1
 
 
 def test_a_smaller_micro_batch_leaves_the_effective_batch(session, data):
@@ -195,7 +218,7 @@ def test_predictions_are_labels_or_numbers_whoever_is_asked_with_them(session, d
 
 
 @pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("after", [1, 20, 21, STEPS - 1])
+@pytest.mark.parametrize("after", [1, MERGE, MERGE + 1, MERGE + 2, STEPS - 1])
 def test_an_interrupted_run_goes_on_to_the_same_end(case, arm, after, tmp_path):
     data, checkpoint = data_of("classify"), tmp_path / "checkpoint"
     whole, expected = finished(case.make().open(case.base, "fp32"), trial(arm), data)

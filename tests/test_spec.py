@@ -294,7 +294,9 @@ ARMS = [
     ("{a: {method: full}, b: {method: lora, targets: 3}}", ".b.targets: must be 'all-linear' or a list, got 3; give"),
     ("{a: {method: full}, b: {method: lora, rslora: 2}}", ".b.rslora: must be true or false, got 2; give the choice"),
     ("{a: {method: full}, b: {method: lora, rnk: 8}}", ".b.rnk: unknown key; did you mean 'rank'?"),
-    ("{a: {method: lora}, b: {method: full, rank: 8}}", ".b.rank: unknown key; use one of optimizer_bits, method"),
+    ("{a: {method: lora}, b: {method: full, rank: 8}}", ".b: rank: is of the adapter of a warm start, got 8 without"),
+    ("{a: {method: lora}, b: {method: full, warm_start: 1}}", ".b.warm_start: must be < 1, got 1; give the share of"),
+    ("{a: {method: lora}, b: {method: none, rank: 8}}", ".b.rank: unknown key; use one of shots, method"),
     ("{a: {method: lora}, b: {method: lora, rank: 16}}", ".b: the same method and settings as 'a'; change one or"),
 ]
 

@@ -29,7 +29,8 @@ class Run(Protocol):
     """One trial in hand. `steps` first, to its end; then `predict` and `save` as often as wanted."""
 
     def steps(self, checkpoint: Path | None, *, most: int | None = None) -> Iterator[Step]:
-        """Train, yielding every optimiser step once; of a trial that is only tried, the first `most`.
+        """Train, yielding every optimiser step once; of a trial that is only tried, the first `most`, with the merge
+        of a warm start half-way.
 
         With a folder in `checkpoint` it saves there now and then, and begins at the newest valid one, whose earlier
         steps are not yielded again (`first_step` says where it began).

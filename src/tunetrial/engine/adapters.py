@@ -1,7 +1,7 @@
 """Low-rank adapters: attached beside frozen linear layers, and written as PEFT reads them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -79,6 +79,23 @@ def detach(model: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, LoraLinear):
                 setattr(parent, name, child.base)
+
+
+@torch.no_grad()
+def merge(
+    model: nn.Module, masters: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Add scaling * B A to the weight beside it, for every LoraLinear, and put the layer back.
+
+    A and B are taken from `masters`, by their names in `model`, and multiplied in their dtype. `weights`, where given,
+    are what is added to, by the names of the layers' weights: more digits than the layers hold. No magnitudes of DoRA.
+    """
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LoraLinear):
+            delta = module.scaling * (masters[f"{path}.lora_B"] @ masters[f"{path}.lora_A"])
+            weight = module.base.weight if weights is None else weights[f"{path}.weight"]
+            weight += (delta.T if isinstance(module.base, Conv1D) else delta).to(weight)
+    detach(model)
 
 
 def quantise(model: nn.Module, storage: Storage, targets: tuple[str, ...], *, device: torch.device) -> None:

@@ -40,3 +40,8 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup_share: float) ->
     if step < warmup:
         return peak * step / warmup
     return peak * max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+def first_steps(share: float, steps: int) -> int:
+    """How many of so many steps a warm start begins with: its share, rounded, and never the last step."""
+    return min(round(share * steps), steps - 1)

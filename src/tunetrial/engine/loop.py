@@ -16,8 +16,8 @@ from tunetrial.core.engine import Step
 from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import Trial
-from tunetrial.engine.batches import learning_rate, order, token_digest
-from tunetrial.engine.trainables import Trainables
+from tunetrial.engine.batches import first_steps, learning_rate, order, token_digest
+from tunetrial.engine.trainables import Trainables, WarmStart
 
 
 class Objective(Protocol):
@@ -41,6 +41,10 @@ class Loop:
     In fp16 losses are scaled so that small gradients survive (Micikevicius et al. 2018, arXiv:1710.03740). Where a
     gradient overflows, the scale is halved and the same step begun again: no step is left out, so that all arms take
     equally many.
+
+    With a warm start the trainables it is given are trained in the first steps alone; then those that it merges into,
+    with moments begun anew. Rows, their order and the schedule know nothing of it. What a checkpoint holds is told by
+    its step: one at the merge is from before it.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Loop:
         trial: Trial,
         micro_batch: int | None,
         checkpoint_every_s: float,
+        warm_start: WarmStart | None = None,
     ):
         controls = trial.controls
         self.objective, self.trainables, self.tokens = objective, trainables, objective.tokens
@@ -65,17 +70,36 @@ class Loop:
         self.first_step = 0
         self.scaler = Scaler() if controls.precision == "fp16" else None
         self.device = next(iter(trainables.masters.values())).device
-        groups = trainables.groups(controls.weight_decay)
-        self.optimiser = optimiser(groups, bits=trial.arm.settings.get("optimizer_bits", 32))
+        self.warm_start = warm_start
+        self.merge_at = 0 if warm_start is None else first_steps(warm_start.share, len(self.order))
+        self.optimizer_bits = trial.arm.settings.get("optimizer_bits", 32)
+        self.optimiser = self._optimiser()
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        return optimiser(self.trainables.groups(self.controls.weight_decay), bits=self.optimizer_bits)
+
+    def merge(self) -> None:
+        """End a warm start: from now on the weights that it is merged into are trained."""
+        self.trainables.clear()
+        self.trainables = self.warm_start.merge(self.trainables.masters)
+        self.optimiser, self.warm_start = self._optimiser(), None
+
+    def rate(self, number: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        peak = self.peak_rate * (1 if self.warm_start is None else self.warm_start.rate_factor)
+        return learning_rate(number, len(self.order), peak=peak, warmup_share=self.controls.warmup_share)
 
     def steps(self, checkpoint: Path | None, *, most: int | None = None) -> Iterator[Step]:
         """Train to the end, yielding each step; see `core.engine.Run.steps`."""
         if checkpoint is not None:
             self._resume(checkpoint)
         saved = time.perf_counter()
+        merge_at = self.merge_at if most is None else min(most, len(self.order)) // 2
         for number in range(len(self.order))[self.first_step : most]:
             started = time.perf_counter()
-            rate = learning_rate(number, len(self.order), peak=self.peak_rate, warmup_share=self.controls.warmup_share)
+            if self.warm_start is not None and number >= merge_at:
+                self.merge()
+            rate = self.rate(number)
             loss, grad_norm = self.step(self.order[number], rate)
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 found = f"loss {loss}, gradient norm {grad_norm}"
@@ -156,6 +180,8 @@ class Loop:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state["trial"] != self.trial_id:
             raise IntegrityError(f"{folder}: of another trial, got {state['trial']}; remove it")
+        if self.warm_start is not None and step > self.merge_at:
+            self.merge()
         tensors = load_file(folder / "state.safetensors", device=str(self.device))
         states: dict[str, dict] = {name: {} for name in self.trainables.masters}
         for key, value in (tensors | state["counts"]).items():

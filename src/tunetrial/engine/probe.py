@@ -6,6 +6,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ import torch
 
 from tunetrial.core.evidence import Measurement, TaskData
 from tunetrial.core.study import Trial
+from tunetrial.engine.loop import Loop
 from tunetrial.engine.quantised import resident_bytes
 
 WARM_UP, TIMED, SINGLE = 4, 20, 20
@@ -24,6 +26,9 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
 
     Peak memory is the device's on CUDA; on a CPU it is the process's highest resident size above what it was before
     the run began with the base in memory added, where the system tells it (Linux), and absent elsewhere.
+
+    The steps of a warm start are timed before and after its merge, and a step's mean time is over both, by their
+    number in a run.
     """
     clock = Clock(session.device)
     session.prepare(trial)
@@ -31,11 +36,7 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     gc.collect()
     memory = Peak(session)
     run = session.start(trial, data)
-    order, rate = run.loop.order, trial.learning_rate * 1e-3
-    blocks = MOST_BLOCKS if session.device.type == "cuda" else 0
-    timed = settled(lambda number: clock.time(lambda: run.loop.step(order[number % len(order)], rate)), blocks=blocks)
-    step_s = [seconds for _, seconds in timed]
-    tokens = [len(run.loop.tokens[row]) for number, _ in timed for row in order[number % len(order)]]
+    pace = train(run.loop, clock, rate=trial.learning_rate * 1e-3)
     peak = memory.read()
     examples = data.splits["validation"]
     run.predict(examples[:1])
@@ -48,8 +49,8 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     found = {
         "load_s": Measurement(value=load_s, unit="s"),
         "base_bytes": Measurement(value=memory.base_bytes, unit="bytes"),
-        "step_s": Measurement(value=statistics.median(step_s), unit="s", n=len(step_s)),
-        "tokens_per_s": Measurement(value=sum(tokens) / sum(step_s), unit="tokens/s", n=len(step_s)),
+        "step_s": Measurement(value=pace.step_s, unit="s", n=pace.steps),
+        "tokens_per_s": Measurement(value=pace.tokens_per_s, unit="tokens/s", n=pace.steps),
         "evaluate_examples_per_s": Measurement(value=len(examples) / evaluate_s, unit="examples/s", n=len(examples)),
         "latency_s": Measurement(value=statistics.median(single_s), unit="s", n=len(single_s)),
         "save_s": Measurement(value=save_s, unit="s"),
@@ -60,6 +61,39 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     if peak is not None:
         found["peak_bytes"] = Measurement(value=peak, unit="bytes")
     return found
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a loop trains: the median time of a step, tokens a second, and of how many steps."""
+
+    step_s: float
+    tokens_per_s: float
+    steps: int
+
+    def then(self, other: "Pace", share: float) -> "Pace":
+        """Both, one after the other: this one for a share of the steps."""
+        step_s = share * self.step_s + (1 - share) * other.step_s
+        token_s = share / self.tokens_per_s + (1 - share) / other.tokens_per_s
+        return Pace(step_s, 1 / token_s, self.steps + other.steps)
+
+
+def train(loop: Loop, clock: "Clock", *, rate: float) -> Pace:
+    """Take steps of a loop, of a warm start on both sides of its merge."""
+    if loop.warm_start is None:
+        return _pace(loop, clock, rate)
+    share = loop.merge_at / len(loop.order)
+    first = _pace(loop, clock, rate)
+    loop.merge()
+    return first.then(_pace(loop, clock, rate), share)
+
+
+def _pace(loop: Loop, clock: "Clock", rate: float) -> Pace:
+    order, blocks = loop.order, MOST_BLOCKS if clock.cuda else 0
+    timed = settled(lambda number: clock.time(lambda: loop.step(order[number % len(order)], rate)), blocks=blocks)
+    step_s = [seconds for _, seconds in timed]
+    tokens = sum(len(loop.tokens[row]) for number, _ in timed for row in order[number % len(order)])
+    return Pace(statistics.median(step_s), tokens / sum(step_s), len(step_s))
 
 
 def settled(take: Callable[[int], float], *, blocks: int = MOST_BLOCKS) -> list[tuple[int, float]]:
@@ -88,7 +122,8 @@ class Clock:
     """Wall time of a call, with the device's queue empty before and after."""
 
     def __init__(self, device: torch.device):
-        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self.cuda = device.type == "cuda"
+        self.wait = torch.cuda.synchronize if self.cuda else lambda: None
 
     def time(self, call: Callable[[], object]) -> float:
         self.wait()

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from scipy.special import ndtr, ndtri
 
+from tunetrial import methods, models
 from tunetrial.core.checkpoint import newest_checkpoint, save_checkpoint
 from tunetrial.core.engine import Description, Step
 from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.records import Record, canonical
 from tunetrial.core.study import Precision, Readout, Trial
-from tunetrial.engine.batches import learning_rate, order, token_digest
+from tunetrial.engine.batches import first_steps, learning_rate, order, token_digest
 
 Floats = NDArray[np.float64]
 CHECKPOINT_EVERY = 20
@@ -150,15 +151,16 @@ class SimEngine:
         return "fp32"
 
     def open(self, base: Path, precision: Precision) -> "SimSession":
-        return SimSession(self.world, precision)
+        return SimSession(self.world, precision, base)
 
 
 @dataclass(frozen=True)
 class SimSession:
-    """A session without a base."""
+    """A session that reads no weights of its base."""
 
     world: World
     precision: Precision
+    base: Path
     template_digest: str | None = None
 
     def lengths(self, examples: Sequence[Example], *, readout: Readout = "head") -> list[int]:
@@ -223,10 +225,12 @@ class SimRun:
             "loss", *self.world.run(self.trial), keys=[str(number) for number in range(steps)]
         )
         end = 0.2 + self.truth.regret(self.trial.learning_rate)
+        merge_at, rate_factor = self._warm_start(steps, most)
         for number in range(steps)[self.first_step : most]:
             if number == fails_at:
                 raise DivergedError(f"step {number + 1}: numbers are no longer finite, got loss inf; lower the rate")
-            rate = learning_rate(number, steps, peak=self.trial.learning_rate, warmup_share=controls.warmup_share)
+            peak = self.trial.learning_rate * (rate_factor if number < merge_at else 1)
+            rate = learning_rate(number, steps, peak=peak, warmup_share=controls.warmup_share)
             noise = 0.9 * noise + 0.02 * float(shock_S[number])
             loss = end + math.exp(-5 * (number + 1) / steps) + noise**2
             tokens = sum(length[row] for row in self._order[number])
@@ -237,6 +241,14 @@ class SimRun:
                     checkpoint, number + 1, lambda folder, state=state: (folder / "state.json").write_text(state)
                 )
         self.finished = True
+
+    def _warm_start(self, steps: int, most: int | None) -> tuple[int, float]:
+        """The steps before the merge of a warm start, and the factor of their learning rate; none without one."""
+        share = self.trial.arm.settings.get("warm_start")
+        if share is None:
+            return 0, 1.0
+        factor = methods.find(self.trial.arm).rate_factor(models.shape(self.session.base).parameters)
+        return first_steps(share, steps) if most is None else min(most, steps) // 2, factor
 
     def _resume(self, checkpoint: Path | None) -> float:
         """Go to the newest valid checkpoint, if there is one, and return the luck that goes on."""

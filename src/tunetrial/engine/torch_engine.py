@@ -1,7 +1,7 @@
 """The engine that trains real weights: one resident base, a run at a time, on a CUDA device or the CPU."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -20,7 +20,7 @@ from tunetrial.engine.language import LabelReader, TextReader
 from tunetrial.engine.loop import Loop, does_not_fit
 from tunetrial.engine.readout import HeadReader
 from tunetrial.engine.texts import Texts
-from tunetrial.engine.trainables import Trainables
+from tunetrial.engine.trainables import Trainables, WarmStart
 from tunetrial.engine.untuned import TfidfRun, UntunedRun
 from tunetrial.methods.storage import Storage
 
@@ -153,8 +153,8 @@ class TorchRun:
 
     def __init__(self, session: TorchSession, trial: Trial, data: TaskData, micro_batch: int | None):
         self.session, self.trial = session, trial
-        self.adapter = methods.find(trial.arm).adapter(session.shape)
-        self.peft = None
+        method = methods.find(trial.arm)
+        self.adapter, self.peft = method.adapter(session.shape), None
         if isinstance(self.adapter, methods.PeftSpec):
             from tunetrial.engine.peft_arms import PeftArm  # seconds that other arms' workers need not wait for
 
@@ -164,8 +164,10 @@ class TorchRun:
             adapters.attach(session.model, self.adapter, seed=trial.seed)
         else:
             session.dirty = True
+        warm_start = self._warm_start(method) if self.adapter is None and method.warm_start else None
         self.reader = session.reader(trial, data)
-        self.trainables = Trainables(self._trained(), self._exact())
+        all_of_it = self.adapter is None and warm_start is None
+        trainables = self._all_weights(self._exact()) if all_of_it else self._adapter_and_head()
         examples = data.splits["train"]
         objective = self.reader.objective(examples)
         empty = [e.id for e, row in zip(examples, objective.tokens, strict=True) if not row]
@@ -173,29 +175,49 @@ class TorchRun:
             raise ModelError(f"{trial.task}: row {empty[0]}: the tokenizer made no token of its prompt; remove the row")
         self.loop = Loop(
             objective,
-            self.trainables,
+            trainables,
             examples,
             trial=trial,
             micro_batch=micro_batch,
             checkpoint_every_s=session.checkpoint_every_s,
+            warm_start=warm_start,
         )
+
+    def _warm_start(self, method: methods.Full) -> WarmStart:
+        """Attach the adapter that is trained first."""
+        adapters.attach(self.session.model, method.first_adapter(self.session.shape), seed=self.trial.seed)
+        return WarmStart(method.frozen_share, method.rate_factor(self.session.shape.parameters), self._merged)
+
+    def _merged(self, masters: Mapping[str, torch.Tensor]) -> Trainables:
+        """All weights, the trained adapter folded in; a head goes on from where it is."""
+        exact = self._exact()
+        adapters.merge(self.model, masters, exact)
+        trainables = self._all_weights(exact)
+        trainables.publish()
+        return trainables
+
+    def _all_weights(self, exact: Mapping[str, torch.Tensor] | None) -> Trainables:
+        return Trainables(dict(self.model.named_parameters()), exact)
 
     def _exact(self) -> dict[str, torch.Tensor] | None:
         """The base's weights in fp32, for masters of a full model with more digits than the compute dtype holds."""
-        if self.adapter is not None or self.session.precision not in ("bf16", "fp16"):
+        if self.session.precision not in ("bf16", "fp16"):
             return None
         prefix = "model" if self.trial.controls.readout == "head" else "causal"
         return {f"{prefix}.{n}": weight for n, weight in self.session.load(torch.float32).named_parameters()}
 
-    def _trained(self) -> dict[str, torch.nn.Parameter]:
-        """What is trained: all, or an adapter and the head, which is all that is not of the base's model."""
+    def _adapter_and_head(self) -> Trainables:
+        """The adapter's weights and the head's, which are all that are not of the base's model."""
         parameters = dict(self.model.named_parameters())
-        if self.adapter is None:
-            return parameters
         head = {name: p for name, p in parameters.items() if not name.startswith(BASE)}
         if self.peft is not None:
-            return {**self.peft.trained, **head}
-        return {**{name: p for name, p in parameters.items() if "lora_" in name}, **head}
+            return Trainables({**self.peft.trained, **head})
+        return Trainables({**{name: p for name, p in parameters.items() if "lora_" in name}, **head})
+
+    @property
+    def trainables(self) -> Trainables:
+        """What is trained now; after the last step, what is saved."""
+        return self.loop.trainables
 
     @property
     def model(self) -> torch.nn.Module:

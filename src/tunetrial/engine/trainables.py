@@ -4,7 +4,8 @@ One policy for every method: the model computes in one dtype, gradients are summ
 each step the masters are rounded into the model. (In pure bf16 most updates at small rates would be lost.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -56,3 +57,13 @@ class Trainables:
             {"params": [m for m in masters if m.ndim > 1], "weight_decay": weight_decay},
             {"params": [m for m in masters if m.ndim < 2], "weight_decay": 0.0},
         ]
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a run trains before its weights: for a share of its steps other trainables, at `rate_factor` times the
+    learning rate; `merge` folds their masters into the weights, and gives the weights to be trained from then on."""
+
+    share: float
+    rate_factor: float
+    merge: Callable[[Mapping[str, torch.Tensor]], Trainables]

@@ -27,11 +27,11 @@ METHODS: dict[str, type[Method]] = {
     "tfidf": Tfidf,
 }
 
-__all__ = ["METHODS", "AdapterSpec", "Method", "PeftSpec", "find", "settle"]
+__all__ = ["METHODS", "AdapterSpec", "Full", "Method", "PeftSpec", "find", "settle"]
 
 
 def settle(method: str, settings: dict[str, Setting]) -> dict[str, Setting]:
-    """Check a method's settings and fill in its defaults.
+    """Check a method's settings and fill in its defaults; what is absent by default stays absent.
 
     Raises:
         SpecError: The method or a setting is unknown, or a value is out of range; the text begins with the field.
@@ -39,7 +39,7 @@ def settle(method: str, settings: dict[str, Setting]) -> dict[str, Setting]:
     if method not in METHODS:
         raise SpecError(f"method: unknown, got {method!r}; use one of {', '.join(METHODS)}")
     try:
-        return METHODS[method].model_validate(settings).model_dump()
+        return METHODS[method].model_validate(settings).model_dump(exclude_none=True)
     except ValidationError as error:
         first = {part["loc"][:1]: part for part in reversed(error.errors())}
         raise SpecError("; ".join(_explain(METHODS[method], part) for part in first.values())) from None

@@ -39,7 +39,15 @@ class Lora(Trained):
     @field_validator("targets", mode="before")
     @classmethod
     def _one_name_is_a_list(cls, value: object) -> object:
-        """A name alone or several joined by commas; sorted, since their order has no effect."""
+        return cls.names(value)
+
+    @staticmethod
+    def names(value: object) -> object:
+        """Targets as given: a name alone or several joined by commas; sorted, since their order has no effect.
+
+        Raises:
+            ValueError: None is named.
+        """
         if isinstance(value, str) and value != "all-linear":
             value = value.split(",")
         if isinstance(value, list | tuple):

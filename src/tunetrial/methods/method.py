@@ -42,12 +42,21 @@ class Method(Record):
     uses_base: ClassVar[bool] = True
 
     def adapter(self, shape: ModelShape) -> AdapterSpec | PeftSpec | None:
-        """The adapter to attach, if there is one.
+        """The adapter that is trained and saved, if there is one.
 
         Raises:
             SpecError: The settings do not suit the base.
         """
         raise NotImplementedError
+
+    @property
+    def frozen_share(self) -> float:
+        """The share of the steps in which the base's weights are frozen."""
+        return 1.0
+
+    def remark(self, parameters: int) -> str | None:
+        """What is done on a base of so many weights that settings alone do not say, in words."""
+        return None
 
     @property
     def storage(self) -> Storage:

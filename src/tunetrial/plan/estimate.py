@@ -111,7 +111,7 @@ def train_operations(arm: Arm, shape: ModelShape) -> float:
     weights, method = shape.layers * shape.block_parameters, methods.find(arm)
     if not method.tuned:
         return 0
-    return (6 if method.trains_base else 4) * weights
+    return (6 - 2 * method.frozen_share) * weights
 
 
 def evaluate_operations(arm: Arm, shape: ModelShape) -> float:

@@ -21,8 +21,8 @@ class Plan(Record):
     Trials, tokens and time range from a search that stops at once and a verdict at the first look, to a search that
     uses its last point and a verdict at the last look. `seconds` is for one trial after the other and None for a GPU
     that is not known; `usd` is None without a price. `disk_bytes` is the most that lies on the disk at any time.
-    `refused` names arms that cannot fit, and why. `budget_s` is the machine's time that the budget allows, and
-    `reductions` what was made smaller for its sake.
+    `refused` names arms that cannot fit, and why; `remarks` say of arms what their settings alone do not. `budget_s` is
+    the machine's time that the budget allows, and `reductions` what was made smaller for its sake.
     """
 
     first_wave: tuple[Trial, ...]
@@ -36,6 +36,7 @@ class Plan(Record):
     usd: Range | None
     power: tuple[Power, ...]
     refused: dict[str, str]
+    remarks: dict[str, str] = {}
     budget_s: float | None = None
     reductions: tuple[str, ...] = ()
     assumptions: tuple[str, ...]
@@ -78,6 +79,7 @@ def preview(
         usd=None if price is None or seconds is None else seconds * exactly(price / 3600),
         power=tuple(power(lock, spec, prior(spec, _targets(data, spec))) for spec in study.tasks),
         refused=_refused(lock, memory),
+        remarks={arm.name: said for arm in study.arms if (said := methods.find(arm).remark(lock.parameters))},
         budget_s=budget.allowed_s(study),
         reductions=tuple(map(str, lock.reductions)),
         assumptions=_assumptions(lock, data, counted),
@@ -250,6 +252,7 @@ def _lines(plan: Plan) -> list[str]:
     if plan.budget_s is not None:
         lines.append(f"budget: {_duration(plan.budget_s)} of the machine")
     lines += [f"reduced: {one}" for one in plan.reductions]
+    lines += [f"{arm}: {said}" for arm, said in plan.remarks.items()]
     for arm, needed in plan.memory_bytes.items():
         lines.append(f"memory of {arm}: {needed.low / GIB:.2g} to {needed.high / GIB:.2g} GiB (estimate)")
     free = "" if plan.free_disk_bytes is None else f", {plan.free_disk_bytes / GIB:.2g} GiB free"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from tunetrial import methods
 from tunetrial.core.evidence import Decision, Evidence, TrialRecord
 from tunetrial.core.study import TaskSpec
 from tunetrial.report import words
@@ -28,6 +29,7 @@ def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tup
     runs = [(f"{p} runs", f"{len(r)}; seeds {_ranges(x.trial.seed for x in r)}") for p, r in purposes.items() if r]
     runs += [
         ("settings", _settings(evidence)),
+        *((words.name(a.name), said) for a in study.arms if (said := methods.find(a).remark(lock.parameters))),
         ("records", f"{len(decision.record_digests)} digests in the JSON report"),
     ]
     data = [pair for task in study.tasks if task.name in lock.data for pair in _data(evidence, decision, task)]

@@ -18,7 +18,8 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
     """The study, or what is wrong with it."""
     tasks, faults = resolve_tasks(form.tasks, root)
     arms = tuple(
-        Arm(name=name, method=a.method, settings=a.model_dump(exclude={"method"})) for name, a in form.arms.items()
+        Arm(name=name, method=a.method, settings=a.model_dump(exclude={"method"}, exclude_none=True))
+        for name, a in form.arms.items()
     )
     require, floor_faults = _floors(form, tasks)
     tuning, tuning_faults = _tuning(form.tuning, form.arms)
@@ -48,7 +49,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         question=form.question or f"{' or '.join(form.arms)} for {' and '.join(names)}?",
         tasks=tasks,
         arms=arms,
-        reference=form.reference or next((arm.name for arm in arms if arm.method == "full"), arms[0].name),
+        reference=form.reference or _first_full(arms),
         looks=form.replicates.looks,
         tuning=tuning,
         rule=Rule(level=form.rule.level, primary=form.rule.primary or names[0]),
@@ -60,6 +61,12 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         **{name: getattr(form, name) for name in shared},
     )
     return study, []
+
+
+def _first_full(arms: tuple[Arm, ...]) -> str:
+    """The first arm of full fine-tuning, one from the base as it is before one with a warm start; else the first."""
+    full = [arm for arm in arms if arm.method == "full"]
+    return min(full, key=lambda arm: "warm_start" in arm.settings, default=arms[0]).name
 
 
 def _arm_faults(form: StudyForm, arms: tuple[Arm, ...]) -> Iterator[Fault]:

@@ -40,6 +40,9 @@ def write(tool: str, recipe: Recipe, *, seed: int, remarks: Sequence[str] = ()) 
         SpecError: The tool is unknown, or cannot have such an arm.
     """
     check_tool(tool)
+    if (share := recipe.settings.get("warm_start")) is not None:
+        what = f"{tool} has no recipe that merges an adapter half-way, got warm_start {share:g}"
+        raise SpecError(f"recipe: {what}; name another arm, or write its two halves yourself")
     micro = max(n for n in range(1, LARGEST_MICRO_BATCH + 1) if recipe.batch_examples % n == 0)
     keys, notes = _WRITERS[tool](recipe, micro, seed)
     if recipe.settings.get("base") == "int8":
