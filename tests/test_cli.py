@@ -15,7 +15,7 @@ from tunetrial import Study, __version__, cli, spec
 
 HERE = Path(__file__).parent
 TUNETRIAL = [sys.executable, "-c", "from tunetrial.cli import main; main()"]
-VERBS = ("demo", "plan", "run", "report", "decide", "init", "recipe", "compare", "doctor")
+VERBS = ("demo", "plan", "run", "report", "decide", "init", "recipe", "compare", "doctor", "merge")
 
 
 def tunetrial(*arguments: object, home: Path, columns: int = 80) -> subprocess.CompletedProcess:
@@ -191,6 +191,14 @@ def test_a_demo_writes_its_study_of_built_in_tasks_and_begins(tmp_path, study, t
     assert [task.name for task in asked.tasks] == tasks and asked.reference == "full"
 
 
+def test_what_is_no_adapter_cannot_be_merged(tmp_path):
+    ran = tunetrial("merge", tmp_path, tmp_path / "out", home=tmp_path)
+    assert ran.returncode == 1
+    assert ran.stderr.strip().endswith(
+        "no adapter, got no adapter_config.json; name a folder that PEFT or tunetrial saved"
+    )
+
+
 def test_bad_usage_exits_with_2(tmp_path):
     assert tunetrial("run", home=tmp_path).returncode == 2
     assert tunetrial("run", "study.yaml", "--no-such-option", home=tmp_path).returncode == 2
@@ -209,7 +217,7 @@ def test_version_is_the_package_s(tmp_path):
 def test_a_verb_has_six_options_at_most_and_json():
     for command in cli.app.registered_commands:
         names = command.callback.__annotations__
-        arguments = {"study", "model", "data"} & set(names)
+        arguments = {"study", "model", "data", "adapter"} & set(names)
         assert len(names) - 1 <= 6 + len(arguments) and "json" in names, command.callback.__name__
     assert {command.callback.__name__ for command in cli.app.registered_commands} == set(VERBS)
 

@@ -107,7 +107,9 @@ def _tried(spec: PeftSpec, settings: tuple[str, ...]) -> Capability:
         return Capability(refused="its loss does not fall", settings=settings)
     with tempfile.TemporaryDirectory() as folder:
         masters = {name: parameter.detach().clone() for name, parameter in arm.trained.items()}
-        arm.save(masters, {"score.weight": model.score.weight.detach()}, Path(folder), base="tiny")
+        arm.save(
+            masters, {"score.weight": model.score.weight.detach()}, Path(folder), base="tiny", base_fingerprint="tiny"
+        )
         loaded = PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
     ours = logits(model)
     if not (logits(loaded) - ours).abs().max() < SAME:

@@ -149,6 +149,21 @@ def init(
 
 
 @app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA or DoRA adapter.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Model folder to write.", show_default=False)],
+    base: Annotated[str | None, typer.Option(help="Base [the one it names].", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """Merge an adapter into its base, proven: a base for a next study."""
+    with _exit_status():
+        from tunetrial.engine.merge import merge as merge_adapter
+
+        made = merge_adapter(adapter, out, base_model=base)
+        print(made.model_dump_json(indent=1) if json else f"{made}\n{out}")
+
+
+@app.command()
 def recipe(
     study: StudyFile,
     tool: Annotated[str, typer.Option("--for", help="axolotl, llamafactory, trl or peft.")],

@@ -13,6 +13,7 @@ from tunetrial.engine.quantised import QuantisedLinear, is_linear, matrix, sizes
 from tunetrial.engine.streams import stream
 from tunetrial.methods import AdapterSpec
 from tunetrial.methods.storage import Storage
+from tunetrial.models.adapters import CONFIG, FINGERPRINT, WEIGHTS
 
 
 class LoraLinear(nn.Module):
@@ -129,18 +130,20 @@ def save_peft(
     settings: dict,
     spec: AdapterSpec,
     base: str,
+    base_fingerprint: str,
     task_type: str = "SEQ_CLS",
     transposed: bool = False,
 ) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads for its task type.
 
-    `weights` are fp32, by the names of the classifier ("model.layers.0.…lora_A", "score").
+    `weights` are fp32, by the names of the classifier ("model.layers.0.…lora_A", "score"). The base's fingerprint
+    stands in the metadata of the weights, where PEFT passes it over.
     """
     named = {}
     for name, tensor in weights.items():
         bare = name.endswith((".weight", ".bias", "lora_magnitude_vector"))
         named[f"base_model.model.{name}{'' if bare else '.weight'}"] = tensor.contiguous()
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(named, folder / WEIGHTS, metadata={"format": "pt", FINGERPRINT: base_fingerprint})
     config = {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -156,4 +159,4 @@ def save_peft(
         "bias": "none",
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -19,6 +19,7 @@ from torch import nn
 from tunetrial.core.errors import SpecError
 from tunetrial.engine.streams import stream
 from tunetrial.methods import PeftSpec
+from tunetrial.models.adapters import FINGERPRINT, WEIGHTS
 
 
 class PeftArm:
@@ -42,7 +43,15 @@ class PeftArm:
         self.peft.eval()
         self.trained = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
 
-    def save(self, masters: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor], folder: Path, *, base: str):
+    def save(
+        self,
+        masters: Mapping[str, torch.Tensor],
+        head: Mapping[str, torch.Tensor],
+        folder: Path,
+        *,
+        base: str,
+        base_fingerprint: str,
+    ) -> None:
         """Write `adapter_model.safetensors` and `adapter_config.json`.
 
         `masters` are of `trained`; `head` the readout's weights by their names in Hugging Face's classifier, or empty
@@ -55,7 +64,7 @@ class PeftArm:
         named = {outer + k.removeprefix(inner) if k.startswith(inner) else k: weight for k, weight in weights.items()}
         named |= {f"{inner}{name}": weight for name, weight in head.items()}
         wide = {name: weight.detach().cpu().float().clone() for name, weight in named.items()}
-        save_file(wide, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(wide, folder / WEIGHTS, metadata={"format": "pt", FINGERPRINT: base_fingerprint})
         self.config.task_type = "SEQ_CLS" if head else "CAUSAL_LM"
         self.config.base_model_name_or_path = base
         self.config.inference_mode = True

@@ -257,14 +257,14 @@ class TorchRun:
         peft = {} if self.peft is None else self.peft.trained
         exported = {n: n if n in peft else self.reader.exported(n) for n in self.trainables.masters}
         masters = {exported[n]: master.detach().cpu() for n, master in self.trainables.masters.items()}
-        base, task_type = str(self.session.base), self.reader.task_type
+        of = {"base": str(self.session.base), "base_fingerprint": self.trial.controls.base_fingerprint}
         if self.peft is not None:
             head = {name: master for name, master in masters.items() if name not in self.peft.trained}
-            self.peft.save({n: masters[n] for n in self.peft.trained}, head, folder, base=base)
+            self.peft.save({n: masters[n] for n in self.peft.trained}, head, folder, **of)
             return
         if self.adapter is not None:
             wide = {name: master.float() for name, master in masters.items()}
-            told = {"settings": self.trial.arm.settings, "base": base, "task_type": task_type}
+            told = {"settings": self.trial.arm.settings, "task_type": self.reader.task_type, **of}
             adapters.save_peft(wide, folder, spec=self.adapter, transposed=self.session.shape.transposed, **told)
             return
         dtype = self._saved_dtype() or torch.float32
