@@ -149,15 +149,58 @@ def test_turns_after_the_answer_and_unused_keys_are_counted(tmp_path):
     rows = [chat(number) for number in range(40)]
     rows[3]["messages"].append({"role": "user", "content": "Thanks"})
     rows[4]["messages"][1]["weight"] = 0
-    rows[5]["tools"] = "[]"
     data = load(tmp_path, rows, messages="messages")
-    assert data.remarks[:3] == (
+    assert data.remarks[:2] == (
         "train: 1 of 40 conversations go on after the last answer, which was left out",
-        "train: 1 of 40 conversations have 'tools', which is not shown to the model",
         "train: 1 of 40 conversations have 'weight', which is not shown to the model",
     )
     assert all(json.loads(e.messages)[-1] == {"role": "assistant", "content": e.target} for e in everything(data))
     assert all(e.prompt == "" for e in everything(data))
+
+
+FIND = {"name": "find", "description": "Where is an order?", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [[FIND], [{"type": "function", "function": FIND}], json.dumps([FIND]), json.dumps([{"function": FIND}])],
+)
+def test_tools_are_written_as_openai_has_them_in_the_order_of_the_row(tools):
+    found = conversations.read(chat(1) | {"tools": tools}, "messages").tools
+    assert json.loads(found) == [{"type": "function", "function": FIND}]
+    assert list(json.loads(found)[0]["function"]) == ["name", "description", "parameters"]
+
+
+@pytest.mark.parametrize("none", [None, "", " ", "[]", []])
+def test_no_tools_are_no_tools(none):
+    assert conversations.read(chat(1) | {"tools": none}, "messages").tools is None
+
+
+@pytest.mark.parametrize(
+    ("tools", "fault"),
+    [
+        ("{", "tools is not JSON, got '{'"),
+        ("{}", "tools is no list of functions, got {}"),
+        (7, "tools is no list of functions, got 7"),
+        ([FIND, {"description": "?"}], "tools: function 2 has no name, got"),
+        ([{"function": "find"}], "tools: function 1 has no name, got"),
+        ([FIND | {"parameters": float("inf")}], "tools: a function has a number that is not finite"),
+        ([FIND | {"description": "\ud800"}], "tools is no valid Unicode, got"),
+    ],
+)
+def test_faulty_tools_are_named(tools, fault):
+    with pytest.raises(DataError, match=fault):
+        conversations.read(chat(1) | {"tools": tools}, "messages")
+
+
+def test_tools_are_part_of_the_digest(tmp_path):
+    rows = [chat(number) for number in range(40)]
+    plain = load(tmp_path, rows, messages="messages")
+    with_tools = load(tmp_path, [row | {"tools": [FIND]} for row in rows], messages="messages")
+    assert plain.digest("train") != with_tools.digest("train")
+    shown = everything(with_tools)[0]
+    assert Example(*example_row(shown)) == shown and shown.tools
+    assert len(example_row(everything(plain)[0])) == 5
 
 
 @pytest.mark.parametrize("mark", ["</s>", "<|im_start|>", "<|eot_id|>", "[INST]", "<start_of_turn>", "<｜User｜>"])

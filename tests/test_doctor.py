@@ -1,6 +1,7 @@
 """What `doctor` says of a base and rows before any training."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -52,6 +53,18 @@ def test_control_tokens_in_the_rows_are_counted(base, tmp_path):
     diagnosis = Study.load(write_chat(tmp_path, base, rows)).doctor()
     finding = found(diagnosis, "chat", "control tokens in the text")
     assert finding.state == "note" and "<e> in " in finding.found and finding.remedy
+
+
+def test_tools_that_the_template_does_not_show_are_said(base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "base")
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    (folder / "chat_template.jinja").write_text(turns + "{% if add_generation_prompt %}assistant: {% endif %}")
+    path = write_chat(tmp_path, folder, [talk(f"{n}?", f"late {n}") for n in range(30)])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"tools": [{"name": "f"}]}) + "\n" for row in rows))
+    finding = found(Study.load(path).doctor(), "chat", "tools")
+    assert finding.state == "note" and finding.remedy
+    assert finding.found == "in 19 training rows, unseen in 19: the chat template has no place for them"
 
 
 def test_too_many_long_rows_are_bad_and_end_with_status_1(base, tmp_path):

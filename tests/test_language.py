@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -202,6 +203,88 @@ def test_a_template_that_drops_reasoning_from_earlier_turns_leaves_the_last_turn
     row = chatml.rows([chat(*TALK)])[0]
     answered = [token for token, is_answer in zip(row.tokens, row.answers_T, strict=True) if is_answer]
     assert chatml.tokenizer.decode(answered) == "<think></think>broken<|im_end|>\n"
+
+
+QWEN = """{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- messages[0]['content'] }}
+    {%- else %}
+        {{- 'You are a helpful assistant.' }}
+    {%- endif %}
+    {{- "\\n\\n# Tools\\n\\nYou may call one or more functions.\\n<tools>" }}
+    {%- for tool in tools %}
+        {{- "\\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "\\n</tools><|im_end|>\\n" }}
+{%- elif messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>' + message.role }}
+        {%- for tool_call in message.tool_calls %}
+            {%- set tool_call = tool_call.function %}
+            {{- '\\n<tool_call>\\n{"name": "' }}
+            {{- tool_call.name }}
+            {{- '", "arguments": ' }}
+            {{- tool_call.arguments | tojson }}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "tool" %}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+FIND = {"name": "find", "description": "Where is an order?", "parameters": {"type": "object", "properties": {}}}
+
+
+def called() -> Example:
+    """A conversation whose first answer is a call of a tool, and the tools that it may call."""
+    call = {"type": "function", "function": {"name": "find", "arguments": {"order": 7}}}
+    turns = [
+        {"role": "user", "content": "Where is order 7?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "on its way"},
+        {"role": "assistant", "content": "On its way."},
+    ]
+    tools = json.dumps([{"type": "function", "function": FIND}])
+    return Example("r1", "r1", "", "On its way.", messages=json.dumps(turns), tools=tools)
+
+
+def test_tools_are_shown_by_a_template_that_knows_them(chatml):
+    """A template of Qwen's kind; calls and answers are trained on, tools and what they return are not."""
+    chatml.tokenizer.chat_template = QWEN
+    example = called()
+    pieces = Texts(chatml.tokenizer).pieces(example)
+    assert "".join(text for text, _ in pieces) == chatml.tokenizer.apply_chat_template(
+        json.loads(example.messages), tools=json.loads(example.tools), tokenize=False
+    )
+    assert '<tools>\n{"type": "function", "function": {"name": "find", "description": ' in pieces[0][0]
+    assert [text for text, answer in pieces if answer] == [
+        '<tool_call>\n{"name": "find", "arguments": {"order": 7}}\n</tool_call><|im_end|>\n',
+        "On its way.<|im_end|>\n",
+    ]
+    [row], [bare] = chatml.rows([example]), chatml.rows([replace(example, tools=None)])
+    assert len(row.tokens) > len(bare.tokens)
+
+
+def test_rows_whose_tools_are_not_seen_are_counted(chatml, base):
+    rows = [called(), chat(*TALK), replace(called(), tools=None)]
+    told = chatml.describe(rows, readout="text")
+    assert (told.tools, told.unseen_tools) == (1, 1)
+    chatml.tokenizer.chat_template = QWEN
+    told = Texts(chatml.tokenizer).describe(rows, readout="text")
+    assert (told.tools, told.unseen_tools) == (1, 0)
+    plain = Texts(AutoTokenizer.from_pretrained(base)).describe(rows, readout="text")
+    assert (plain.tools, plain.unseen_tools, plain.template) == (1, 1, None)
 
 
 def test_a_base_without_a_template_writes_conversations_in_lines(base):

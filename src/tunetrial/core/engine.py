@@ -76,7 +76,8 @@ class Description:
     """How a base reads rows: each row as pieces of text, marked where they are answers that are trained on.
 
     `template` names the chat template, `end` and `padding` the tokens of these roles, where there are such.
-    `controls` counts the rows whose own text holds a control token of the tokenizer, by token.
+    `controls` counts the rows whose own text holds a control token of the tokenizer, by token. `tools` counts the rows
+    that have tools, `unseen_tools` those that read the same without them.
     """
 
     pieces: list[list[tuple[str, bool]]]
@@ -84,6 +85,8 @@ class Description:
     template: str | None = None
     end: str | None = None
     padding: str | None = None
+    tools: int = 0
+    unseen_tools: int = 0
 
 
 class Session(Protocol):

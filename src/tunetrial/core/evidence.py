@@ -30,7 +30,8 @@ class Example:
 
     `messages` is a conversation as canonical JSON, a list of {"role", "content", …}: the base's own chat template
     renders it, so `prompt` is empty then, and `target` is the content of its last assistant turn. `tests` is code that
-    a completion is executed against.
+    a completion is executed against. `tools` are the functions that the conversation may call, as a JSON list in
+    OpenAI's layout, which the template is given beside the turns.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Example:
     target: str | float
     messages: str | None = None
     tests: str | None = None
+    tools: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,13 @@ class TaskData:
     remarks: tuple[str, ...] = ()
 
     def digest(self, split: str) -> str:
-        """SHA-256 of a split's ids, clusters, prompts, targets, conversations and tests, in order."""
+        """SHA-256 of a split's ids, clusters, prompts, targets, conversations, tests and tools, in order."""
         return digest([example_row(example) for example in self.splits[split]])
 
 
 def example_row(example: Example) -> list[str | float | None]:
     """An example as a JSON list that `Example(*row)` makes again; what it lacks at the end is left out."""
-    row = [example.id, example.cluster, example.prompt, example.target, example.messages, example.tests]
+    row = list(vars(example).values())
     while row[-1] is None:
         row.pop()
     return row

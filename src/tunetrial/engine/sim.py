@@ -374,11 +374,9 @@ def _hash(text: str) -> int:
 
 def _tokens(example: Example, readout: Readout) -> list[int]:
     """A token a word, of the target too where there is no head, and one for the end."""
-    text = (
-        f"{example.prompt} {'' if readout == 'head' else example.target}"
-        if example.messages is None
-        else example.messages
-    )
+    text = f"{example.prompt} {'' if readout == 'head' else example.target}"
+    if example.messages is not None:
+        text = f"{example.tools or ''} {example.messages}"
     return [*(crc32(word.encode()) >> 1 for word in text.split()), 0]
 
 

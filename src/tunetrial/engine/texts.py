@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jinja2 import TemplateError
 
@@ -44,7 +44,7 @@ class Texts:
         self.tokenizer = tokenizer
         self.plain = tokenizer.chat_template is None
         self._prompts: dict[str, list[int]] = {}
-        self._rows: dict[tuple[str, str, str | None], Row] = {}
+        self._rows: dict[tuple[str, str, str | None, str | None], Row] = {}
 
     @property
     def template_digest(self) -> str:
@@ -84,9 +84,13 @@ class Texts:
             ]
         controls = Counter()
         for example in examples:
-            text = f"{example.prompt}\n{example.target}\n{example.messages or ''}"
+            text = f"{example.prompt}\n{example.target}\n{example.messages or ''}\n{example.tools or ''}"
             controls.update(token for token in tokenizer.all_special_tokens if token in text)
-        return Description(pieces, dict(controls), template, tokenizer.eos_token, tokenizer.pad_token)
+        with_tools = [e for e in examples if e.tools]
+        unseen = sum(self.pieces(e) == self.pieces(replace(e, tools=None)) for e in with_tools)
+        return Description(
+            pieces, dict(controls), template, tokenizer.eos_token, tokenizer.pad_token, len(with_tools), unseen
+        )
 
     def stops(self, rows: Sequence[Row]) -> set[int]:
         """The tokens that end an answer: the end of text, and the special token that these rows' answers end by."""
@@ -101,7 +105,7 @@ class Texts:
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
     def _row(self, example: Example) -> Row:
-        key = (example.prompt, str(example.target), example.messages)
+        key = (example.prompt, str(example.target), example.messages, example.tools)
         if key not in self._rows:
             tokens, answers, prompt = [], [], 0
             for text, is_answer in self.pieces(example):
@@ -163,6 +167,7 @@ class Texts:
         try:
             return self.tokenizer.apply_chat_template(
                 messages,
+                tools=json.loads(example.tools) if example.tools else None,
                 chat_template=PLAIN_TEMPLATE if self.plain else None,
                 tokenize=False,
                 add_generation_prompt=ask,

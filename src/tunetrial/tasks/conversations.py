@@ -2,7 +2,8 @@
 
 The study names one field, and its content says which layout it is: a list of turns with `role` and `content`, a list
 of turns with `from` and `value`, or the text of an instruction, which belongs to fields `input` and `output`. A field
-`system` beside the last two opens the conversation. What follows the last answer asks for no answer and is left out.
+`system` beside the last two opens the conversation. A field `tools` holds the functions that it may call, as a list or
+its JSON: each as OpenAI has it, or the function alone. What follows the last answer asks for no answer and is left out.
 """
 
 import json
@@ -30,11 +31,13 @@ KEPT = {"role", "content", "name", "tool_calls", "tool_call_id"}
 class Conversation:
     """Turns from the first to the last answer as canonical JSON, and the content of that answer.
 
+    `tools` are its functions in OpenAI's layout, as JSON in the row's order of keys, since a template writes them so.
     `unused` are keys of the row's conversation that are not in the turns, `unanswered` counts turns after the answer.
     """
 
     json: str
     answer: str
+    tools: str | None
     unused: frozenset[str]
     unanswered: int
 
@@ -52,8 +55,6 @@ def read(fields: dict, name: str) -> Conversation:
         turns, unused = _alpaca(fields, name), set()
     else:
         turns, unused = _listed(fields, value, name)
-    if "tools" in fields:
-        unused.add("tools")
     last = max((n for n, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
     if last is None:
         raise DataError(f"{name} has no assistant turn, got {', '.join(turn['role'] for turn in turns)}")
@@ -65,7 +66,8 @@ def read(fields: dict, name: str) -> Conversation:
         written = canonical(turns[: last + 1])
     except ValueError:
         raise DataError(f"{name}: a call of a tool has a number that is not finite") from None
-    return Conversation(written, turns[last]["content"], frozenset(unused), len(turns) - last - 1)
+    tools = _tools(fields.get("tools"))
+    return Conversation(written, turns[last]["content"], tools, frozenset(unused), len(turns) - last - 1)
 
 
 def contents(example: Example) -> list[str]:
@@ -150,6 +152,28 @@ def _call(call: object, where: str) -> dict:
         raise DataError(f"{where}: arguments are no object, got {short(arguments)}")
     named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {**named, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _tools(value: object) -> str | None:
+    """Functions as templates take them; None where there are none."""
+    if isinstance(value, str):
+        value = _parse(value, "tools") if value.strip() else None
+    if value in (None, []):
+        return None
+    if not isinstance(value, list):
+        raise DataError(f"tools is no list of functions, got {short(value)}")
+    try:
+        listed = [_function(tool, number) for number, tool in enumerate(value, start=1)]
+        return _content(json.dumps(listed, ensure_ascii=False, allow_nan=False), "tools")
+    except ValueError:
+        raise DataError("tools: a function has a number that is not finite") from None
+
+
+def _function(tool: object, number: int) -> dict:
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise DataError(f"tools: function {number} has no name, got {short(tool)}")
+    return {"type": "function", "function": function}
 
 
 def _parse(text: str, where: str) -> Any:

@@ -96,6 +96,7 @@ def _example(row: Row, spec: TaskSpec, fill: Callable[[dict], str], talk: Conver
         target=target,
         messages=talk.json if talk else None,
         tests=None if spec.tests is None else _tests(row.fields[spec.tests], spec.tests),
+        tools=talk.tools if talk else None,
     )
 
 
@@ -131,7 +132,7 @@ def _remark_unused(talks: Sequence[Conversation]) -> list[str]:
 
 def _remark_controls(examples: Sequence[Example], row_of: dict[str, str]) -> list[str]:
     """Rows whose text would be taken for control tokens; what they hold is the user's and stays."""
-    texts = ((e.id, [e.prompt, str(e.target), *conversations.contents(e)]) for e in examples)
+    texts = ((e.id, [e.prompt, str(e.target), *conversations.contents(e), e.tools or ""]) for e in examples)
     found = [(name, match[0]) for name, said in texts if (match := CONTROL.search("\n".join(said)))]
     if not found:
         return []

@@ -74,7 +74,8 @@ def join_prompts(examples: Sequence[Example]) -> Examples:
 
 
 def asked(example: Example) -> str:
-    """What a model is asked, as duplicates are compared: the prompt, or all turns before the answer."""
+    """What a model is asked, as duplicates are compared: the prompt, or all turns before the answer. Tools do not tell
+    them apart: the same turns beside other tools are mostly answered alike."""
     if example.messages is None:
         return normal(example.prompt)
     turns = json.loads(example.messages)[:-1]

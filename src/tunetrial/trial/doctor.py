@@ -69,7 +69,7 @@ def diagnose(study: Study, root: Path, *, engine: str = "torch") -> Diagnosis:
             lengths = {split: _lengths(survey, examples, readout) for split, examples in data.splits.items()}
             train = data.splits["train"]
             told = survey.ask({"do": "describe", "rows": [example_row(e) for e in train], "readout": readout})
-            found[spec.name] = tuple(_task(spec, data, lengths, limit, told["controls"]))
+            found[spec.name] = (*_task(spec, data, lengths, limit, told["controls"]), *_tools(told))
             rows[spec.name] = tuple(
                 Rendered(row=e.id, pieces=pieces, target=str(e.target), tokens=n)
                 for e, pieces, n in zip(train[:SHOWN], told["pieces"], lengths["train"], strict=False)
@@ -149,6 +149,19 @@ def _task(
         found=f"{marks}: read as control tokens" if controls else "none in the training rows",
         remedy="remove them from the rows, unless they are meant" if controls else None,
     )
+
+
+def _tools(told: dict) -> Iterator[Finding]:
+    """Whether the base reads the tools that conversations may call, where any have some."""
+    rows, unseen = told["tools"], told["unseen_tools"]
+    if rows:
+        why = "the chat template has no place for them" if told["template"] else "lines without a template show none"
+        yield Finding(
+            what="tools",
+            state="note" if unseen else "ok",
+            found=f"in {rows:,} training rows, " + (f"unseen in {unseen:,}: {why}" if unseen else "shown in all"),
+            remedy="use a base whose template shows tools, or write them into the system turn" if unseen else None,
+        )
 
 
 def _targets(spec: TaskSpec, data: TaskData) -> Finding:

@@ -116,6 +116,9 @@ def _dataset(given: Given, name: str, entry: dict, folder: Path) -> Dataset:
             given.left.append(r.Left(key=f"{name}.{key}", value=show(value), why="see whether it matters"))
     formatting = entry.get("formatting", "alpaca")
     if formatting in ("sharegpt", "openai"):
+        if columns.get("tools") not in (None, "tools"):
+            why = "tools are read from a field of that name; rename it"
+            given.left.append(r.Left(key=f"{name}.columns.tools", value=columns["tools"], why=why))
         return Dataset(path=path, messages=columns.get("messages") or "conversations")
     if formatting != "alpaca":
         raise given.refuse("dataset", f"{name} has an unknown formatting", formatting, "use alpaca or sharegpt")
