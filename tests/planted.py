@@ -23,11 +23,12 @@ def lock(arms=("full", "lora"), *, margin=0.05, metric="accuracy", tasks=("mail"
         for t in tasks
     )
     settings = {"reference": arms[0], "rule": Rule(primary=tasks[0]), **study}
+    methods = {"full": "full", "base": "none", "tfidf": "tfidf"}
     asked = Study(
         question="?",
         base_model="embedded",
         tasks=specs,
-        arms=tuple(Arm(name=a, method="full" if a == "full" else "lora") for a in arms),
+        arms=tuple(Arm(name=a, method=methods.get(a, "lora")) for a in arms),
         **settings,
     )
     pins = {t: DataPin(digests={"train": f"{t}-train", "test": f"{t}-test"}, counts={"train": 100}) for t in tasks}
@@ -55,15 +56,17 @@ def evidence(
         targets = {split: _targets(rng, task.kind, rows) for split in ("validation", "test")}
         ease_E = rng.normal(0, item_sd, rows)
         for arm, level in quality.items():
-            for tuning_rate in RATES:
+            planned = held.study.arm(arm)
+            for tuning_rate in RATES if not planned.untrained else ():
                 for seed in range(901, 904):
                     trial = held.trial(arm, task.name, learning_rate=tuning_rate, seed=seed, purpose="tune")
                     records.append(_tuned(trial, task, level))
                     scores[trial.id, "validation"] = _scores(
                         rng, task.kind, targets["validation"], ease_E, level, per_cluster
                     )
-            for seed in range(1, seeds + 1):
-                trial = held.trial(arm, task.name, learning_rate=rate, seed=seed, purpose="final")
+            final_rate = None if planned.untrained else rate
+            for seed in range(1, 2 if planned.fixed else seeds + 1):
+                trial = held.trial(arm, task.name, learning_rate=final_rate, seed=seed, purpose="final")
                 if seed <= (diverged or {}).get(arm, 0):
                     records.append(TrialRecord(trial=trial, status="diverged", reason="loss is NaN at step 7"))
                     continue
@@ -79,12 +82,12 @@ def evidence(
                         trial=trial,
                         status="ok",
                         measurements={**found, "steps": Measurement(value=100, unit="steps")},
-                        token_digest=f"{task.name}-{seed}",
+                        token_digest=None if planned.untrained else f"{task.name}-{seed}",
                         resolved=EXECUTED,
                     )
                 )
             if costs and arm in costs:
-                trial = held.trial(arm, task.name, learning_rate=rate, seed=1, purpose="probe")
+                trial = held.trial(arm, task.name, learning_rate=final_rate, seed=1, purpose="probe")
                 measured = {name: Measurement(value=v, unit="?", n=20) for name, v in costs[arm].items()}
                 records.append(TrialRecord(trial=trial, status="ok", measurements=measured, resolved={"device": "cpu"}))
     return Evidence(lock=held, records=tuple(records), scores=scores, curves={})

@@ -241,7 +241,15 @@ TASKS = [
     ),
     (OWN % ", tests: t", "mine.tests: is for tasks that generate text, got a classify task; remove it"),
     (OWN % ", messages: m", "mine.messages: is for tasks that generate text, got a classify task; remove it"),
-    ("{name: tickets, margin: 95% of gain}", "tickets.margin: this version does not do that yet, got '95% of gain'"),
+    (
+        "{name: tickets, margin: 95% of gain}",
+        "tickets.margin: needs the score of the untuned base, got '95% of gain' and",
+    ),
+    (
+        "{name: tickets, margin: 40% of gain}",
+        "tickets.margin: must be a number or a share from '50% of gain' to below 100%",
+    ),
+    ("{name: newsletter, margin: 95% of gain}", "newsletter.margin: the untuned base has no head to read numbers from"),
     ("{name: mine, kind: classify}", "mine.data: is missing; give the file of rows, such as data/rows.jsonl"),
     (OWN % ", test: ./rows.csv", "mine.data: the same file for two splits, got ['rows.csv', 'rows.csv']; name"),
     (OWN % ", metric: f1", "mine.metric: unknown metric, got 'f1'; use one of accuracy, macro_f1, mcc"),

@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 from sklearn.metrics import f1_score
 
 from tunetrial.analysis import stats
+from tunetrial.analysis.verdict import by_margin
 from tunetrial.core.errors import EvidenceError
 
 SLEEP = (
@@ -54,8 +55,8 @@ def test_paired_gives_the_golden_values_of_the_sleep_data():
 
 def test_equivalence_gives_the_golden_values():
     estimate = stats.paired(np.array([4, 7, 8, 6, 3, 2.0]) - np.array([6, 8, 7, 10, 11, 9.0]))
-    assert round(estimate.p_equivalent(0.5), 7) == 0.9548544
-    assert round(estimate.p_equivalent(5), 7) == 0.1713899
+    assert round(by_margin(estimate, 0.5).p_equivalent(), 7) == 0.9548544
+    assert round(by_margin(estimate, 5).p_equivalent(), 7) == 0.1713899
     assert round(estimate.p_not_below(-5), 7) == 0.1713899
     assert round((estimate.effect + 5) / estimate.se, 6) == 1.047645
 
@@ -153,7 +154,7 @@ def test_bad_levels_margins_and_clusters_are_refused():
     estimate = stats.crossed(GRID)
     for call in (
         lambda: estimate.interval(95),
-        lambda: estimate.p_equivalent(0),
+        lambda: by_margin(estimate, 0).p_equivalent(),
         lambda: stats.cluster_values(GRID, ["a"]),
         lambda: stats.detectable_effect(1.0, 4.0, power=80),
     ):
@@ -264,9 +265,11 @@ def test_equivalence_equals_another_implementation_on_random_input(seed, margin)
     a, b = np.random.default_rng(seed).normal(size=(2, 7))
     p, lower, upper = ttost_paired(a, b, -margin, margin)
     estimate = stats.paired(a - b)
-    assert (estimate.p_equivalent(margin), estimate.p_not_below(-margin)) == pytest.approx((p, lower[1]), abs=1e-12)
+    assert (by_margin(estimate, margin).p_equivalent(), estimate.p_not_below(-margin)) == pytest.approx(
+        (p, lower[1]), abs=1e-12
+    )
     if abs(lower[1] - upper[1]) > 1e-9:
-        assert estimate.p_equivalent(margin) != pytest.approx(min(lower[1], upper[1]), abs=1e-12)
+        assert by_margin(estimate, margin).p_equivalent() != pytest.approx(min(lower[1], upper[1]), abs=1e-12)
 
 
 def test_a_mutation_of_each_formula_misses_its_golden_value():

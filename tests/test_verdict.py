@@ -12,9 +12,13 @@ from tunetrial.analysis import stats, verdict
 from tunetrial.analysis.stats import Components, Estimate
 
 
+def judge(estimates, margin, *, looks):
+    return verdict.judge([e and verdict.by_margin(e, margin) for e in estimates], alpha=0.05, looks=looks)
+
+
 def judge_one(effect, se, margin=1.0, df=20.0, family=1, looks=(5, 10), below=0.0, above=0.0):
     found = [Estimate(effect=effect, se=se, df=df, below=below, above=above), *[None] * (family - 1)]
-    return verdict.judge(found, [margin] * family, alpha=0.05, looks=looks)[0]
+    return judge(found, margin, looks=looks)[0]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ def test_the_level_shown_is_that_of_looks_and_family(family, level):
 def test_a_family_is_judged_step_by_step_as_holm_does():
     p_to_t = [(0.010, 2), (0.018, 1), (0.30, 0)]
     estimates = [Estimate(effect=-stats.t_critical(1 - p / 2, 30.0), se=1.0, df=30.0) for p, _ in p_to_t]
-    found = verdict.judge(estimates, [9.0] * 3, alpha=0.05, looks=(5,))
+    found = judge(estimates, 9.0, looks=(5,))
     assert [v.direction for v in found] == ["better", "better", "unresolved"]
     assert [round(1 - v.level, 6) for v in found] == [round(0.05 / d, 6) for d in (3, 2, 1)]
     bonferroni = [p <= 0.05 / 3 for p, _ in p_to_t]
@@ -96,7 +100,7 @@ def parts(seed_sd, example_sd, rest_sd, replicates=5, examples=200):
 
 def ask(found, effect, margin, **rows):
     estimate = Estimate(effect=effect, se=found.se, df=found.df)
-    judged = verdict.judge([estimate], [margin], alpha=0.05, looks=(5, 10))[0]
+    judged = judge([estimate], margin, looks=(5, 10))[0]
     return judged, verdict.needs(found, estimate, judged, margin, **rows)
 
 
@@ -133,7 +137,7 @@ def test_noise_of_both_asks_for_both():
 def test_what_tuning_may_lose_is_settled_by_no_number_of_finals():
     found = parts(0.05, 0.05, 0.3)
     open_to_it = Estimate(effect=0.01, se=found.se, df=found.df, below=0.05, above=0.02)
-    judged = verdict.judge([open_to_it], [0.03], alpha=0.05, looks=(5, 10))[0]
+    judged = judge([open_to_it], 0.03, looks=(5, 10))[0]
     assert verdict.needs(found, open_to_it, judged, 0.03) == verdict.MORE_TUNING
     less = open_to_it.model_copy(update={"below": 0.02})
     assert verdict.needs(found, less, judged, 0.03).endswith(" more seeds")
@@ -188,10 +192,10 @@ def count_alarms(studies, kind, margin=0.05):
     rng, differ, lost = np.random.default_rng(KINDS.index(kind)), 0, 0
     for _ in range(studies):
         diff = null_study(rng, kind)
-        found = verdict.judge([stats.crossed(diff)], [margin], alpha=0.05, looks=(5,))[0]
+        found = judge([stats.crossed(diff)], margin, looks=(5,))[0]
         differ += found.direction != "unresolved"
         # The same study where the candidate is worse by just the margin: nothing may be called safe.
-        shifted = verdict.judge([stats.crossed(diff - margin)], [margin], alpha=0.05, looks=(5,))[0]
+        shifted = judge([stats.crossed(diff - margin)], margin, looks=(5,))[0]
         lost += shifted.words in verdict.SAFE
     return differ, lost
 
@@ -218,9 +222,7 @@ def test_two_looks_at_growing_studies_raise_no_more_than_their_alarms():
     for _ in range(600):
         diff = rng.normal(0, 0.05, (10, 1)) + rng.normal(0, 0.1, (1, 100)) + rng.normal(0, 0.3, (10, 100))
         estimates = [stats.crossed(diff[:n]) for n in (5, 10)]
-        alarms += any(
-            verdict.judge([e], [0.05], alpha=0.05, looks=(5, 10))[0].direction != "unresolved" for e in estimates
-        )
+        alarms += any(judge([e], 0.05, looks=(5, 10))[0].direction != "unresolved" for e in estimates)
     assert alarms <= bound(600)
 
 
@@ -230,7 +232,7 @@ def test_a_family_of_three_raises_no_more_alarms_than_one():
         shared = rng.normal(0, 0.05, (5, 100))
         arms = [rng.normal(0, 0.02, (5, 1)) + rng.normal(0, 0.3, (5, 100)) - shared for _ in range(3)]
         estimates = [stats.crossed(diff) for diff in arms]
-        found = verdict.judge(estimates, [0.05] * 3, alpha=0.05, looks=(5,))
+        found = judge(estimates, 0.05, looks=(5,))
         alarms += any(v.direction != "unresolved" for v in found)
         naive += any(e.p_not_zero() <= 0.05 for e in estimates)
     assert alarms <= bound(600) < naive

@@ -159,7 +159,7 @@ class Study:
             "arms": ", ".join(
                 f"{a.name} (reference)" if a.name == self.asked.reference else a.name for a in self.asked.arms
             ),
-            "tasks": ", ".join(f"{t.name}: {t.metric}, margin {t.margin:g}" for t in self.asked.tasks),
+            "tasks": ", ".join(f"{t.name}: {t.metric}, margin {t.margin}" for t in self.asked.tasks),
             "trials done": self._done(),
             "results in": self.folder,
         }

@@ -4,10 +4,14 @@ Intention to treat, fixed here for every study: a final that diverged counts as 
 by a metric that no constant has (a likelihood) as the worst of all arms' finals on each example. An arm of which more
 than half diverged has the state "diverged" and is compared with nothing.
 
-An arm whose mean over all counted finals is not shown to be better than the constant "did not train", even if some of
-its finals are: two that collapse in five are enough. What one run of such an arm gives cannot be relied on, which is
-what a verdict is about; a mean of those that went well would be of runs chosen by their outcome. The reason counts
-them. More seeds might yet show the mean to be better; the study does not go on for that, since looks settle verdicts.
+An arm whose mean over all counted finals is not shown to be better than the constant "did not train", and so is one
+that took steps and is not shown to be better than the untuned base where that has a score. It did not, even if some of
+its finals are better: two that collapse in five are enough. What one run of such an arm gives cannot be relied on,
+which is what a verdict is about; a mean of those that went well would be of runs chosen by their outcome. The reason
+counts them. More seeds might yet show the mean to be better; the study does not go on for that, since looks settle
+verdicts.
+
+An arm in which nothing is random has one final, which stands for every seed: its scores vary with the rows alone.
 """
 
 from collections.abc import Mapping
@@ -37,6 +41,11 @@ class Outcome:
     def stack(self, seeds: tuple[int, ...]) -> Floats:
         """Contributions of these seeds, shape (R, E)."""
         return np.stack([self.parts[seed] for seed in seeds])
+
+    def shared_look(self, other: "Outcome", looks: tuple[int, ...]) -> tuple[int, ...]:
+        """The seeds of the last look that both have completed; none before the first."""
+        shared = sorted(set(self.parts) & set(other.parts))
+        return tuple(shared[: complete_look(len(shared), looks) or 0])
 
 
 def complete_look(seeds: int, looks: tuple[int, ...]) -> int | None:
@@ -96,33 +105,40 @@ def constant(evidence: Evidence, task: str) -> str | float | None:
 
 def outcome(evidence: Evidence, task: str, arm: str) -> Outcome:
     """Gather an arm's finals on a task, at the last complete look, and give its state."""
-    spec, finals = evidence.lock.study.task(task), evidence.of(purpose="final", task=task, arm=arm)
-    metric, floor = metrics.find(spec.metric), _floor(evidence, task)
+    study, finals = evidence.lock.study, evidence.of(purpose="final", task=task, arm=arm)
+    metric, floor = metrics.find(study.task(task).metric), _floor(evidence, task)
+    fixed, looks = study.arm(arm).fixed, study.looks
     failed = {r.trial.seed for r in finals if r.status == "diverged"}
     scored = {r.trial.seed: evidence.scores.get((r.trial.id, "test")) for r in finals if r.status == "ok"}
     scored = {seed: s for seed, s in scored.items() if sound(s) and same_rows(s, floor.rows)}
-    seeds = sorted(failed | set(scored))
-    counted = seeds[: complete_look(len(seeds), evidence.lock.study.looks)]
-    values = {seed: metrics.value(metric, s) for seed, s in scored.items()}
-    values = {seed: values[seed] for seed in counted if values.get(seed) is not None}
     parts = {seed: _parts(metric, s) for seed, s in scored.items()}
     if floor.lost_E is not None:
         parts |= {seed: floor.lost_E for seed in failed}
+    if fixed and parts:
+        parts = dict.fromkeys(evidence.lock.final_seeds(looks[-1]), parts[min(parts)])
+    seeds = sorted(failed | set(parts))
+    counted = sorted(set(scored) | failed)[: 1 if fixed else complete_look(len(seeds), looks)]
+    values = {seed: metrics.value(metric, scored[seed]) for seed in counted if seed in scored}
+    values = {seed: value for seed, value in values.items() if value is not None}
+    base = None if study.arm(arm).untrained or study.base_arm is None else outcome(evidence, task, study.base_arm)
     worth = [values.get(seed, floor.lost) for seed in counted]
     rates = sorted({r.trial.learning_rate for r in finals} - {None})
     result = ArmResult(
         task=task,
         arm=arm,
-        state=_state(evidence, task, arm, seeds, failed, parts, floor),
+        state="pending",
         learning_rate=rates[0] if len(rates) == 1 else None,
         at_edge=any(at_edge(evidence, task, arm, rate) for rate in rates),
         values=values,
         mean=float(np.mean(worth)) if worth else None,
         sd=float(np.std(worth, ddof=1)) if len(worth) > 1 else None,
         floor=floor.value,
+        base=base and base.result.mean,
         failed=len(failed & set(counted)),
     )
-    return Outcome(result=result, parts=parts)
+    found = Outcome(result=result, parts=parts)
+    state = _state(evidence, found, failed, floor, base)
+    return replace(found, result=result.model_copy(update={"state": state}))
 
 
 def at_edge(evidence: Evidence, task: str, arm: str, rate: float) -> bool:
@@ -190,31 +206,28 @@ def _parts(metric: metrics.Metric, scores: Scores) -> Floats:
     return metrics.contributions(metric, scores)
 
 
-def _state(
-    evidence: Evidence, task: str, arm: str, seeds: list[int], failed: set[int], parts: dict[int, Floats], floor: _Floor
-) -> ArmState:
-    study, metric = evidence.lock.study, evidence.lock.study.task(task).metric
+def _state(evidence: Evidence, found: Outcome, failed: set[int], floor: _Floor, base: Outcome | None) -> ArmState:
+    study, task, arm = evidence.lock.study, found.result.task, found.result.arm
     if does_not_fit(evidence, task, arm):
         return "does not fit"
-    tunes = evidence.of(purpose="tune", task=task, arm=arm)
+    tunes, metric = evidence.of(purpose="tune", task=task, arm=arm), study.task(task).metric
     if (
-        not seeds
+        not found.seeds
         and len(tunes) >= study.tuning.points
         and not any(f"validation.{metric}" in r.measurements for r in tunes)
     ):
         return "diverged" if all(r.status == "diverged" for r in tunes) else "did not train"
-    look = complete_look(len(seeds), study.looks)
+    look = complete_look(len(failed | set(found.seeds)), study.looks)
     if look is None:
         return "pending"
-    counted = seeds[:look]
-    if 2 * len(failed & set(counted)) > look:
+    if 2 * len(failed & set(sorted(failed | set(found.seeds))[:look])) > look:
         return "diverged"
     if floor.lost_E is None:
         return "pending"
-    if floor.part_E is None:
-        return "trained"
-    above_RE = np.stack([parts[seed] for seed in counted]) - floor.part_E
-    return "trained" if _above_zero(above_RE, floor.rows, study) else "did not train"
+    above = [] if floor.part_E is None else [found.stack(found.seeds[:look]) - floor.part_E]
+    if base is not None and (shared := found.shared_look(base, study.looks)):
+        above.append(found.stack(shared) - base.stack(shared))
+    return "trained" if all(_above_zero(above_RE, floor.rows, study) for above_RE in above) else "did not train"
 
 
 def _above_zero(above_RE: Floats, rows: Scores, study: Study) -> bool:

@@ -5,7 +5,9 @@ clusters), each arm at its best learning rate, for this base model and data; tur
 is claimed of other tasks or models, and nothing is averaged over tasks. Finals have the tuned rates, so the effect
 shown may flatter an arm by what the other's rate loses: interval and tests allow below for what the reference's rate
 is expected to lose, and above for what the candidate's is (`rates`); for nothing where a search cannot tell, which
-`procedure` says. Pairs are finals of the same seed. A comparison is made at the last look that both arms have
+`procedure` says. Pairs are finals of the same seed; one final of an arm in which nothing is random is paired with all.
+Where the untuned base has a score, each candidate's share of the reference's gain over it is given too (`gains`), and
+a margin may be a share of that gain. A comparison is made at the last look that both arms have
 completed, on the first seeds of that look, so that an interrupted study says what it would have said there; levels
 are those of `verdict`.
 """
@@ -15,10 +17,12 @@ from dataclasses import dataclass, replace
 
 from tunetrial.analysis import arms, fairness, metrics, rates, stats, verdict
 from tunetrial.analysis.arms import Outcome
+from tunetrial.analysis.gains import Gains, gains
 from tunetrial.analysis.stats import Components, Estimate
-from tunetrial.analysis.verdict import Verdict
+from tunetrial.analysis.verdict import Contrasts, Verdict
 from tunetrial.core.errors import EvidenceError
-from tunetrial.core.evidence import ArmResult, Comparison, Evidence, Scores
+from tunetrial.core.evidence import ArmResult, Comparison, Evidence, GainShare, Scores
+from tunetrial.core.study import TaskSpec
 
 FIRST_LOOK = "the finals of the first look"
 
@@ -28,12 +32,15 @@ class Difference:
     """One pair of arms at a look: the estimate, what it is made of, and how much it rests on.
 
     `regrets` is what the rate of each arm that was tuned is expected to lose; None where its search cannot tell.
+    `gains` are those over the untuned base, where it has a score; `contrasts` what the margin makes of the estimate.
     """
 
     parts: Components
     estimate: Estimate
     rows: int
     regrets: Mapping[str, float | None]
+    gains: Gains | None = None
+    contrasts: Contrasts | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +89,8 @@ def review(evidence: Evidence) -> tuple[tuple[ArmResult, ...], tuple[Case, ...]]
         for arm in study.arms:
             if arm.name != against:
                 found.append(_case(evidence, outcomes, task.name, arm.name, against))
-    verdicts = verdict.judge(
-        [case.difference and case.difference.estimate for case in found],
-        [study.task(case.task).margin for case in found],
-        alpha=1 - study.rule.level,
-        looks=study.looks,
-    )
+    asked = [case.difference and case.difference.contrasts for case in found]
+    verdicts = verdict.judge(asked, alpha=1 - study.rule.level, looks=study.looks)
     cases = tuple(replace(case, verdict=judged) for case, judged in zip(found, verdicts, strict=True))
     return tuple(outcome.result for outcome in outcomes.values()), cases
 
@@ -105,34 +108,66 @@ def _case(
     broken = fairness.obstacles(evidence, task, candidate, reference)
     if broken:
         return replace(blank, not_comparable="; ".join(broken))
-    first = evidence.lock.study.looks[0]
-    waiting = [f"{arm} has {len(o.seeds)} of {first} finals" for arm, o in pair.items() if states[arm] == "pending"]
+    study, base = evidence.lock.study, outcomes.get((task, evidence.lock.study.base_arm))
+    due = {arm: outcome for arm, outcome in pair.items() if states[arm] == "pending"}
+    if study.task(task).kept_share and base.result.state == "pending":
+        due[base.result.arm] = base
+    asked = {arm: 1 if study.arm(arm).fixed else study.looks[0] for arm in due}
+    waiting = [f"{arm} has {len(o.seeds)} of {asked[arm]} finals" for arm, o in due.items()]
     if waiting:
         return replace(blank, pending=", ".join(waiting), needs=FIRST_LOOK)
     idle = [arm for arm, state in states.items() if state == "did not train"]
     if idle:
         return replace(blank, not_comparable=_why_idle(pair[idle[0]].result, evidence))
-    return _difference(evidence, blank, pair[candidate], pair[reference])
+    return difference(evidence, blank, pair[candidate], pair[reference], base)
 
 
-def _difference(evidence: Evidence, blank: Case, candidate: Outcome, reference: Outcome) -> Case:
+def difference(evidence: Evidence, blank: Case, candidate: Outcome, reference: Outcome, base: Outcome | None) -> Case:
+    """Estimate a difference at the last look that both arms have completed; pending before the first.
+
+    `base` is the untuned base's outcome where the study has one.
+    """
     rows: Scores = arms.scored_rows(evidence, blank.task)
-    shared = sorted(set(candidate.seeds) & set(reference.seeds))
-    look = arms.complete_look(len(shared), evidence.lock.study.looks)
-    if look is None:
-        first = evidence.lock.study.looks[0]
-        return replace(blank, pending=f"{len(shared)} of {first} pairs are complete", needs=FIRST_LOOK)
-    seeds = tuple(shared[:look])
-    diff_RE = stats.cluster_values(candidate.stack(seeds) - reference.stack(seeds), rows.cluster_E)
-    try:
-        parts, noise = stats.components(diff_RE), stats.crossed(diff_RE)
-    except EvidenceError as error:
-        return replace(blank, pending=str(error), needs="test rows on which the arms differ")
+    looks, spec = evidence.lock.study.looks, evidence.lock.study.task(blank.task)
+    seeds = candidate.shared_look(reference, looks)
+    if not seeds:
+        shared = set(candidate.seeds) & set(reference.seeds)
+        return replace(blank, pending=f"{len(shared)} of {looks[0]} pairs are complete", needs=FIRST_LOOK)
     tuned = {arm: rates.tuned(evidence, arm, blank.task) for arm in (blank.reference, blank.candidate)}
     regrets = {arm: rate.expected_regret for arm, rate in tuned.items() if rate}
     below, above = (regrets.get(arm) or 0.0 for arm in tuned)
-    estimate = noise.model_copy(update={"below": below, "above": above})
-    return replace(blank, difference=Difference(parts, estimate, len(rows.example_id_E), regrets))
+    diff_RE = stats.cluster_values(candidate.stack(seeds) - reference.stack(seeds), rows.cluster_E)
+    try:
+        parts = stats.components(diff_RE)
+        effect = stats.crossed(diff_RE).model_copy(update={"below": below, "above": above})
+    except EvidenceError as error:
+        return replace(blank, pending=str(error), needs="test rows on which the arms differ")
+    over_base = None
+    if base is not None and base.result.arm != blank.reference and set(seeds) <= set(base.seeds):
+        gain_GRE = [arm.stack(seeds) - base.stack(seeds) for arm in (candidate, reference)]
+        own = (stats.cluster_values(gain_RE, rows.cluster_E) for gain_RE in gain_GRE)
+        over_base = gains(*own, candidate_regret=above, reference_regret=below)
+    found = Difference(parts, effect, len(rows.example_id_E), regrets, over_base)
+    if spec.kept_share is None:
+        return replace(blank, difference=replace(found, contrasts=verdict.by_margin(effect, spec.margin)))
+    return _by_gain(evidence, replace(blank, difference=found), base)
+
+
+def _by_gain(evidence: Evidence, case: Case, base: Outcome) -> Case:
+    """Judge by a share of the gain, if the reference is shown to have gained over the base."""
+    study, found = evidence.lock.study, case.difference
+    without = replace(case, difference=None)
+    if found.gains is None and base.result.state in ("does not fit", "diverged"):
+        return replace(without, not_comparable=f"the margin is a share of a gain: {_why_lost(base.result, evidence)}")
+    if found.gains is None:
+        return replace(without, pending=f"{base.result.arm} lacks finals to count gains from", needs=FIRST_LOOK)
+    level = stats.per_look(1 - study.rule.level, study.looks, sides=1)
+    if found.gains.reference_gain.p_not_below(0.0) > level:
+        what = f"{case.reference}'s gain over {base.result.arm} is not shown, so no share of it can be asked for"
+        return replace(without, not_comparable=what)
+    kept = study.task(case.task).kept_share
+    contrasts = Contrasts(found.estimate, found.gains.contrast(kept), found.gains.contrast(2 - kept))
+    return replace(case, difference=replace(found, contrasts=contrasts))
 
 
 def _why_lost(result: ArmResult, evidence: Evidence) -> str:
@@ -145,25 +180,32 @@ def _why_lost(result: ArmResult, evidence: Evidence) -> str:
 
 
 def _why_idle(result: ArmResult, evidence: Evidence) -> str:
-    metric = metrics.find(evidence.lock.study.task(result.task).metric)
+    study = evidence.lock.study
+    metric = metrics.find(study.task(result.task).metric)
     if result.mean is None:
         return f"{result.arm} did not train: no learning rate gave a defined {metric.title}"
-    floor, turn = result.floor or 0.0, 1 if metric.higher_is_better else -1
-    text = f"{result.arm} did not train: {metric.title} {result.mean:.4g} is not shown to be better than a constant's "
-    better = sum(turn * (value - floor) > 0 for value in result.values.values())
-    alone = f"{floor:.4g}, though {better} of {len(result.values)} finals alone are" if better else f"{floor:.4g}"
-    return text + alone + (f", {result.failed} of its finals diverged" if result.failed else "")
+    turn = 1 if metric.higher_is_better else -1
+    bars = {"a constant's": result.floor, f"{study.base_arm}'s, untuned,": result.base}
+    known = {whose: value for whose, value in bars.items() if value is not None} or {"a constant's": 0.0}
+    whose, bar = max(known.items(), key=lambda item: turn * item[1])
+    what = "" if study.arm(result.arm).untrained else " did not train"
+    text = f"{result.arm}{what}: {metric.title} {result.mean:.4g} is not shown to be better than {whose} {bar:.4g}"
+    better = sum(turn * (value - bar) > 0 for value in result.values.values())
+    several = f", though {better} of {len(result.values)} finals alone are" if better and len(result.values) > 1 else ""
+    return text + several + (f", {result.failed} of its finals diverged" if result.failed else "")
 
 
 def comparison(evidence: Evidence, case: Case) -> Comparison:
     """Write a case down as a record."""
     spec = evidence.lock.study.task(case.task)
+    margin = _margin(spec, case)
     head = {
         "task": case.task,
         "candidate": case.candidate,
         "reference": case.reference,
         "metric": spec.metric,
-        "margin": spec.margin,
+        "margin": margin,
+        "kept_share": spec.kept_share,
     }
     if case.not_comparable:
         return Comparison(**head, words="NOT COMPARABLE", reason=case.not_comparable)
@@ -185,9 +227,27 @@ def comparison(evidence: Evidence, case: Case) -> Comparison:
         n_examples=case.difference.rows,
         n_clusters=parts.examples,
         bound_by=verdict.bound_by(parts),
-        needs=verdict.needs(parts, estimate, judged, spec.margin, rows_per_example=per_cluster),
+        needs=verdict.needs(parts, estimate, judged, margin, rows_per_example=per_cluster),
         procedure=_procedure(evidence, case),
+        gain=_gain_share(evidence, case),
     )
+
+
+def _margin(spec: TaskSpec, case: Case) -> float | None:
+    """The margin in units of the metric: as given, or as the gain's estimate makes it."""
+    if spec.kept_share is None:
+        return spec.margin
+    return None if case.difference is None else (1 - spec.kept_share) * case.difference.gains.reference_gain.effect
+
+
+def _gain_share(evidence: Evidence, case: Case) -> GainShare | None:
+    """The share of the reference's gain that the candidate gains, at the level of its comparison."""
+    base, over_base = evidence.lock.study.base_arm, case.difference.gains
+    if over_base is None or case.candidate == base:
+        return None
+    limits = over_base.limits(case.verdict.level)
+    told = {} if limits is None else {"share": over_base.share, "low": limits[0], "high": limits[1]}
+    return GainShare(base=base, level=case.verdict.level, **told)
 
 
 def _procedure(evidence: Evidence, case: Case) -> str:
@@ -197,9 +257,21 @@ def _procedure(evidence: Evidence, case: Case) -> str:
     return (
         f"crossed two-way t, {parts.replicates} paired seeds x {case.difference.rows} test rows in {parts.examples} "
         f"clusters, df {case.difference.estimate.df:.1f}; direction two-sided at {100 * judged.level:.2f} %, margin "
-        f"one-sided at {100 * judged.bound_level:.2f} % with lower bound {judged.bound:.4g}; levels allow for looks at "
+        f"one-sided at {100 * judged.bound_level:.2f} % with lower bound {judged.bound:.4g}{_of_gain(evidence, case)}; "
+        f"levels allow for looks at "
         f"{', '.join(map(str, study.looks))} seeds and for a family of {family} (Holm){_allowance(case)}"
     )
+
+
+def _of_gain(evidence: Evidence, case: Case) -> str:
+    """Say of a margin that is a share of the gain what was tested."""
+    study = evidence.lock.study
+    kept = study.task(case.task).kept_share
+    if kept is None:
+        return ""
+    line = f"{kept:g} of {case.reference} + {1 - kept:.4g} of {study.base_arm}"
+    least = case.difference.contrasts.worst.at_least(case.verdict.bound_level)
+    return f", {least:.4g} for {case.candidate} minus ({line})"
 
 
 def _allowance(case: Case) -> str:

@@ -91,6 +91,8 @@ def _margin_flips(board: Board, pick: str) -> tuple[Flip, ...]:
     if case is None or case.verdict is None:
         return ()
     spec, bound = board.evidence.lock.study.task(board.primary), case.verdict.bound
+    if spec.kept_share is not None:
+        return _share_flips(board, pick, spec.kept_share)
     if case.verdict.words == "BETTER":
         # With a margin above the upper bound the gain would not matter, and cost would decide.
         estimate = case.difference.estimate
@@ -100,6 +102,21 @@ def _margin_flips(board: Board, pick: str) -> tuple[Flip, ...]:
     if to in (None, pick) or at <= 0:
         return ()
     return (Flip(what=f"margin of {board.primary} ({board.metric.title})", now=spec.margin, at=at, to=to),)
+
+
+def _share_flips(board: Board, pick: str, kept: float) -> tuple[Flip, ...]:
+    """The share of the gain at which the pick would lose its verdict; bounds as at the levels of this study."""
+    case = board.cases[pick]
+    limits = case.difference.gains.limits(2 * case.verdict.bound_level - 1)
+    if limits is None:
+        return ()
+    if case.verdict.words == "BETTER":
+        at, to = 2 - limits[1], board.cheapest(board.safe)
+    else:
+        at, to = limits[0], board.cheapest([arm for arm in board.safe if arm != pick])
+    if to in (None, pick) or not 0 < at < 1:
+        return ()
+    return (Flip(what=f"share of the gain to be kept on {board.primary}", now=kept, at=at, to=to),)
 
 
 def _weigh(board: Board) -> Choice:

@@ -111,6 +111,9 @@ def _paired_seeds(pair: Pair) -> Found:
         seed, times = Counter(r.trial.seed for r in finals).most_common(1)[0] if finals else (0, 1)
         if times > 1:
             return False, f"{arm} has {times} finals of seed {seed}"
+    fixed = [arm for arm in (pair.candidate, pair.reference) if pair.evidence.lock.study.arm(arm).fixed]
+    if fixed:
+        return True, f"nothing in {' and '.join(fixed)} is random: one final stands for every seed"
     ours, theirs = set(pair.seeds(pair.candidate)), set(pair.seeds(pair.reference))
     look, alone = min(len(ours), len(theirs)), ours ^ theirs
     first = pair.evidence.lock.study.looks[0]

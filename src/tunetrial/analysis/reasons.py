@@ -92,8 +92,26 @@ def finding(c: Comparison) -> str:
     if c.effect is None:
         return c.reason or "no interval"
     effect, low, high = (f"{x:+.{_places(c)}f}" for x in (c.effect, c.low, c.high))
-    held = f"{100 * c.level:.1f} %: {low} to {high}; your margin is {c.margin:g}"
-    return f"{metrics.find(c.metric).title} {effect} against {c.reference} ({held})"
+    held = f"{100 * c.level:.1f} %: {low} to {high}; your margin is {margin(c)}"
+    return f"{metrics.find(c.metric).title} {effect} against {c.reference} ({held}){kept(c)}"
+
+
+def margin(c: Comparison) -> str:
+    """The margin of a comparison with an effect, as it was asked for."""
+    if c.kept_share is None:
+        return f"{c.margin:g}"
+    return f"{100 * c.kept_share:g} % of gain, here {c.margin:.2g} as estimated"
+
+
+def kept(c: Comparison) -> str:
+    """The share of the reference's gain that the candidate gains too; empty where that was not asked."""
+    if c.gain is None:
+        return ""
+    gain = f"{c.reference}'s gain over {c.gain.base}, untuned,"
+    if c.gain.share is None:
+        return f"; {gain} is not shown at {100 * c.gain.level:.1f} %, so no share of it is"
+    share, low, high = (f"{100 * x:.0f}" for x in (c.gain.share, c.gain.low, c.gain.high))
+    return f"; keeps {share} % ({low} to {high} %) of {gain.removesuffix(',')}"
 
 
 def sentences(clauses: Sequence[str]) -> tuple[str, ...]:

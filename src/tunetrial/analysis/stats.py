@@ -108,11 +108,13 @@ class Estimate(Record):
         """One-sided p of `true effect <= bound`; with bound = -margin it is the test of non-inferiority."""
         return t_tail((self.effect - self.below - bound) / self.se, self.df)
 
-    def p_equivalent(self, margin: float) -> float:
-        """p of two one-sided tests (Schuirmann 1987): small says that the effect lies within the margin."""
-        if margin <= 0:
-            raise EvidenceError(f"margin: must be above 0, got {margin}; state the smallest difference that matters")
-        return max(self.p_not_below(-margin), t_tail((margin - self.effect - self.above) / self.se, self.df))
+    def p_not_above(self, bound: float) -> float:
+        """One-sided p of `true effect >= bound`."""
+        return t_tail((bound - self.effect - self.above) / self.se, self.df)
+
+    def at_least(self, level: float) -> float:
+        """One-sided lower bound, above which the true effect lies with this level of confidence."""
+        return self.effect - self.below - t_critical(1 - level, self.df) * self.se
 
 
 def components(diff_RE: Floats) -> Components:

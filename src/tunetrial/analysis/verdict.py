@@ -11,9 +11,10 @@ Two fields, read off separately: direction (is there a difference?) and size (do
 NOT WORSE says that a loss as large as the margin is ruled out. A gain that does not matter is no victory, and a loss
 that does not matter is still named. Direction is a two-sided test of no difference. "Within" is two one-sided tests
 against the margin, "not worse" the lower one of them; both at the one-sided level. "Beyond" is a two-sided interval
-that lies outside the margins. Each kind of claim has its own family, all (task, candidate) pairs of the study with
-Holm's procedure (1979), and levels that allow for the looks: false claims of a kind, anywhere in the study, have
-probability 1 - level or less. NOT COMPARABLE is not decided here.
+that lies outside the margins. A margin that is a share of a gain (`gains`) is judged by the same fields and words, on
+linear contrasts: neither the gain nor a ratio is taken for known. Each kind of claim has its own family, all (task,
+candidate) pairs of the study with Holm's procedure (1979), and levels that allow for the looks: false claims of a kind,
+anywhere in the study, have probability 1 - level or less. NOT COMPARABLE is not decided here.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from typing import Literal
 import numpy as np
 
 from tunetrial.analysis.stats import Components, Estimate, holm, over_looks, per_look, t_critical
+from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import Words
 
 Direction = Literal["better", "worse", "unresolved"]
@@ -37,8 +39,33 @@ MANY_SEEDS, MANY_EXAMPLES = 10_000, 10_000_000
 
 
 @dataclass(frozen=True)
+class Contrasts:
+    """What one comparison is judged by, all estimates of candidate minus something.
+
+    `effect`: minus the reference; `worst`: minus the lowest that is still not worse than it; `best`: minus the highest
+    that is still the same. With a margin in the metric's unit they are effect, effect + margin and effect - margin.
+    """
+
+    effect: Estimate
+    worst: Estimate
+    best: Estimate
+
+    def p_equivalent(self) -> float:
+        """p of two one-sided tests (Schuirmann 1987): small says that the effect lies within the margin."""
+        return max(self.worst.p_not_below(0.0), self.best.p_not_above(0.0))
+
+
+def by_margin(effect: Estimate, margin: float) -> Contrasts:
+    """The contrasts of a margin in the metric's unit."""
+    if margin <= 0:
+        raise EvidenceError(f"margin: must be above 0, got {margin}; state the smallest difference that matters")
+    worst, best = (effect.model_copy(update={"effect": effect.effect + shift}) for shift in (margin, -margin))
+    return Contrasts(effect, worst, best)
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """The two fields and their words; the interval holds at `level`, the one-sided bound at `bound_level`."""
+    """The two fields and their words; the interval of the effect holds at `level`, its lower bound at `bound_level`."""
 
     direction: Direction
     size: Size
@@ -50,15 +77,12 @@ class Verdict:
     bound_level: float
 
 
-def judge(
-    estimates: Sequence[Estimate | None], margins: Sequence[float], *, alpha: float, looks: tuple[int, ...]
-) -> list[Verdict | None]:
+def judge(asked: Sequence[Contrasts | None], *, alpha: float, looks: tuple[int, ...]) -> list[Verdict | None]:
     """Judge a family of comparisons at one look; None stands for one that is planned and has no estimate."""
-    pairs = list(zip(estimates, margins, strict=True))
-    differ = _levels([e and e.p_not_zero() for e in estimates], alpha, looks, sides=2)
-    same = _levels([e and e.p_equivalent(m) for e, m in pairs], alpha, looks, sides=1)
-    not_worse = _levels([e and e.p_not_below(-m) for e, m in pairs], alpha, looks, sides=1)
-    return [e and _verdict(e, m, *levels) for (e, m), *levels in zip(pairs, differ, same, not_worse, strict=True)]
+    differ = _levels([c and c.effect.p_not_zero() for c in asked], alpha, looks, sides=2)
+    same = _levels([c and c.p_equivalent() for c in asked], alpha, looks, sides=1)
+    not_worse = _levels([c and c.worst.p_not_below(0.0) for c in asked], alpha, looks, sides=1)
+    return [c and _verdict(c, *levels) for c, *levels in zip(asked, differ, same, not_worse, strict=True)]
 
 
 def _levels(p: Sequence[float | None], alpha: float, looks: tuple[int, ...], *, sides: Literal[1, 2]) -> list[float]:
@@ -69,21 +93,22 @@ def _levels(p: Sequence[float | None], alpha: float, looks: tuple[int, ...], *, 
     return [per_look(alpha / (len(p) - min(int(r), rejected)), looks, sides=sides) for r in rank]
 
 
-def _verdict(estimate: Estimate, margin: float, differ: float, same: float, not_worse: float) -> Verdict:
-    low, high = estimate.interval(1 - differ)
-    bound = estimate.effect - estimate.below - t_critical(not_worse, estimate.df) * estimate.se
+def _verdict(asked: Contrasts, differ: float, same: float, not_worse: float) -> Verdict:
+    low, high = asked.effect.interval(1 - differ)
+    is_not_worse = asked.worst.at_least(1 - not_worse) > 0
     direction: Direction = "better" if low > 0 else "worse" if high < 0 else "unresolved"
     # A proven loss that is proven less than the margin is within, whatever the other family's step was.
-    within = estimate.p_equivalent(margin) <= same or (direction == "worse" and bound > -margin)
-    size: Size = "within" if within else "beyond" if low > margin or high < -margin else "unresolved"
+    within = asked.p_equivalent() <= same or (direction == "worse" and is_not_worse)
+    outside = asked.worst.interval(1 - differ)[1] < 0 or asked.best.interval(1 - differ)[0] > 0
+    size: Size = "within" if within else "beyond" if outside else "unresolved"
     return Verdict(
         direction=direction,
         size=size,
-        words=words(direction, size, not_worse=bound > -margin),
+        words=words(direction, size, not_worse=is_not_worse),
         low=low,
         high=high,
         level=1 - differ,
-        bound=bound,
+        bound=asked.effect.at_least(1 - not_worse),
         bound_level=1 - not_worse,
     )
 
@@ -109,7 +134,7 @@ def needs(
     """Say what would settle an open verdict if effect and variances stay as they are; None for a settled one.
 
     An example is what `parts` counts, a cluster of `rows_per_example` rows where there are clusters. Half of the time
-    it will take more: the variances are themselves estimates.
+    it will take more: the variances are themselves estimates. A margin that is a share of a gain counts as estimated.
     """
     if verdict.words not in OPEN:
         return None

@@ -143,7 +143,11 @@ class Evidence:
 
 
 class ArmResult(Record):
-    """What one arm did on one task's test split; `values` are the metric by final seed, `floor` the best constant's."""
+    """What one arm did on one task's test split; `values` are the metric by final seed.
+
+    `floor` is the best constant's value, `base` the untuned base's: what a trained arm must be shown to be better than,
+    where the study has them. An arm in which nothing is random has one final, which stands for every seed.
+    """
 
     task: str
     arm: str
@@ -154,7 +158,22 @@ class ArmResult(Record):
     mean: float | None = None
     sd: float | None = None
     floor: float | None = None
+    base: float | None = None
     failed: int = 0
+
+
+class GainShare(Record):
+    """The share of the reference's gain over the untuned base, arm `base`, that a candidate gains too.
+
+    `low` and `high` are its interval at `level` (Fieller 1954). Without them the reference's gain is not shown to be
+    above 0, so that no share of it is told, not even `share`, the ratio of the gains as measured.
+    """
+
+    base: str
+    level: float
+    share: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 class Comparison(Record):
@@ -162,13 +181,18 @@ class Comparison(Record):
 
     The interval holds at `level` (adjusted for looks and family). `mde` is the smallest effect that this many seeds
     and examples would show with 80 % power. `needs` says in words what would settle an open verdict.
+
+    `margin` is in units of the metric. Where the study asks for a share of the reference's gain to be kept, that is
+    `kept_share`, and `margin` what may be lost of the gain as estimated: the verdict is on the share, not on it; None
+    while the gain has no estimate.
     """
 
     task: str
     candidate: str
     reference: str
     metric: str
-    margin: float
+    margin: float | None
+    kept_share: float | None = None
     words: Words
     direction: Literal["better", "worse", "unresolved"] | None = None
     size: Literal["within", "beyond", "unresolved"] | None = None
@@ -184,6 +208,19 @@ class Comparison(Record):
     bound_by: Literal["seeds", "examples"] | None = None
     needs: str | None = None
     procedure: str | None = None
+    gain: GainShare | None = None
+
+
+class Need(Record):
+    """Whether anything need be trained at all, by the margin of the task that decides.
+
+    "no": `arm`, which is not trained, is shown to be not worse than every arm that was. "yes": every arm without
+    training is shown to be worse than a trained one. `reason` says it with its numbers.
+    """
+
+    answer: Literal["no", "yes", "open"]
+    arm: str
+    reason: str
 
 
 class Check(Record):
@@ -216,8 +253,8 @@ class Decision(Record):
     """The outcome of a study: verdicts, then a recommendation or an abstention, with reasons and flip points.
 
     `test_openings` counts by task how often the test rows have been opened, by any study of this user, this one
-    included; empty where nobody counted. `spent` is what all runs of a study with a budget took, by the budget's
-    fields.
+    included; empty where nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs
+    of a study with a budget took, by the budget's fields.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -232,6 +269,7 @@ class Decision(Record):
     fairness: tuple[Check, ...]
     post_hoc: tuple[str, ...]
     test_openings: dict[str, int] = {}
+    need: Need | None = None
     spent: dict[str, Measurement] = {}
     study_digest: str
     record_digests: dict[str, str]

@@ -1,6 +1,6 @@
 """What is asked: a study, its arms and tasks, and the trials that come of it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ Kind = Literal["classify", "regress", "generate"]
 Readout = Literal["head", "labels", "text"]
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 Purpose = Literal["tune", "final", "probe"]
+GainMargin = Annotated[str, Field(pattern=r"^([5-9][0-9](\.[0-9]{1,3})?)% of gain$")]
+Margin = Annotated[float, Field(gt=0)] | GainMargin
 
 
 class Arm(Record):
@@ -20,13 +22,24 @@ class Arm(Record):
     method: str
     settings: dict[str, Setting] = {}
 
+    @property
+    def untrained(self) -> bool:
+        """Whether it takes no optimiser step: the base as it is, or a linear model of words."""
+        return self.method in ("none", "tfidf")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether nothing in it is random, so that one final stands for every seed."""
+        return self.untrained and not self.settings.get("shots")
+
 
 class TaskSpec(Record):
     """One task of a study: where its rows are, how they are rendered, what is measured by which margin.
 
     `data` is None for a built-in task, else the path of a JSONL, CSV or Parquet file, as are `validation` and `test`;
     a split without a file of its own is drawn from `data`. `id` and `cluster` are fields; without them a row is
-    known by its number and stands alone. `margin` is in units of `metric`. `epochs` overrides the controls'.
+    known by its number and stands alone. `margin` is in units of `metric`, or "95% of gain": that much of what the
+    reference gains over the untuned base is to be kept. `epochs` overrides the controls'.
 
     `generate` asks for text: `input` is the prompt and `target` the field of the completion, or `messages` is the field
     of a conversation whose last assistant turn is the target. `max_new_tokens` bounds a completion; `json_schema` is
@@ -37,7 +50,7 @@ class TaskSpec(Record):
     name: str
     kind: Kind
     metric: str
-    margin: float = Field(gt=0)
+    margin: Margin
     data: str | None = None
     validation: str | None = None
     test: str | None = None
@@ -50,6 +63,11 @@ class TaskSpec(Record):
     id: str | None = None
     cluster: str | None = None
     epochs: int | None = Field(default=None, ge=1)
+
+    @property
+    def kept_share(self) -> float | None:
+        """The share of the reference's gain that the margin asks to be kept; None for one in units of the metric."""
+        return float(self.margin.partition("%")[0]) / 100 if isinstance(self.margin, str) else None
 
 
 class Controls(Record):
@@ -153,6 +171,11 @@ class Study(Record):
     def task(self, name: str) -> TaskSpec:
         return next(task for task in self.tasks if task.name == name)
 
+    @property
+    def base_arm(self) -> str | None:
+        """The untuned base that gains are counted from: the first arm of method `none`; None without one."""
+        return next((arm.name for arm in self.arms if arm.method == "none"), None)
+
     def readout_of(self, task: str) -> Readout:
         """How the answers to a task are read: text is generated, labels read as the study says, numbers by a head."""
         return {"generate": "text", "classify": self.readout, "regress": "head"}[self.task(task).kind]
@@ -212,6 +235,11 @@ class Lock(Record):
             max_new_tokens=spec.max_new_tokens if readout == "text" else None,
             template_digest=self.template_digest if spec.messages else None,
         )
+
+    def final_seeds(self, look: int) -> tuple[int, ...]:
+        """Seeds of the finals up to a look, the same for every arm and task."""
+        first = 1000 * self.study.seed + 1
+        return tuple(range(first, first + look))
 
     def trial(self, arm: str, task: str, *, learning_rate: float | None, seed: int, purpose: Purpose) -> "Trial":
         """The trial of one arm on one task. Only a final is known by the test split: nothing else may depend on it."""

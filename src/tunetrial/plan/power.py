@@ -36,25 +36,37 @@ class Power(Record):
     """What the test split of a task allows: effects that are found with 80 % power, at the level of one look.
 
     `detectable` is by seeds, for each look; `detectable_at_best` with endless seeds; `rows_needed` for the margin,
-    with endless seeds. None where there is no prior.
+    with endless seeds. None where there is no prior. A margin that is a share of a gain has no value in units of the
+    metric before the untuned base is scored, hence no `rows_needed`.
     """
 
     task: str
     metric: str
-    margin: float
+    margin: float | str
     test_rows: int
     prior: Prior | None
     detectable: dict[int, float] = {}
     detectable_at_best: float | None = None
     rows_needed: int | None = None
 
+    @property
+    def rests_on_gain(self) -> bool:
+        """Whether the margin is a share of a gain."""
+        return isinstance(self.margin, str)
+
     def __str__(self) -> str:
-        head = f"{self.task}: margin {self.margin:g} {metrics.find(self.metric).title} on {self.test_rows} test rows"
+        title = metrics.find(self.metric).title
+        margin = (
+            f"{self.margin}, known in {title} once the base is scored,"
+            if self.rests_on_gain
+            else f"{self.margin:g} {title}"
+        )
+        head = f"{self.task}: margin {margin} on {self.test_rows} test rows"
         if self.prior is None:
-            return f"{head}; power unknown: the spread of {metrics.find(self.metric).title} is not known"
+            return f"{head}; power unknown: the spread of {title} is not known"
         seen = ", ".join(f"{effect:.2g} with {seeds} seeds" for seeds, effect in self.detectable.items())
         text = f"{head}; would show {seen} (if seeds differ by {self.prior.seed_sd:.2g})"
-        if self.rows_needed > self.test_rows:
+        if self.rows_needed is not None and self.rows_needed > self.test_rows:
             text += (
                 f"; with {self.test_rows} test rows no number of seeds can resolve the margin: "
                 f"about {self.rows_needed} rows would"
@@ -87,12 +99,14 @@ def power(lock: Lock, spec: TaskSpec, assumed: Prior | None) -> Power:
         return Power(**head)
     alpha = stats.per_look((1 - study.rule.level) / family, study.looks, sides=2)
     planned = {look: _components(assumed, look, rows) for look in study.looks}
-    binary = spec.metric == "accuracy"
+    binary, known = spec.metric == "accuracy", spec.kept_share is None
     return Power(
         **head,
         detectable={s: stats.detectable_effect(c.se, c.df, level=1 - alpha, power=POWER) for s, c in planned.items()},
         detectable_at_best=stats.detectable_effect(assumed.example_sd / rows**0.5, rows - 1, level=1 - alpha),
-        rows_needed=round(rows_needed(spec.margin, assumed.example_sd**2, alpha=alpha, binary=binary)),
+        rows_needed=round(rows_needed(spec.margin, assumed.example_sd**2, alpha=alpha, binary=binary))
+        if known
+        else None,
     )
 
 

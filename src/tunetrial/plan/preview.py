@@ -150,7 +150,7 @@ def _trials(lock: Lock, arm: Arm) -> Range:
     """Trials that train, of an arm on one task: the search and the finals."""
     tuning, looks, points = lock.study.tuning, lock.study.looks, len(grid(lock, arm.name))
     if not points:
-        return Range(low=looks[0], high=looks[-1])
+        return exactly(1) if arm.fixed else Range(low=looks[0], high=looks[-1])
     least = points + min(3, points) * (tuning.seeds - 1) + looks[0]
     return Range(low=least, high=max(tuning.max_points, points) * tuning.seeds + looks[-1])
 

@@ -2,8 +2,9 @@
 extended by.
 
 For each task: the search of every arm's learning rate; once all rates of the task are known, the finals of the first
-look, every arm with the same seeds. Once all rates of all tasks are known, the probes, one after the other. When every
-task has completed a look, the next one for all, if an open comparison is bound by seeds.
+look, every arm with the same seeds, but one alone of an arm in which nothing is random. Once all rates of all tasks are
+known, the probes, one after the other. When every task has completed a look, the next one for all, if an open
+comparison is bound by seeds.
 """
 
 from collections.abc import Iterator
@@ -47,18 +48,12 @@ def chosen_rate(evidence: Evidence, arm: str, task: str) -> Rate | None:
     return search(evidence, arm, task).rate
 
 
-def final_seeds(lock: Lock, look: int) -> tuple[int, ...]:
-    """Seeds of the finals up to a look, the same for every arm and task."""
-    first = 1000 * lock.study.seed + 1
-    return tuple(range(first, first + look))
-
-
 def _finals(evidence: Evidence, rates: dict, tuned: list[str]) -> tuple[str, list[Trial]]:
     """The finals of the first look that is not complete, of tasks that may go there."""
     lock = evidence.lock
     for number, look in enumerate(lock.study.looks):
-        seeds = final_seeds(lock, look)
-        if number and not _goes_on(evidence, final_seeds(lock, lock.study.looks[number - 1])):
+        seeds = lock.final_seeds(look)
+        if number and not _goes_on(evidence, lock.final_seeds(lock.study.looks[number - 1])):
             break
         missing = list(_missing(evidence, _trials(lock, rates, tuned, seeds)))
         if missing or len(tuned) < len(lock.study.tasks):
@@ -74,16 +69,16 @@ def _goes_on(evidence: Evidence, seeds: tuple[int, ...]) -> bool:
 
 def _probes(lock: Lock, rates: dict) -> Iterator[Trial]:
     """One probe an arm and task, at the chosen rate."""
-    seed = final_seeds(lock, 1)[0]
+    seed = lock.final_seeds(1)[0]
     for (task, arm), rate in rates.items():
         yield lock.trial(arm, task, learning_rate=rate.value, seed=seed, purpose="probe")
 
 
 def _trials(lock: Lock, rates: dict, tuned: list[str], seeds: tuple[int, ...]) -> Iterator[Trial]:
-    """Finals, seed by seed, so that an interrupted study has pairs."""
+    """Finals, seed by seed, so that an interrupted study has pairs; one of an arm in which nothing is random."""
     for seed in seeds:
         for (task, arm), rate in rates.items():
-            if task in tuned:
+            if task in tuned and (seed == seeds[0] or not lock.study.arm(arm).fixed):
                 yield lock.trial(arm, task, learning_rate=rate.value, seed=seed, purpose="final")
 
 

@@ -52,6 +52,7 @@ class Verdict:
     basis: str
     power: str
     margin: str
+    gain: str
 
 
 def conclude(evidence: Evidence, decision: Decision) -> Headline:
@@ -92,7 +93,8 @@ def _effects(evidence: Evidence, decision: Decision) -> tuple[Line, ...]:
     lines = []
     for c in leading(evidence, decision):
         label = c.words if c.candidate == decision.recommendation else f"{words.name(c.candidate)}, {c.words}"
-        lines.append(Line(label, f"{sentence(evidence, c)}."))
+        gain = f"; {share_of_gain(c)}" if share_of_gain(c) else ""
+        lines.append(Line(label, f"{sentence(evidence, c)}{gain}."))
     return tuple(lines)
 
 
@@ -117,8 +119,33 @@ def sentence(evidence: Evidence, comparison: Comparison) -> str:
         return words.prose(c.reason, 300).removesuffix(".") if c.reason else "no interval"
     unit = _spaced(unit_of(evidence, c))
     turned = "" if metrics.find(c.metric).higher_is_better else ", + is better"
-    said = f"you said {words.plain(c.margin)} matters"
+    said = f"you said {_asked(c)} matters{_estimated(c)}"
     return f"{words.metric(c.metric)} {effect(c)}{unit} vs {words.name(c.reference)}{turned} ({interval(c)}; {said})"
+
+
+def margin_of(c: Comparison) -> str:
+    """The margin as the study asks for it, and what a share of the gain comes to as estimated."""
+    return f"{_asked(c)}{_estimated(c)}"
+
+
+def _asked(c: Comparison) -> str:
+    return words.plain(c.margin) if c.kept_share is None else f"{words.percent(1 - c.kept_share)} of the gain"
+
+
+def _estimated(c: Comparison) -> str:
+    return "" if c.kept_share is None or c.margin is None else f", {words.figure(c.margin, 2)} as estimated"
+
+
+def share_of_gain(c: Comparison) -> str:
+    """How much of the reference's gain over the untuned base the candidate keeps; empty where that was not asked."""
+    if c.gain is None or not comparable(c):
+        return ""
+    gain = f"{words.name(c.reference)}'s gain over {words.name(c.gain.base)}, the untuned base"
+    if c.gain.share is None:
+        return f"{gain}, is not shown, so no share of it is"
+    share, low, high = (words.number(100 * x, 0) for x in (c.gain.share, c.gain.low, c.gain.high))
+    kept = f"keeps {share}{words.THIN}% ({words.percent(c.gain.level)}: {low} to {high}{words.THIN}%)"
+    return f"{kept} of {gain}"
 
 
 def comparable(c: Comparison) -> bool:
@@ -179,4 +206,4 @@ def _verdict(c: Comparison) -> Verdict:
     basis = f"{c.n_replicates} seeds × {words.number(c.n_examples, 0)} examples{clusters}" if c.n_replicates else ""
     decimals = words.decimals_for(c.margin)
     power = "" if c.mde is None else f"80{words.THIN}% power to show {words.number(c.mde, decimals)}"
-    return Verdict(c, kind, symbol, effect(c), interval(c), basis, power, words.plain(c.margin))
+    return Verdict(c, kind, symbol, effect(c), interval(c), basis, power, margin_of(c), share_of_gain(c))

@@ -12,7 +12,7 @@ from statistics import fmean
 from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Comparison, Evidence, Measurement, TrialRecord
 from tunetrial.report import words
-from tunetrial.report.headline import comparable
+from tunetrial.report.headline import comparable, margin_of
 
 BINS = 60
 PROBES = (
@@ -51,6 +51,7 @@ class Forest:
     zero: float
     band: tuple[float, float]
     ticks: tuple[Tick, ...]
+    margin: str
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,9 @@ def forests(comparisons: Sequence[Comparison]) -> tuple[Forest, ...]:
 
 
 def _forest(comparisons: list[Comparison]) -> Forest:
-    margin = comparisons[0].margin
+    # Of a share of the gain there is no margin before an effect, and then nothing is drawn.
+    shown = next((c for c in comparisons if c.margin is not None), comparisons[0])
+    margin = shown.margin or 1.0
     ends = [end for c in comparisons if comparable(c) for end in (c.low, c.high, c.effect)] + [-margin, margin]
     pad = 0.08 * (max(ends) - min(ends))
     low, high = min(ends) - pad, max(ends) + pad
@@ -175,6 +178,7 @@ def _forest(comparisons: list[Comparison]) -> Forest:
         zero=at(0),
         band=(at(-margin), round(at(margin) - at(-margin), 3)),
         ticks=tuple(Tick(at(tick), words.signed(tick, decimals)) for tick in marked),
+        margin=margin_of(shown),
     )
 
 

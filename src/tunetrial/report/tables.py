@@ -55,7 +55,7 @@ def columns(evidence: Evidence, decision: Decision) -> tuple[Column, ...]:
     for task in study.tasks:
         higher = metrics.find(task.metric).higher_is_better
         required = study.require.get(f"{task.name}.{task.metric}")
-        note = f"{'higher' if higher else 'lower'} is better; margin {words.plain(task.margin)}"
+        note = f"{'higher' if higher else 'lower'} is better; margin {words.margin(task.margin)}"
         note += f"; required {words.clean(required, 20)}" if required else ""
         found.append(Column(f"{words.name(task.name)}: {words.metric(task.metric)}", "mean, test split", note))
     where = f", {words.name(study.rule.primary)}" if len(study.tasks) > 1 else ""
@@ -114,7 +114,8 @@ def _outcome(task: TaskSpec, result: ArmResult | None, decision: Decision, arm: 
     if result is None:
         return Cell("no runs", "", chip, kind or "missing")
     seeds = f"{len(result.values)} seed{'' if len(result.values) == 1 else 's'}"
-    decimals = words.decimals_for(task.margin)
+    margin = found.margin if found else next((c.margin for c in decision.verdicts if c.task == task.name), None)
+    decimals = words.decimals_for(task.margin if task.kept_share is None else margin)
     parts = [result.state] if result.state != "trained" and result.mean is not None else []
     parts += [f"SD {words.number(result.sd, decimals)}"] if result.sd is not None else []
     parts += [seeds] if result.values else []

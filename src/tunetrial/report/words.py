@@ -80,9 +80,9 @@ def signed(value: float, decimals: int) -> str:
     return f"+{text}" if value > 0 and float(f"{value:.{decimals}f}") else text
 
 
-def decimals_for(margin: float) -> int:
-    """Decimals for effects: one more than the margin's leading digit needs."""
-    return max(0, 1 - math.floor(math.log10(margin)))
+def decimals_for(margin: float | None) -> int:
+    """Decimals for effects: one more than the margin's leading digit needs; three where it is not known."""
+    return 3 if margin is None else max(0, 1 - math.floor(math.log10(margin)))
 
 
 def figure(value: float, digits: int = 3) -> str:
@@ -106,6 +106,11 @@ def rate(value: float) -> str:
     """Write a learning rate the way it is typed: 3e-4."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def margin(asked: float | str) -> str:
+    """Write a margin as the study asks for it: a number, or a share of the gain."""
+    return asked.replace("%", f"{THIN}%") if isinstance(asked, str) else plain(asked)
 
 
 def percent(level: float) -> str:

@@ -13,7 +13,6 @@ from tunetrial.spec.form import StudyForm, json_schema
 _LATER = (
     ("retention", None, "remove it"),
     ("limits.forgetting_nats", None, "remove it"),
-    ("tasks.*.margin", ".*% *of gain", "give the margin in the metric's unit"),
     ("arms.*.base_model", None, "give one base_model for all arms"),
 )
 _ELSEWHERE = {
@@ -38,6 +37,7 @@ _WORDS = {
     "string_too_long": "must have at most {max_length} characters",
     "union_tag_not_found": "has no method",
 }
+_SHARE = "a share from '50% of gain' to below 100%"
 _NAME = "must have 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit"
 
 
@@ -59,6 +59,9 @@ def explain(tree: Tree) -> list[Fault]:
         return []
     except ValidationError as error:
         errors = [part for part in error.errors(include_url=False) if part["type"] != "none_required"]
+        # A margin that is a number is no share of a gain that went wrong.
+        numbers = {part["loc"][:-1] for part in errors if part["type"] == "greater_than"}
+        errors = [part for part in errors if part["type"] != "string_type" or part["loc"][:-1] not in numbers]
     placed: dict[Keys, list[dict]] = {}
     for part in errors:
         placed.setdefault(_place(tree, part), []).append(part)
@@ -118,6 +121,8 @@ def _either(parts: list[dict]) -> str:
 
 def _words(part: dict) -> str:
     kind, context = part["type"], part.get("ctx", {})
+    if kind == "string_pattern_mismatch" and "of gain" in context["pattern"]:
+        return _SHARE
     if kind == "string_pattern_mismatch":
         return _NAME if context["pattern"].startswith("^") else "must not be blank"
     if kind == "value_error":
@@ -137,6 +142,7 @@ def _remedy(here: dict, part: dict) -> str:
     if part["type"] == "string_type" and not isinstance(part["input"], dict | tuple):
         return f"{remedy}, in quotes"
     number_as_text = part["type"] in ("int_type", "float_type") and isinstance(part["input"], str)
+    number_as_text = number_as_text and "of gain" not in part["input"]
     return f"{remedy}, without quotes" if number_as_text else remedy
 
 

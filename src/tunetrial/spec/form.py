@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, create_model
 from pydantic.json_schema import SkipJsonSchema
 
 from tunetrial.core.records import Record
-from tunetrial.core.study import Kind, Precision
+from tunetrial.core.study import GainMargin, Kind, Precision
 from tunetrial.methods import METHODS
 
 Absent = SkipJsonSchema[None]
@@ -70,8 +70,10 @@ class TaskForm(Record):
     id: Text | Absent = Field(None, description="field that names a row", examples=["id"])
     cluster: Text | Absent = Field(None, description="field whose equal values keep rows together", examples=["sender"])
     metric: Text | Absent = Field(None, description="metric of the comparison", examples=["macro_f1"])
-    margin: Positive | Absent = Field(
-        None, description="smallest difference that matters, in units of the metric", examples=[0.02]
+    margin: Positive | GainMargin | Absent = Field(
+        None,
+        description="smallest difference that matters, in units of the metric, or the share of the gain to be kept",
+        examples=[0.02, "95% of gain"],
     )
     epochs: Count | Absent = Field(None, description="passes over the training rows of this task", examples=[3])
 

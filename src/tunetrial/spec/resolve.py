@@ -26,6 +26,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
     faults += [
         *_arm_faults(form, arms),
         *_unreadable(form, arms, tasks),
+        *_gainless(form, arms, tasks),
         *_name_faults(form),
         *floor_faults,
         *tuning_faults,
@@ -92,6 +93,24 @@ def _unreadable(form: StudyForm, arms: tuple[Arm, ...], tasks: tuple[TaskSpec, .
             elif arm.method == "tfidf" and task.kind == "generate":
                 what = f"a linear model of words writes no text, got task {task.name!r}"
                 yield Fault(("arms", arm.name), f"{what}; remove the arm, or compare with none")
+
+
+def _gainless(form: StudyForm, arms: tuple[Arm, ...], tasks: tuple[TaskSpec, ...]) -> Iterator[Fault]:
+    """A margin that is a share of the gain needs the score of the untuned base, and a reference that gains over it."""
+    base = next((arm.name for arm in arms if arm.method == "none"), None)
+    names = [task.name for task in form.tasks]
+    for task in (task for task in tasks if task.kept_share is not None):
+        keys = ("tasks", names.index(task.name), "margin")
+        if task.kind == "regress":
+            what = f"the untuned base has no head to read numbers from, got {show(task.margin)}"
+            yield Fault(keys, f"{what}; give the margin in units of {task.metric}")
+        elif base is None:
+            readout = " and readout: labels to the study" if task.kind == "classify" and form.readout == "head" else ""
+            what = f"needs the score of the untuned base, got {show(task.margin)} and no arm of method none"
+            yield Fault(keys, f"{what}; add the arm base: {{method: none}}{readout}")
+        elif (form.reference or _first_full(arms)) == base:
+            what = f"the reference is the untuned base itself, got {show(base)}; let a trained arm be the reference"
+            yield Fault(("reference",), what)
 
 
 def _name_faults(form: StudyForm) -> Iterator[Fault]:

@@ -181,8 +181,8 @@ def _choose_margin(metric: str | None) -> str:
     return f"is missing; give the smallest difference in {name} that would change what you do ({unit})"
 
 
-def _check_margin(metric: str | None, margin: float) -> dict[str, str]:
-    if metric not in metrics.METRICS or not _runs_to_one(metric) or margin < 1:
+def _check_margin(metric: str | None, margin: float | str) -> dict[str, str]:
+    if isinstance(margin, str) or metric not in metrics.METRICS or not _runs_to_one(metric) or margin < 1:
         return {}
     remedy = "write two points of 100 as 0.02"
     return {"margin": f"{metric} is at most 1, so no difference could matter, got {show(margin)}; {remedy}"}
