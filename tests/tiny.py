@@ -14,11 +14,22 @@ from tunetrial.core.study import Arm, Controls, Trial
 WORDS = "bread oven late price refund parcel broken clock login invoice courier gold watch queue repair".split()
 
 
-def make_model(folder: Path, *, layers: int = 2, hidden: int = 64, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a random Llama (grouped-query attention, tied embeddings) in the Hugging Face layout."""
+def make_model(
+    folder: Path,
+    *,
+    layers: int = 2,
+    hidden: int = 64,
+    dtype: torch.dtype = torch.float32,
+    merges: tuple[tuple[str, str], ...] = (),
+) -> Path:
+    """Write a random Llama (grouped-query attention, tied embeddings) in the Hugging Face layout.
+
+    Its tokenizer makes a token a byte, and one of each two tokens that `merges` names.
+    """
     torch.manual_seed(0)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<e>", *alphabet])}, merges=[]))
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    vocabulary = {c: i for i, c in enumerate(["<e>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<e>", pad_token="<e>").save_pretrained(folder)

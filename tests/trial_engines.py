@@ -1,11 +1,14 @@
 """Engines for tests of trial/, made by name in worker processes: the simulator, slowed, watched or hurt."""
 
+import gc
 import os
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tunetrial.core.engine import Step
 from tunetrial.core.errors import IntegrityError
@@ -167,3 +170,16 @@ class Hungry(Hook):
         if run.trial.purpose == "tune" and step.step == 3:
             examples = {"lora": run.micro_batch, "glutton": 1000}.get(run.trial.arm.name, 0)
             self.taken = [os.urandom(2**20) * 40 for _ in range(examples)]
+
+
+class OneBase(Hook):
+    """Fails when a base is opened while the process still holds another."""
+
+    sessions: ClassVar[list[weakref.ref]] = []
+
+    def open(self, base: Path, precision: str) -> HookSession:
+        gc.collect()
+        assert all(session() is None for session in self.sessions), "two bases in one worker"
+        made = super().open(base, precision)
+        self.sessions.append(weakref.ref(made))
+        return made

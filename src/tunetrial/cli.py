@@ -238,7 +238,8 @@ def _show_diagnosis(found: "Diagnosis") -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     marks = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}
-    for heading, findings in {"base": found.base, **found.tasks}.items():
+    others = {f"base {name}": findings for name, findings in found.others.items()}
+    for heading, findings in {"base": found.base, **others, **found.tasks}.items():
         console.print(Text(heading, style="bold"))
         for finding in findings:
             mark, colour = marks[finding.state]

@@ -15,6 +15,8 @@ from tunetrial.core.evidence import Check, Evidence, TrialRecord
 # How an execution may differ without a difference in what is computed: a smaller micro-batch at the same batch,
 # or an adapter that changes norms and so leaves the walked blocks to transformers' own.
 MAY_DIFFER = frozenset({"blocks", "micro_batch", "loss_scale", "overflows"})
+# Which attention is right for a base is the base's own, and so declared with it.
+OF_THE_BASE = frozenset({"attention"})
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Pair:
         return [a for a in arms_ if {r.trial.learning_rate for r in self.seeds(a).values()} == {None}]
 
     @property
+    def one_base(self) -> bool:
+        """Whether both arms are on the same weights."""
+        lock = self.evidence.lock
+        return lock.base(self.candidate).fingerprint == lock.base(self.reference).fingerprint
+
+    @property
     def shared(self) -> list[int]:
         """Seeds that both arms have finals of."""
         return sorted(set(self.seeds(self.candidate)) & set(self.seeds(self.reference)))
@@ -59,7 +67,7 @@ def ledger(evidence: Evidence) -> tuple[Check, ...]:
         pairs += [Pair(evidence, task.name, arm.name, against) for arm in study.arms if arm.name != against]
     pairs = [p for p in pairs if p.seeds(p.candidate) and p.seeds(p.reference)]
     checks = [_check(what, [(pair, *rule(pair)) for pair in pairs]) for what, rule in RULES.items()] if pairs else []
-    return (*checks, *_one_machine(evidence))
+    return (*checks, *_bases(evidence, pairs), *_one_machine(evidence))
 
 
 def obstacles(evidence: Evidence, task: str, candidate: str, reference: str) -> list[str]:
@@ -127,6 +135,8 @@ def _same_tokens(pair: Pair) -> Found:
     if pair.without_steps:
         return True, f"{' and '.join(pair.without_steps)} took no training steps"
     finished = [s for s in pair.shared if ours[s].status == theirs[s].status == "ok"]
+    if not pair.one_base:
+        return _same_order(finished, ours, theirs)
     for seed in finished:
         digests = ours[seed].token_digest, theirs[seed].token_digest
         if None in digests:
@@ -134,6 +144,17 @@ def _same_tokens(pair: Pair) -> Found:
         if digests[0] != digests[1]:
             return False, f"seed {seed}: the arms trained on different token streams"
     return True, f"{len(finished)} pairs trained on the same tokens in the same order"
+
+
+def _same_order(finished: list[int], ours: dict[int, TrialRecord], theirs: dict[int, TrialRecord]) -> Found:
+    """Of arms on different bases, whose tokens differ by their tokenizers: the examples themselves."""
+    for seed in finished:
+        digests = ours[seed].examples_digest, theirs[seed].examples_digest
+        if None in digests:
+            return False, f"seed {seed}: no digest of the examples is recorded, and the arms are on different bases"
+        if digests[0] != digests[1]:
+            return False, f"seed {seed}: the arms trained on different examples, or in another order"
+    return True, f"{len(finished)} pairs on different bases trained on the same examples in the same order"
 
 
 def _same_examples(pair: Pair) -> Found:
@@ -174,7 +195,8 @@ def _same_execution(pair: Pair) -> Found:
     ran = [r for r in (*pair.of("final"), *pair.of("tune")) if r.status == "ok"]
     # An arm without steps says nothing of how steps were computed; what it does say must agree.
     silent = [r for r in ran if r.trial.learning_rate is None]
-    for name in sorted({name for r in ran for name in r.resolved} - MAY_DIFFER):
+    free = MAY_DIFFER if pair.one_base else MAY_DIFFER | OF_THE_BASE
+    for name in sorted({name for r in ran for name in r.resolved} - free):
         by_value: dict[str, dict[str, None]] = {}
         for r in (r for r in ran if r not in silent or name in r.resolved):
             who = f"{r.trial.arm.name}'s tuning" if r.trial.purpose == "tune" else r.trial.arm.name
@@ -182,7 +204,7 @@ def _same_execution(pair: Pair) -> Found:
         if len(by_value) > 1:
             return False, f"{name} differs: " + ", ".join(f"{v} ({', '.join(by_value[v])})" for v in sorted(by_value))
     facts = ran[0].resolved if ran else {}
-    return True, ", ".join(f"{name} {facts[name]}" for name in sorted(facts) if name not in MAY_DIFFER) or "no facts"
+    return True, ", ".join(f"{name} {facts[name]}" for name in sorted(facts) if name not in free) or "no facts"
 
 
 def _interior_rate(pair: Pair) -> Found:
@@ -226,6 +248,17 @@ def _same_tuning(pair: Pair) -> Found:
                 )
         shown.append(f"{arm} {len(tried)} rates in {len(trials)} trials")
     return True, ", ".join(shown)
+
+
+def _bases(evidence: Evidence, pairs: list[Pair]) -> tuple[Check, ...]:
+    """Which pairs differ in their bases as well: declared, so nothing is broken, but no comparison of methods alone."""
+    lock, found = evidence.lock, []
+    for candidate, reference in dict.fromkeys((p.candidate, p.reference) for p in pairs if not p.one_base):
+        two = (f"{lock.study.base_of(a)} (fingerprint {lock.base(a).fingerprint[:12]})" for a in (candidate, reference))
+        found.append(f"{candidate} and {reference}: bases differ, declared: {' against '.join(two)}")
+    return (
+        (Check(what="bases are the same, or declared to differ", holds=True, found="; ".join(found)),) if found else ()
+    )
 
 
 def _one_machine(evidence: Evidence) -> tuple[Check, ...]:

@@ -21,6 +21,16 @@ def opening(board: Board) -> Iterator[str]:
     for c in board.verdicts.values():
         basis = f", from {c.n_replicates} paired seeds and {c.n_examples} test rows" if c.effect is not None else ""
         yield f"{c.candidate} on {c.task}: {c.words}: {finding(c)}{basis}."
+    yield from _bases(board)
+
+
+def _bases(board: Board) -> Iterator[str]:
+    """Which arms are on another base than the one they are compared with."""
+    lock = board.evidence.lock
+    for arm in board.verdicts:
+        if lock.base(arm).fingerprint != lock.base(board.reference).fingerprint:
+            bases = f"{lock.study.base_of(arm)}, {board.reference} on {lock.study.base_of(board.reference)}"
+            yield f"{arm} is on another base ({bases}): what they differ by is of base and method together."
 
 
 def closing(

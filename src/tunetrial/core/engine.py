@@ -68,7 +68,13 @@ class Run(Protocol):
 
     @property
     def token_digest(self) -> str | None:
-        """SHA-256 of the token stream of training, in order: equal between arms of a pair. None without steps."""
+        """SHA-256 of the token stream of training, in order: equal between arms of a pair on one base. None without
+        steps."""
+
+    @property
+    def examples_digest(self) -> str | None:
+        """SHA-256 of the ids of the examples of every step, in order: equal between arms of a pair on any bases. None
+        without steps."""
 
 
 @dataclass(frozen=True)

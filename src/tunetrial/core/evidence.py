@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from tunetrial.core.records import Record, digest
+from tunetrial.core.records import Record, added, digest
 from tunetrial.core.study import Kind, Lock, Trial
 
 if TYPE_CHECKING:  # a command that needs no array need not wait for numpy
@@ -78,8 +78,9 @@ class TrialRecord(Record):
     """The end of one trial. An absent measurement is absent; errors and interruptions never become a record.
 
     `resolved` says how it was executed (device, dtype, attention, micro-batch, threads): comparisons refuse to mix
-    these undeclared. `token_digest` is of the token stream trained on, in order. `legs_s` are the wall times of all
-    attempts that led here. `synthetic` marks the simulator's records.
+    these undeclared. `token_digest` is of the token stream trained on, in order, `examples_digest` of the examples'
+    ids alone, which tokenizers of different bases leave equal. `legs_s` are the wall times of all attempts that led
+    here. `synthetic` marks the simulator's records.
     """
 
     schema_version: Literal[1] = 1
@@ -90,6 +91,7 @@ class TrialRecord(Record):
     measurements: dict[str, Measurement] = {}
     scores_digest: str | None = None
     token_digest: str | None = None
+    examples_digest: str | None = added()
     artifacts: dict[str, str] = {}
     resolved: dict[str, Fact] = {}
     provenance: dict[str, Fact] = {}

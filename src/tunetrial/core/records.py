@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
@@ -15,6 +16,12 @@ class Record(BaseModel):
     def digest(self) -> str:
         """SHA-256 of the canonical JSON: equal for equal content, whatever the order of keys."""
         return digest(self.model_dump(mode="json"))
+
+
+def added(default: object = None) -> Any:
+    """A field that came after records of its kind were kept: at its default it is left out of the JSON, so that what
+    does not use it keeps its digest."""
+    return Field(default=default, exclude_if=lambda value: value == default)
 
 
 def canonical(value: object) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tunetrial.core.records import Record, digest
+from tunetrial.core.records import Record, added, digest
 
 Setting = bool | int | float | str | tuple[str, ...]
 Kind = Literal["classify", "regress", "generate"]
@@ -16,11 +16,16 @@ Margin = Annotated[float, Field(gt=0)] | GainMargin
 
 
 class Arm(Record):
-    """One thing compared: a method and its settings, defaults filled in."""
+    """One thing compared: a method and its settings, defaults filled in.
+
+    `base_model` is None for an arm on the study's own base. The arm of a trial never has one: which base a trial is of
+    is said by the fingerprint in its controls, whatever the base is called.
+    """
 
     name: str
     method: str
     settings: dict[str, Setting] = {}
+    base_model: str | None = added()
 
     @property
     def untrained(self) -> bool:
@@ -168,6 +173,10 @@ class Study(Record):
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
 
+    def base_of(self, arm: str) -> str:
+        """The name of an arm's base: its own, or the study's."""
+        return self.arm(arm).base_model or self.base_model
+
     def task(self, name: str) -> TaskSpec:
         return next(task for task in self.tasks if task.name == name)
 
@@ -202,14 +211,25 @@ class Reduction(Record):
         return f"{self.field}: {asked} asked, {now} within the budget"
 
 
+class BasePin(Record):
+    """A base as it was when the study was locked: fingerprint and count of its weights, digest of its chat template,
+    and the commit of a base from the Hub."""
+
+    fingerprint: str
+    parameters: int
+    template_digest: str | None = None
+    revision: str | None = None
+
+
 class Lock(Record):
-    """The pre-registration: the study with base and data pinned. Its digest is printed in the report.
+    """The pre-registration: the study with bases and data pinned. Its digest is printed in the report.
 
     `study` is what is carried out; where its budget called for less than was asked, `reductions` say so.
 
     `parameters` counts the base's weights, which set the centre of the learning-rate grid. `template_digest` is that of
-    the base's chat template. `engine` is "torch" or
-    "sim"; records of the latter are synthetic and never mix with measured ones.
+    the base's chat template, `revision` the commit of a base from the Hub. `others` are the bases of arms that are not
+    on the study's own, by arm. `engine` is "torch" or "sim"; records of the latter are synthetic and never mix with
+    measured ones.
     """
 
     study: Study
@@ -220,12 +240,25 @@ class Lock(Record):
     data: dict[str, DataPin]
     engine: str = "torch"
     reductions: tuple[Reduction, ...] = ()
+    revision: str | None = added()
+    others: dict[str, BasePin] = added({})
 
-    def controls(self, task: str) -> Controls:
-        """The controls of one task."""
+    def base(self, arm: str | None = None) -> BasePin:
+        """The base of an arm; without one, the study's own."""
+        own = BasePin(
+            fingerprint=self.base_fingerprint,
+            parameters=self.parameters,
+            template_digest=self.template_digest,
+            revision=self.revision,
+        )
+        return self.others.get(arm, own)
+
+    def controls(self, task: str, arm: str | None = None) -> Controls:
+        """The controls of one task, on the base of an arm; without one, on the study's own."""
         study, spec, readout = self.study, self.study.task(task), self.study.readout_of(task)
+        base = self.base(arm)
         return Controls(
-            base_fingerprint=self.base_fingerprint,
+            base_fingerprint=base.fingerprint,
             epochs=spec.epochs or study.epochs,
             batch_examples=study.batch_examples,
             max_tokens=study.max_tokens,
@@ -233,7 +266,7 @@ class Lock(Record):
             precision=self.precision,
             readout=readout,
             max_new_tokens=spec.max_new_tokens if readout == "text" else None,
-            template_digest=self.template_digest if spec.messages else None,
+            template_digest=base.template_digest if spec.messages else None,
         )
 
     def final_seeds(self, look: int) -> tuple[int, ...]:
@@ -246,8 +279,8 @@ class Lock(Record):
         digests = self.data[task].digests
         seen = digests if purpose == "final" else {name: digests[name] for name in digests if name != "test"}
         return Trial(
-            arm=self.study.arm(arm),
-            controls=self.controls(task),
+            arm=self.study.arm(arm).model_copy(update={"base_model": None}),
+            controls=self.controls(task, arm),
             task=task,
             data_digest=digest(seen),
             learning_rate=learning_rate,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tunetrial.core.evidence import Example
+from tunetrial.core.records import digest
 from tunetrial.engine.streams import stream
 
 
@@ -32,6 +33,11 @@ def token_digest(steps: Sequence[np.ndarray], examples: Sequence[Example], token
             content.update(b";")
         content.update(b"|")
     return content.hexdigest()
+
+
+def examples_digest(steps: Sequence[np.ndarray], examples: Sequence[Example]) -> str:
+    """SHA-256 over the ids of every step, in order: what is the same where tokenizers differ."""
+    return digest([[examples[row].id for row in step] for step in steps])
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup_share: float) -> float:

@@ -16,7 +16,7 @@ from tunetrial.core.engine import Step
 from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import Trial
-from tunetrial.engine.batches import first_steps, learning_rate, order, token_digest
+from tunetrial.engine.batches import examples_digest, first_steps, learning_rate, order, token_digest
 from tunetrial.engine.trainables import Trainables, WarmStart
 
 
@@ -65,6 +65,7 @@ class Loop:
             len(examples), epochs=controls.epochs, batch_examples=controls.batch_examples, seed=trial.seed
         )
         self.token_digest = token_digest(self.order, examples, self.tokens)
+        self.examples_digest = examples_digest(self.order, examples)
         self.micro_batch = min(micro_batch or controls.batch_examples, controls.batch_examples)
         self.checkpoint_every_s = checkpoint_every_s
         self.first_step = 0

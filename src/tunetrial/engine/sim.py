@@ -30,7 +30,7 @@ from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.records import Record, canonical
 from tunetrial.core.study import Precision, Readout, Trial
-from tunetrial.engine.batches import first_steps, learning_rate, order, token_digest
+from tunetrial.engine.batches import examples_digest, first_steps, learning_rate, order, token_digest
 
 Floats = NDArray[np.float64]
 CHECKPOINT_EVERY = 20
@@ -356,6 +356,12 @@ class SimRun:
         if self.trial.learning_rate is None:
             return None
         return token_digest(self._order, self.data.splits["train"], self._tokens)
+
+    @property
+    def examples_digest(self) -> str | None:
+        if self.trial.learning_rate is None:
+            return None
+        return examples_digest(self._order, self.data.splits["train"])
 
     @cached_property
     def _order(self) -> list[NDArray[np.int64]]:

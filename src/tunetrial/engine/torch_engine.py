@@ -1,5 +1,6 @@
 """The engine that trains real weights: one resident base, a run at a time, on a CUDA device or the CPU."""
 
+import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from transformers.utils import logging
 
 from tunetrial import methods, models
 from tunetrial.core.engine import Description, Step
-from tunetrial.core.errors import IntegrityError, ModelError
+from tunetrial.core.errors import DoesNotFitError, IntegrityError, ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Precision, Readout, Trial
 from tunetrial.engine import adapters, attention, blocks, probe, untuned
@@ -52,6 +53,9 @@ class TorchEngine:
         return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
 
     def open(self, base: Path, precision: Precision) -> "TorchSession":
+        gc.collect()  # of a session that this one replaces
+        if self.device_type == "cuda":
+            torch.cuda.empty_cache()
         # cuDNN's attention plans anew for each length of a batch's longest row: over 0.1 s a step on an H200, which
         # torch's own kernels take a third of.
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -74,9 +78,14 @@ class TorchSession:
         self.causal = False
         self.storage: Storage | None = "plain"
         self.attention: str | None = None
-        self.model = self.load(DTYPES[precision], device)
-        self.attention = self.model.config._attn_implementation
+        self.model: torch.nn.Module | None = None
         self.dirty = False
+        try:
+            with does_not_fit("base"):
+                self.model = self.load(DTYPES[precision], device)
+                self.attention = self.model.config._attn_implementation
+        except DoesNotFitError:
+            self.storage = None  # as a trial wants it stored it may yet fit: its start will tell
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.nn.Module:
         """Read the model from disk; which attention is right is found out at first, on the session's device."""
@@ -109,10 +118,11 @@ class TorchSession:
         layers as they are to be stored; without adapters."""
         causal, storage = trial.controls.readout != "head", methods.find(trial.arm).storage
         if (causal, storage) != (self.causal, self.storage):
-            self.model, self.causal, self.storage = None, causal, storage
+            self.model, self.causal, self.storage = None, causal, None
             model = self.load(DTYPES[self.precision])
             adapters.quantise(model, storage, tuple(self.shape.projections), device=self.device)
-            self.model, self.dirty = model.to(self.device), False
+            self.model, self.storage, self.dirty = model.to(self.device), storage, False
+            self.attention = self.model.config._attn_implementation
             return
         adapters.detach(self.model)
         self.model.requires_grad_(False)
@@ -230,6 +240,10 @@ class TorchRun:
     @property
     def token_digest(self) -> str:
         return self.loop.token_digest
+
+    @property
+    def examples_digest(self) -> str:
+        return self.loop.examples_digest
 
     def steps(self, checkpoint: Path | None, *, most: int | None = None) -> Iterator[Step]:
         """Train; a full model is then rounded to the base's dtype, since that is what is saved and must be scored."""

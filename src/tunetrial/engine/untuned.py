@@ -36,6 +36,7 @@ class UntunedRun:
 
     first_step = 0
     token_digest = None
+    examples_digest = None
 
     def __init__(self, session, trial: Trial, data: TaskData):
         """
@@ -114,6 +115,7 @@ class TfidfRun:
 
     first_step = 0
     token_digest = None
+    examples_digest = None
 
     def __init__(self, data: TaskData):
         self.data = data

@@ -2,6 +2,7 @@
 
 from tunetrial.analysis.rates import Point, Rate
 from tunetrial.plan.budget import allowed_s, reduced
+from tunetrial.plan.estimate import Sizes
 from tunetrial.plan.preview import Plan, fit_budget, preview, trial_seconds
 from tunetrial.plan.waves import Wave, chosen_rate, next_wave
 
@@ -9,6 +10,7 @@ __all__ = [
     "Plan",
     "Point",
     "Rate",
+    "Sizes",
     "Wave",
     "allowed_s",
     "chosen_rate",

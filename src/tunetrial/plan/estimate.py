@@ -5,7 +5,8 @@ operations a weight and trained token where every weight is trained, 4 where the
 weights), 2 to evaluate (Kaplan et al. 2020); divided by what a device reaches, which for small models is little.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tunetrial import methods
 from tunetrial.core.evidence import Example
@@ -43,6 +44,14 @@ class Range(Record):
 
     def __mul__(self, other: "Range") -> "Range":
         return Range(low=self.low * other.low, high=self.high * other.high)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A base as plans know it: its shape, and by task the tokens of each training row, where they were counted."""
+
+    shape: ModelShape
+    counted: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def exactly(value: float) -> Range:

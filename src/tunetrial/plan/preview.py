@@ -9,7 +9,7 @@ from tunetrial.core.records import Record
 from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
 from tunetrial.models import ModelShape
 from tunetrial.plan import budget, estimate
-from tunetrial.plan.estimate import GIB, Range, exactly
+from tunetrial.plan.estimate import GIB, Range, Sizes, exactly
 from tunetrial.plan.power import Power, power, prior
 from tunetrial.plan.tuning import grid
 from tunetrial.plan.waves import next_wave
@@ -51,18 +51,20 @@ def preview(
     data: Mapping[str, TaskData] | None = None,
     *,
     counted: Mapping[str, Sequence[int]] | None = None,
+    others: Mapping[str, Sizes] | None = None,
     free_disk_bytes: int | None = None,
 ) -> Plan:
     """Estimate a study from its lock and the base's sizes.
 
     `data` narrows the ranges of tokens and power, and `counted`, the tokens of each task's training rows, leaves of
-    tokens what depends on the number of trials.
+    tokens what depends on the number of trials. `others` are the sizes of arms' bases that are not the study's own.
     """
     study, data, counted = lock.study, data or {}, counted or {}
     wave = next_wave(Evidence(lock=lock, records=(), scores={}, curves={}))
-    tokens, counts = _tokens(lock, data, counted), _counts(lock)
-    memory = {arm.name: _memory(lock, shape, arm, tokens, counted) for arm in study.arms}
-    trial_s = trial_seconds(lock, shape, data, counted=counted)
+    sizes = _sizes(lock, shape, counted, others)
+    tokens, counts = _tokens(lock, data, sizes), _counts(lock)
+    memory = {arm.name: _memory(lock, arm, sizes[arm.name], tokens) for arm in study.arms}
+    trial_s = trial_seconds(lock, shape, data, counted=counted, others=others)
     seconds = trial_s and sum((counts[key] * each for key, each in trial_s.items()), exactly(0))
     price = study.hardware.usd_per_hour
     return Plan(
@@ -70,10 +72,10 @@ def preview(
         why=wave.why if wave else "nothing to run",
         trials=sum(counts.values(), exactly(0)) + exactly(len(counts)),
         trained_tokens=sum(
-            (n * exactly(_epochs_rows(lock, task)) * tokens[task] for (task, _), n in counts.items()), exactly(0)
+            (n * exactly(_epochs_rows(lock, task)) * tokens[task, arm] for (task, arm), n in counts.items()), exactly(0)
         ),
         memory_bytes=memory,
-        disk_bytes=_disk(lock, shape),
+        disk_bytes=_disk(lock, sizes),
         free_disk_bytes=free_disk_bytes,
         seconds=seconds,
         usd=None if price is None or seconds is None else seconds * exactly(price / 3600),
@@ -92,6 +94,7 @@ def fit_budget(
     data: Mapping[str, TaskData] | None = None,
     *,
     counted: Mapping[str, Sequence[int]] | None = None,
+    others: Mapping[str, Sizes] | None = None,
 ) -> Lock:
     """Make a study as much smaller as its budget calls for; the lock's `reductions` say what was reduced.
 
@@ -100,7 +103,7 @@ def fit_budget(
     Raises:
         DoesNotFitError: Not even the smallest can end within the budget.
     """
-    allowed, trial_s = budget.allowed_s(lock.study), trial_seconds(lock, shape, data, counted=counted)
+    allowed, trial_s = budget.allowed_s(lock.study), trial_seconds(lock, shape, data, counted=counted, others=others)
     if allowed is None or trial_s is None:
         return lock
     for reductions in budget.smaller(lock.study):
@@ -120,25 +123,38 @@ def trial_seconds(
     data: Mapping[str, TaskData] | None = None,
     *,
     counted: Mapping[str, Sequence[int]] | None = None,
+    others: Mapping[str, Sizes] | None = None,
 ) -> dict[tuple[str, str], Range] | None:
     """Seconds of one trial by task and arm, alone on the machine; None for a GPU that is not known."""
     speed = estimate.operations_per_s(lock.study.hardware.gpu, lock.precision)
     if speed is None:
         return None
-    tokens = _tokens(lock, data or {}, counted or {})
+    sizes = _sizes(lock, shape, counted or {}, others)
+    tokens = _tokens(lock, data or {}, sizes)
     return {
-        (spec.name, arm.name): _trial_seconds(lock, spec, arm, shape, tokens[spec.name], speed)
+        (spec.name, arm.name): _trial_seconds(
+            lock, spec, arm, sizes[arm.name].shape, tokens[spec.name, arm.name], speed
+        )
         for spec in lock.study.tasks
         for arm in lock.study.arms
     }
 
 
-def _tokens(lock: Lock, data: Mapping[str, TaskData], counted: Mapping[str, Sequence[int]]) -> dict[str, Range]:
+def _sizes(
+    lock: Lock, shape: ModelShape, counted: Mapping[str, Sequence[int]], others: Mapping[str, Sizes] | None
+) -> dict[str, Sizes]:
+    """The sizes of each arm's base."""
+    return {arm.name: (others or {}).get(arm.name, Sizes(shape, counted)) for arm in lock.study.arms}
+
+
+def _tokens(lock: Lock, data: Mapping[str, TaskData], sizes: Mapping[str, Sizes]) -> dict[tuple[str, str], Range]:
+    """Mean tokens of a row by task and arm."""
     return {
-        spec.name: estimate.tokens_per_example(
-            _rows(data, spec, "train"), lock.controls(spec.name).max_tokens, counted=counted.get(spec.name)
+        (spec.name, arm): estimate.tokens_per_example(
+            _rows(data, spec, "train"), lock.controls(spec.name).max_tokens, counted=own.counted.get(spec.name)
         )
         for spec in lock.study.tasks
+        for arm, own in sizes.items()
     }
 
 
@@ -159,30 +175,28 @@ def _epochs_rows(lock: Lock, task: str) -> int:
     return lock.controls(task).epochs * lock.data[task].counts["train"]
 
 
-def _memory(
-    lock: Lock, shape: ModelShape, arm: Arm, tokens: Mapping[str, Range], counted: Mapping[str, Sequence[int]]
-) -> Range:
+def _memory(lock: Lock, arm: Arm, sizes: Sizes, tokens: Mapping[tuple[str, str], Range]) -> Range:
     """The largest of an arm's tasks."""
     found = [
         estimate.memory_bytes(
             arm,
-            shape,
+            sizes.shape,
             lock.controls(spec.name),
             outputs=_outputs(lock, spec),
-            tokens=tokens[spec.name],
-            longest=max(counted.get(spec.name, ()), default=None),
+            tokens=tokens[spec.name, arm.name],
+            longest=max(sizes.counted.get(spec.name, ()), default=None),
         )
         for spec in lock.study.tasks
     ]
     return Range(low=max(r.low for r in found), high=max(r.high for r in found))
 
 
-def _disk(lock: Lock, shape: ModelShape) -> Range:
+def _disk(lock: Lock, sizes: Mapping[str, Sizes]) -> Range:
     """Weights of all finals, which are kept until the last is done; at most three checkpoints of the largest trial."""
     study = lock.study
-    cases = [(arm, _outputs(lock, spec)) for spec in study.tasks for arm in study.arms]
-    artifacts = sum((estimate.artifact_bytes(arm, shape, outputs=n) for arm, n in cases), exactly(0))
-    checkpoint = max(estimate.checkpoint_bytes(arm, shape, outputs=n).high for arm, n in cases)
+    cases = [(arm, sizes[arm.name].shape, _outputs(lock, spec)) for spec in study.tasks for arm in study.arms]
+    artifacts = sum((estimate.artifact_bytes(arm, shape, outputs=n) for arm, shape, n in cases), exactly(0))
+    checkpoint = max(estimate.checkpoint_bytes(arm, shape, outputs=n).high for arm, shape, n in cases)
     return Range(low=study.looks[0] * artifacts.low, high=study.looks[-1] * artifacts.high + 3 * checkpoint)
 
 

@@ -64,7 +64,7 @@ def grid(lock: Lock, arm: str) -> tuple[float, ...]:
     given, count = lock.study.tuning.learning_rate, lock.study.tuning.points
     if given != "auto":
         return tuple(sorted(set(given)))
-    own = methods.find(lock.study.arm(arm)).learning_rate_centre(lock.parameters)
+    own = methods.find(lock.study.arm(arm)).learning_rate_centre(lock.base(arm).parameters)
     centre = lock.study.tuning.centres.get(arm, own)
     return tuple(rounded(centre * HALF_DECADE ** (place - (count - 1) // 2)) for place in range(count))
 

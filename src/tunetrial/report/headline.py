@@ -65,7 +65,14 @@ def conclude(evidence: Evidence, decision: Decision) -> Headline:
     if use is None:
         return Headline("Nothing is decided.", (*_effects(evidence, decision), spent), ())
     support = (*_effects(evidence, decision), *_costs(evidence, decision, use), spent)
-    return Headline(f"Use {words.name(use)}.", support, tuple(map(flip, decision.flips)))
+    return Headline(f"Use {words.name(use)}{on_base(evidence, use)}.", support, tuple(map(flip, decision.flips)))
+
+
+def on_base(evidence: Evidence, arm: str) -> str:
+    """On which base an arm is, where the study's arms are on several; else nothing."""
+    lock = evidence.lock
+    several = len({lock.base(a.name).fingerprint for a in lock.study.arms}) > 1
+    return f" on {words.clean(lock.study.base_of(arm), 80)}" if several else ""
 
 
 def _abstained(abstention: Abstention) -> tuple[Line, ...]:
@@ -120,7 +127,8 @@ def sentence(evidence: Evidence, comparison: Comparison) -> str:
     unit = _spaced(unit_of(evidence, c))
     turned = "" if metrics.find(c.metric).higher_is_better else ", + is better"
     said = f"you said {_asked(c)} matters{_estimated(c)}"
-    return f"{words.metric(c.metric)} {effect(c)}{unit} vs {words.name(c.reference)}{turned} ({interval(c)}; {said})"
+    against = f"{words.name(c.reference)}{on_base(evidence, c.reference)}"
+    return f"{words.metric(c.metric)} {effect(c)}{unit} vs {against}{turned} ({interval(c)}; {said})"
 
 
 def margin_of(c: Comparison) -> str:

@@ -1,10 +1,10 @@
 """Provenance: what was run on what, in words and digests."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tunetrial import methods
 from tunetrial.core.evidence import Decision, Evidence, TrialRecord
-from tunetrial.core.study import TaskSpec
+from tunetrial.core.study import Lock, TaskSpec
 from tunetrial.report import words
 
 
@@ -22,7 +22,9 @@ def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tup
     base = [
         ("base model", words.clean(study.base_model)),
         ("fingerprint", lock.base_fingerprint),
+        *([("revision", words.clean(lock.revision, 80))] if lock.revision else []),
         ("parameters", words.number(lock.parameters, 0)),
+        *_other_bases(lock),
         ("precision", lock.precision),
         ("engine", words.clean(lock.engine)),
     ]
@@ -40,6 +42,17 @@ def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tup
         ("Runs", tuple(runs)),
         ("Machine and versions", _machine(evidence.records)),
     )
+
+
+def _other_bases(lock: Lock) -> Iterator[tuple[str, str]]:
+    """The bases of arms that are not on the study's own."""
+    for arm, base in lock.others.items():
+        commit = f", revision {words.clean(base.revision, 80)}" if base.revision else ""
+        size = f"{words.number(base.parameters, 0)} parameters"
+        yield (
+            f"base of {words.name(arm)}",
+            f"{words.clean(lock.study.base_of(arm))}, {size}, fingerprint {base.fingerprint}{commit}",
+        )
 
 
 def _budget(evidence: Evidence, decision: Decision) -> list[tuple[str, str]]:

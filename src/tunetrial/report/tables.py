@@ -93,7 +93,9 @@ def rows(evidence: Evidence, decision: Decision) -> tuple[Row, ...]:
             cells.append(_outcome(task, result, decision, arm.name))
         own = decision.costs.get(arm.name, {})
         cells += [_cost(own.get(name)) for name in cost_names(decision)]
-        found.append(Row(index, arm.name, _tags(study.reference, decision, arm.name), tuple(cells)))
+        on_base = headline.on_base(evidence, arm.name).strip()
+        tags = (*_tags(study.reference, decision, arm.name), *filter(None, [on_base]))
+        found.append(Row(index, arm.name, tags, tuple(cells)))
     return tuple(found)
 
 

@@ -13,7 +13,6 @@ from tunetrial.spec.form import StudyForm, json_schema
 _LATER = (
     ("retention", None, "remove it"),
     ("limits.forgetting_nats", None, "remove it"),
-    ("arms.*.base_model", None, "give one base_model for all arms"),
 )
 _ELSEWHERE = {
     ("limits", "quality"): "is no cost, got {}; write a floor instead: require: {{task.metric: '>= 0.8'}}",

@@ -146,8 +146,15 @@ class HardwareForm(Record):
     usd_per_hour: Price | Absent = Field(None, description="price of the machine in US dollars", examples=[0.8])
 
 
+_OTHER_BASE = Field(None, description="folder or Hub id of another base for this arm alone", examples=["org/larger"])
 _ARMS: list[type] = [
-    create_model(f"{method.__name__}Arm", __base__=method, __doc__=method.__doc__, method=(Literal[name], ...))
+    create_model(
+        f"{method.__name__}Arm",
+        __base__=method,
+        __doc__=method.__doc__,
+        method=(Literal[name], ...),
+        **({"base_model": (Text | Absent, _OTHER_BASE)} if method.uses_base else {}),
+    )
     for name, method in METHODS.items()
 ]
 Arm = Annotated[reduce(operator.or_, _ARMS), Discriminator("method")]

@@ -17,10 +17,7 @@ POINTS, MAX_POINTS, FEWEST_RATES = 5, 9, 3
 def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
     """The study, or what is wrong with it."""
     tasks, faults = resolve_tasks(form.tasks, root)
-    arms = tuple(
-        Arm(name=name, method=a.method, settings=a.model_dump(exclude={"method"}, exclude_none=True))
-        for name, a in form.arms.items()
-    )
+    arms = tuple(_arm(name, form) for name in form.arms)
     require, floor_faults = _floors(form, tasks)
     tuning, tuning_faults = _tuning(form.tuning, form.arms)
     faults += [
@@ -68,6 +65,13 @@ def _first_full(arms: tuple[Arm, ...]) -> str:
     """The first arm of full fine-tuning, one from the base as it is before one with a warm start; else the first."""
     full = [arm for arm in arms if arm.method == "full"]
     return min(full, key=lambda arm: "warm_start" in arm.settings, default=arms[0]).name
+
+
+def _arm(name: str, form: StudyForm) -> Arm:
+    """The study's own base is none of the arm's."""
+    own = form.arms[name].model_dump(exclude_none=True)
+    method, base = own.pop("method"), own.pop("base_model", None)
+    return Arm(name=name, method=method, settings=own, base_model=None if base == form.base_model else base)
 
 
 def _arm_faults(form: StudyForm, arms: tuple[Arm, ...]) -> Iterator[Fault]:

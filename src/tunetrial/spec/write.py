@@ -6,7 +6,7 @@ import re
 import yaml
 
 from tunetrial import tasks
-from tunetrial.core.study import Setting, Study, TaskSpec
+from tunetrial.core.study import Arm, Setting, Study, TaskSpec
 from tunetrial.spec.text import NUMBER
 
 _SHARED = ("epochs", "batch_examples", "max_tokens", "weight_decay", "precision", "readout", "keep", "seed")
@@ -29,7 +29,7 @@ def to_yaml(study: Study) -> str:
         "question": study.question,
         "base_model": study.base_model,
         "tasks": [_task(task) for task in study.tasks],
-        "arms": {arm.name: {"method": arm.method, **arm.settings} for arm in study.arms},
+        "arms": {arm.name: _arm(arm) for arm in study.arms},
         "reference": study.reference,
         "rule": study.rule.model_dump(),
         "replicates": {"looks": study.looks},
@@ -49,6 +49,11 @@ def scalar(value: Setting) -> str:
     if isinstance(value, str) and "\n" in value:
         return json.dumps(value)
     return yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6)[1:-2]
+
+
+def _arm(arm: Arm) -> dict:
+    other = {} if arm.base_model is None else {"base_model": arm.base_model}
+    return {"method": arm.method, **arm.settings, **other}
 
 
 def _task(task: TaskSpec) -> dict:

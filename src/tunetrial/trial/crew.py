@@ -130,9 +130,10 @@ class Crew:
             if not self._ready():
                 return
             assignment = self._queue.popleft()
-            worker = self._idle.pop() if self._idle else self._hire(assignment)
+            worker, trial = self._take(assignment), assignment.trial
+            pinned = self._pinned
+            worker.open(pinned.folder(trial.arm.name), engine=pinned.engine, precision=pinned.lock.precision)
             self._busy[worker] = assignment
-            trial = assignment.trial
             worker.send_data(self._pinned.data[trial.task], ("train", *SPLITS[trial.purpose]))
             terms = self._pinned.terms(trial, micro_batch=assignment.micro_batch)
             order = {"do": "trial", "trial": trial.model_dump(mode="json"), "study": str(self._folder)}
@@ -155,12 +156,14 @@ class Crew:
     def _start(self, threads: int) -> Worker:
         return Worker(self._inbox, threads=threads, log=self._folder / "worker.log")
 
-    def _hire(self, assignment: Assignment) -> Worker:
-        worker = self._warm.pop() if assignment.trial.purpose == "probe" else self._start(1)
-        pinned = self._pinned
-        order = {"do": "open", "engine": pinned.engine, "base": str(pinned.base), "precision": pinned.lock.precision}
-        worker.send(order)
-        return worker
+    def _take(self, assignment: Assignment) -> Worker:
+        """A worker for this trial: an idle one, if there is, that holds its base; any idle one; or a new one."""
+        if self._idle:
+            base = self._pinned.folder(assignment.trial.arm.name)
+            worker = next((other for other in reversed(self._idle) if other.base == base), self._idle[-1])
+            self._idle.remove(worker)
+            return worker
+        return self._warm.pop() if assignment.trial.purpose == "probe" else self._start(1)
 
     def _dismiss(self) -> None:
         """End the idle workers, and free what they hold."""

@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from tunetrial import models, tasks
-from tunetrial.core.evidence import Example, TaskData, example_row
+from tunetrial.core.evidence import TaskData, example_row
 from tunetrial.core.records import Record
 from tunetrial.core.study import Study, TaskSpec
 from tunetrial.models import ModelShape, PinnedModel
-from tunetrial.trial.pinning import OVER_LONG_SHARE, Survey
+from tunetrial.trial.pinning import OVER_LONG_SHARE, Survey, resolve_bases
 
 SHOWN = 3
 RARE_LABEL = 5
@@ -38,16 +38,19 @@ class Rendered(Record):
 
 
 class Diagnosis(Record):
-    """What was found of base and machine, and of each task by name, with some of its rows."""
+    """What was found of base and machine, and of each task by name, with some of its rows as the study's base reads
+    them; `others` is what was found of arms' own bases, by their names."""
 
     base: tuple[Finding, ...]
+    others: dict[str, tuple[Finding, ...]] = {}
     tasks: dict[str, tuple[Finding, ...]]
     rows: dict[str, tuple[Rendered, ...]]
 
     @property
     def sound(self) -> bool:
         """Whether nothing bad was found."""
-        return not any(f.state == "bad" for found in (self.base, *self.tasks.values()) for f in found)
+        groups = (self.base, *self.others.values(), *self.tasks.values())
+        return not any(f.state == "bad" for found in groups for f in found)
 
 
 def diagnose(study: Study, root: Path, *, engine: str = "torch") -> Diagnosis:
@@ -56,31 +59,43 @@ def diagnose(study: Study, root: Path, *, engine: str = "torch") -> Diagnosis:
     Raises:
         ModelError, IntegrityError, DataError: Base or rows cannot be read at all.
     """
-    base = models.resolve(study.base_model, root)
-    shape = models.shape(base.folder)
+    bases = resolve_bases(study, root)
     loaded = {spec.name: tasks.load(spec, root) for spec in study.tasks}
-    with TemporaryDirectory() as folder, closing(Survey(Path(folder) / "worker.log")) as survey:
-        order = {"do": "open", "engine": engine, "base": str(base.folder), "precision": study.precision}
-        machine = survey.ask(order)
-        found, rows = {}, {}
-        for spec in study.tasks:
-            data, readout = loaded[spec.name], study.readout_of(spec.name)
-            limit = min(study.max_tokens, shape.context)
-            lengths = {split: _lengths(survey, examples, readout) for split, examples in data.splits.items()}
-            train = data.splits["train"]
-            told = survey.ask({"do": "describe", "rows": [example_row(e) for e in train], "readout": readout})
-            found[spec.name] = (*_task(spec, data, lengths, limit, told["controls"]), *_tools(told))
-            rows[spec.name] = tuple(
-                Rendered(row=e.id, pieces=pieces, target=str(e.target), tokens=n)
-                for e, pieces, n in zip(train[:SHOWN], told["pieces"], lengths["train"], strict=False)
-            )
+    with TemporaryDirectory() as folder:
+        survey = Survey(Path(folder) / "worker.log", engine=engine, precision=study.precision)
+        with closing(survey):
+            reads = {name: _read(study, base, loaded, survey) for name, base in bases.items()}
+    own = reads.pop(study.base_model)
+    return Diagnosis(
+        base=own.base, tasks=own.tasks, rows=own.rows, others={name: _told(other) for name, other in reads.items()}
+    )
+
+
+def _read(study: Study, base: PinnedModel, loaded: dict[str, TaskData], survey: Survey) -> Diagnosis:
+    """What one base makes of the rows."""
+    shape, machine = models.shape(base.folder), survey.open(base.folder)
+    found, rows = {}, {}
+    for spec in study.tasks:
+        data, readout = loaded[spec.name], study.readout_of(spec.name)
+        lengths, train = survey.lengths(data, readout), data.splits["train"]
+        told = survey.ask({"do": "describe", "rows": [example_row(e) for e in train], "readout": readout})
+        limit = min(study.max_tokens, shape.context)
+        found[spec.name] = (*_task(spec, data, lengths, limit, told["controls"]), *_tools(told))
+        rows[spec.name] = tuple(
+            Rendered(row=e.id, pieces=pieces, target=str(e.target), tokens=n)
+            for e, pieces, n in zip(train[:SHOWN], told["pieces"], lengths["train"], strict=False)
+        )
     chats = any(spec.messages for spec in study.tasks)
     return Diagnosis(base=tuple(_base(base, shape, machine, told, chats)), tasks=found, rows=rows)
 
 
-def _lengths(survey: Survey, examples: tuple[Example, ...], readout: str) -> list[int]:
-    order = {"do": "lengths", "rows": [example_row(e) for e in examples], "readout": readout}
-    return survey.ask(order)["tokens"]
+def _told(other: Diagnosis) -> tuple[Finding, ...]:
+    """What another base than the study's has of its own: all but the machine, and of the tasks what depends on it."""
+    found = [finding for finding in other.base if finding.what != "machine"]
+    for task, findings in other.tasks.items():
+        own = (f for f in findings if f.what in ("lengths", "control tokens in the text"))
+        found += [finding.model_copy(update={"what": f"{task}: {finding.what}"}) for finding in own]
+    return tuple(found)
 
 
 def _base(base: PinnedModel, shape: ModelShape, machine: dict, told: dict, chats: bool) -> Iterator[Finding]:

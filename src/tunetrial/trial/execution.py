@@ -136,6 +136,7 @@ def _train(
         status="ok",
         measurements=found,
         token_digest=run.token_digest,
+        examples_digest=run.examples_digest,
         resolved={**run.facts(), **_walls(data)},
     )
     return record, scores

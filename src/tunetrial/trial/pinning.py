@@ -1,13 +1,15 @@
 """Locking a study: its base, its rows and its precision are looked up, checked and pinned before the first trial."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 
 from tunetrial import methods, models, tasks
-from tunetrial.core.errors import DataError, SpecError, TunetrialError
+from tunetrial.core.errors import DataError, IntegrityError, ModelError, SpecError, TunetrialError
 from tunetrial.core.evidence import TaskData, example_row
-from tunetrial.core.study import DataPin, Lock, Readout, Study, Trial
+from tunetrial.core.study import BasePin, DataPin, Lock, Readout, Study, Trial
+from tunetrial.plan import Sizes
 from tunetrial.trial.execution import Terms
 from tunetrial.trial.pool import Worker, cores
 from tunetrial.trial.preflight import attempts
@@ -19,7 +21,8 @@ OVER_LONG_SHARE = 0.1
 class Pinned:
     """A locked study, with what its trials need: rows, base and engine, the device's kind and its free memory.
 
-    `counted` are the tokens of each task's training rows.
+    `counted` are the tokens of each task's training rows. Of arms on another base than the study's, `folders` has the
+    base and `others` its sizes, by arm.
     """
 
     lock: Lock
@@ -29,6 +32,12 @@ class Pinned:
     device: str
     free_bytes: int
     counted: dict[str, tuple[int, ...]]
+    folders: dict[str, Path] = field(default_factory=dict)
+    others: dict[str, Sizes] = field(default_factory=dict)
+
+    def folder(self, arm: str) -> Path:
+        """The folder of an arm's base."""
+        return self.folders.get(arm, self.base)
 
     def terms(self, trial: Trial, *, micro_batch: int | None) -> Terms:
         """On what terms a trial of this study is carried out."""
@@ -42,56 +51,106 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight
     With `preflight` every arm takes two steps on every task, and its artifact is saved and read.
 
     The rows are read once, here, and every trial is given these very rows. Rows whose prompt has more tokens than
-    the controls allow, or than the base's own context, are left out, alike in every arm, and the remarks say how many.
+    the controls allow, or than the base's own context, are left out, alike in every arm, and the remarks say how many;
+    where arms are on several bases, rows are left out that are too long for any.
 
     Raises:
         ModelError, IntegrityError, DataError, SpecError: Base, rows or engine cannot be used as named; or more than
             10 % of the rows of a split are too long.
     """
-    base = models.resolve(study.base_model, root)
-    shape = models.shape(base.folder)
-    _check_arms(study, shape)
+    bases = resolve_bases(study, root)
+    shapes = {name: models.shape(base.folder) for name, base in bases.items()}
+    _check_arms(study, shapes)
     loaded = {spec.name: tasks.load(spec, root) for spec in study.tasks}
-    survey = Survey(log)
+    survey = Survey(log, engine=engine, precision=study.precision)
     try:
-        machine = survey.ask({"do": "open", "engine": engine, "base": str(base.folder), "precision": study.precision})
+        machines, lengths = {}, {}
+        for name, base in bases.items():
+            machines[name] = survey.open(base.folder)
+            lengths[name] = {task: survey.lengths(rows, study.readout_of(task)) for task, rows in loaded.items()}
+        machine = machines[study.base_model]
+        limits = {name: min(study.max_tokens, shape.context) for name, shape in shapes.items()}
         fitting = {
-            spec.name: _fitting(loaded[spec.name], study.readout_of(spec.name), study.max_tokens, shape.context, survey)
-            for spec in study.tasks
+            task: _fitting(rows, {name: counts[task] for name, counts in lengths.items()}, limits, study.max_tokens)
+            for task, rows in loaded.items()
         }
-        data = {name: rows for name, (rows, _) in fitting.items()}
-        lock = Lock(
-            study=study,
-            base_fingerprint=base.fingerprint,
-            parameters=shape.parameters,
-            precision=machine["precision"],
-            template_digest=machine["template_digest"],
-            data={name: _data_pin(rows) for name, rows in data.items()},
-            engine="sim" if machine["synthetic"] else "torch",
-        )
+        data = {task: rows for task, (rows, _) in fitting.items()}
+        pins = {name: _base_pin(base, shapes[name], machines[name]) for name, base in bases.items()}
+        lock = _lock(study, pins, data, machine)
         if preflight:
-            all(survey.attempt(trial, few) for trial, few in attempts(lock, data))
+            tries = ((bases[study.base_of(trial.arm.name)].folder, trial, few) for trial, few in attempts(lock, data))
+            all(survey.attempt(*one) for one in tries)
     finally:
         survey.close()
+    counted = {name: {task: tokens[name] for task, (_, tokens) in fitting.items()} for name in bases}
+    elsewhere = _elsewhere(study)
     return Pinned(
         lock=lock,
         data=data,
-        base=base.folder,
+        base=bases[study.base_model].folder,
         engine=engine,
         device=machine["device"],
         free_bytes=machine["free_bytes"],
-        counted={name: tokens for name, (_, tokens) in fitting.items()},
+        counted=counted[study.base_model],
+        folders={arm: bases[name].folder for arm, name in elsewhere.items()},
+        others={arm: Sizes(shapes[name], counted[name]) for arm, name in elsewhere.items()},
     )
 
 
-def _check_arms(study: Study, shape: models.ModelShape) -> None:
-    for task in () if shape.decoder else study.tasks:
-        if study.readout_of(task.name) != "head":
-            what = f"an encoder writes no text, got a {shape.model_type} base"
-            raise SpecError(f"{task.name}: {what}; use a decoder, or readout: head with labels or numbers")
+def _lock(study: Study, pins: Mapping[str, BasePin], data: Mapping[str, TaskData], machine: dict) -> Lock:
+    own = pins[study.base_model]
+    return Lock(
+        study=study,
+        base_fingerprint=own.fingerprint,
+        parameters=own.parameters,
+        precision=machine["precision"],
+        template_digest=own.template_digest,
+        data={name: _data_pin(rows) for name, rows in data.items()},
+        engine="sim" if machine["synthetic"] else "torch",
+        revision=own.revision,
+        others={arm: pins[name] for arm, name in _elsewhere(study).items()},
+    )
+
+
+def _elsewhere(study: Study) -> dict[str, str]:
+    """The base of each arm that is not on the study's own."""
+    return {arm.name: arm.base_model for arm in study.arms if arm.base_model is not None}
+
+
+def resolve_bases(study: Study, root: Path) -> dict[str, models.PinnedModel]:
+    """Every base that the study names, by its name in the study: its own first, each once.
+
+    Raises:
+        ModelError, IntegrityError: One cannot be used; the message names the arm, if it is an arm's.
+    """
+    bases = {study.base_model: models.resolve(study.base_model, root)}
+    for arm in study.arms:
+        name = study.base_of(arm.name)
+        try:
+            bases[name] = bases.get(name) or models.resolve(name, root)
+        except (ModelError, IntegrityError) as error:
+            raise type(error)(f"arms.{arm.name}: {error}") from None
+    return bases
+
+
+def _base_pin(base: models.PinnedModel, shape: models.ModelShape, machine: dict) -> BasePin:
+    return BasePin(
+        fingerprint=base.fingerprint,
+        parameters=shape.parameters,
+        template_digest=machine["template_digest"],
+        revision=base.revision,
+    )
+
+
+def _check_arms(study: Study, shapes: Mapping[str, models.ModelShape]) -> None:
+    for shape in shapes.values():
+        for task in () if shape.decoder else study.tasks:
+            if study.readout_of(task.name) != "head":
+                what = f"an encoder writes no text, got a {shape.model_type} base"
+                raise SpecError(f"{task.name}: {what}; use a decoder, or readout: head with labels or numbers")
     for arm in study.arms:
         try:
-            methods.find(arm).adapter(shape)
+            methods.find(arm).adapter(shapes[study.base_of(arm.name)])
         except SpecError as error:
             raise SpecError(f"arms.{arm.name}.{error}") from None
 
@@ -100,15 +159,32 @@ class Survey:
     """A worker that is asked about machine and tokenizer, and tries arms; no trial of the study runs in it, so it may
     see every prompt."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *, engine: str, precision: str) -> None:
         self._inbox: SimpleQueue = SimpleQueue()
-        self._log = log
+        self._log, self._engine, self._precision = log, engine, precision
+        self._machine: dict = {}
         self._attempted = 0
         self._ended = False
         self._worker = Worker(self._inbox, threads=cores(), log=log)
 
+    def open(self, base: Path) -> dict:
+        """Hold this base, alone; what machine and base are like."""
+        if self._worker.open(base, engine=self._engine, precision=self._precision):
+            self._machine = self._answer()
+        return self._machine
+
+    def lengths(self, data: TaskData, readout: Readout) -> dict[str, list[int]]:
+        """Tokens of each row by split, under the tokenizer of the base that is open."""
+        return {
+            split: self.ask({"do": "lengths", "rows": [example_row(e) for e in rows], "readout": readout})["tokens"]
+            for split, rows in data.splits.items()
+        }
+
     def ask(self, order: dict) -> dict:
         self._worker.send(order)
+        return self._answer()
+
+    def _answer(self) -> dict:
         _, answer = self._inbox.get()
         if answer is None:
             self._ended = True
@@ -117,8 +193,8 @@ class Survey:
             raise TunetrialError(answer["error"])
         return answer
 
-    def attempt(self, trial: Trial, data: TaskData) -> bool:
-        """Try an arm on a few rows; not to fit is a result that its trials will record.
+    def attempt(self, base: Path, trial: Trial, data: TaskData) -> bool:
+        """Try an arm on a few rows, on its base; not to fit is a result that its trials will record.
 
         False if the kernel killed the worker for memory: that too is for the trials to find, and no arm can be tried
         after it.
@@ -132,6 +208,7 @@ class Survey:
         folder = self._log.parent / ".preflight.tmp"
         order = {"do": "preflight", "task": name, "trial": trial.model_dump(mode="json"), "folder": str(folder)}
         try:
+            self.open(base)
             self.ask(order)
         except TunetrialError as error:
             if self._ended and self._worker.died_of_memory():
@@ -144,30 +221,36 @@ class Survey:
 
 
 def _fitting(
-    data: TaskData, readout: Readout, max_tokens: int, context: int, survey: Survey
-) -> tuple[TaskData, tuple[int, ...]]:
-    """Leave out the rows that are too long: positions beyond its context are none that the base was made for.
+    data: TaskData, lengths: Mapping[str, Mapping[str, list[int]]], limits: Mapping[str, int], max_tokens: int
+) -> tuple[TaskData, dict[str, tuple[int, ...]]]:
+    """Leave out the rows that are too long for any base: positions beyond its context are none that it was made for.
 
-    Returns the tokens of each training row besides.
+    `lengths` are the tokens of each row by base and split, `limits` the most of each base. Returns besides, by base,
+    the tokens of each training row that is kept.
     """
-    limit, within = min(max_tokens, context), max_tokens <= context
-    name, of_what = ("max_tokens", "") if within else ("the base's context", "the base's context of ")
-    remedy = "raise max_tokens or shorten the input" if within else "shorten the input or use another base"
     splits, counted, remarks = {}, {}, list(data.remarks)
     for split, rows in data.splits.items():
-        order = {"do": "lengths", "rows": [example_row(example) for example in rows], "readout": readout}
-        tokens = survey.ask(order)["tokens"]
-        kept = tuple(example for example, n in zip(rows, tokens, strict=True) if n <= limit)
-        dropped = len(rows) - len(kept)
-        if dropped > OVER_LONG_SHARE * len(rows):
-            raise DataError(
-                f"{data.name}: {split}: more than 10 % of the rows are longer than {name}, got {dropped} of "
-                f"{len(rows)} above {limit} tokens (longest {max(tokens)}); {remedy}"
-            )
-        if dropped:
-            remarks.append(f"{split}: {dropped} of {len(rows)} rows left out: longer than {of_what}{limit} tokens")
-        splits[split], counted[split] = kept, tuple(n for n in tokens if n <= limit)
-    return replace(data, splits=splits, remarks=tuple(remarks)), counted["train"]
+        kept = list(range(len(rows)))
+        for base, limit in limits.items():
+            tokens, before = lengths[base][split], len(kept)
+            kept = [row for row in kept if tokens[row] <= limit]
+            whose = "" if len(limits) == 1 else f" under {base}"
+            within = limit == max_tokens
+            if len(rows) - len(kept) > OVER_LONG_SHARE * len(rows):
+                name = "max_tokens" if within else "the base's context"
+                remedy = "raise max_tokens or shorten the input" if within else "shorten the input or use another base"
+                raise DataError(
+                    f"{data.name}: {split}: more than 10 % of the rows are longer than {name}, got "
+                    f"{len(rows) - len(kept)} of {len(rows)} above {limit} tokens{whose} (longest {max(tokens)}); "
+                    f"{remedy}"
+                )
+            if len(kept) < before:
+                left, of_what = f"{before - len(kept)} of {len(rows)}", "" if within else "the base's context of "
+                remarks.append(f"{split}: {left} rows left out: longer than {of_what}{limit} tokens{whose}")
+        splits[split] = tuple(rows[row] for row in kept)
+        if split == "train":
+            counted = {base: tuple(lengths[base][split][row] for row in kept) for base in limits}
+    return replace(data, splits=splits, remarks=tuple(remarks)), counted
 
 
 def _data_pin(data: TaskData) -> DataPin:

@@ -36,6 +36,7 @@ class Worker:
                 process_group=0,
             )
         self._sent: set[tuple[str, str]] = set()
+        self.base: Path | None = None
         self._oom_kills = oom_kills()
         self._reader = Thread(target=self._read, args=(inbox,), daemon=True)
         self._reader.start()
@@ -51,6 +52,17 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             pass
+
+    def open(self, base: Path, *, engine: str, precision: str) -> bool:
+        """Let it hold this base, in place of the one that it may hold; False if it does already.
+
+        It answers when the base is there.
+        """
+        if self.base == base:
+            return False
+        self.base = base
+        self.send({"do": "open", "engine": engine, "base": str(base), "precision": precision})
+        return True
 
     def send_data(self, data: TaskData, splits: tuple[str, ...]) -> None:
         """Hand over the named splits of a task, those that it does not have yet."""

@@ -22,7 +22,7 @@ def attempts(lock: Lock, data: Mapping[str, TaskData]) -> Iterator[tuple[Trial, 
     """
     for arm in lock.study.arms:
         method, seed = methods.find(arm), tuning_seeds(lock)[0]
-        rate = method.learning_rate_centre(lock.parameters) if method.tuned else None
+        rate = method.learning_rate_centre(lock.base(arm.name).parameters) if method.tuned else None
         for task in lock.study.tasks:
             trial = lock.trial(arm.name, task.name, learning_rate=rate, seed=seed, purpose="tune")
             splits = data[task.name].splits

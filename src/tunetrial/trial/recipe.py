@@ -33,7 +33,7 @@ def recipe(evidence: Evidence, decision: Decision, tool: str, *, arm: str | None
     finals = evidence.of(purpose="final", task=task.name, arm=name)
     median, seeds = median_replicate(finals, task.metric), [record.trial.seed for record in finals]
     remarks = [
-        f"From the study {decision.study_digest[:12]}: arm {name} on {task.name}, base {study.base_model}.",
+        f"From the study {decision.study_digest[:12]}: arm {name} on {task.name}, base {study.base_of(name)}.",
         f"The learning rate was found by {len(evidence.of(purpose='tune', task=task.name, arm=name))} runs on "
         f"validation rows ({rate.how}{', at the edge of what was tried' if rate.at_edge else ''}).",
     ]
@@ -41,7 +41,7 @@ def recipe(evidence: Evidence, decision: Decision, tool: str, *, arm: str | None
         remarks.append(f"Seeds of its finals: {', '.join(map(str, seeds))}; {median.trial.seed} is the median's.")
     made = Recipe(
         tool=tool,
-        base_model=study.base_model,
+        base_model=study.base_of(name),
         method=found.method,
         settings=found.settings,
         learning_rate=rate.value,

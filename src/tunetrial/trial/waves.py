@@ -93,13 +93,16 @@ def _fitted(pinned: Pinned, store: StudyFolder) -> Pinned:
         kept = store.read_lock().reductions
         study = plan.reduced(pinned.lock.study, kept)
         return replace(pinned, lock=pinned.lock.model_copy(update={"study": study, "reductions": kept}))
-    lock = plan.fit_budget(pinned.lock, models.shape(pinned.base), pinned.data, counted=pinned.counted)
+    shape, others = models.shape(pinned.base), pinned.others
+    lock = plan.fit_budget(pinned.lock, shape, pinned.data, counted=pinned.counted, others=others)
     return replace(pinned, lock=lock)
 
 
 def _write_plan(pinned: Pinned, store: StudyFolder) -> Plan:
     shape, free = models.shape(pinned.base), files.free_bytes(store.path)
-    made = plan.preview(pinned.lock, shape, pinned.data, counted=pinned.counted, free_disk_bytes=free)
+    made = plan.preview(
+        pinned.lock, shape, pinned.data, counted=pinned.counted, others=pinned.others, free_disk_bytes=free
+    )
     store.write_plan(made.model_dump(mode="json"))
     return made
 

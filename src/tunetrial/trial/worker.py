@@ -1,4 +1,4 @@
-"""A worker process: one session over one base, carrying out the trials that it is sent, one after the other.
+"""A worker process: one session over one base at a time, carrying out the trials that it is sent, one after the other.
 
 `python -m tunetrial.trial.worker`: started by `pool.Worker`, never by hand. Orders come in on stdin, reports go out on
 what was stdout, a JSON object a line; stdout itself is joined to stderr, so that no library's print breaks the talk.
@@ -58,7 +58,8 @@ class Service:
         self._report({"event": "loaded"})
 
     def open(self, order: dict) -> None:
-        """Open the base; say what the machine is like."""
+        """Open a base, in place of the one before; say what the machine is like."""
+        self._session = None
         engine = find_engine(order["engine"])
         precision = engine.precision() if order["precision"] == "auto" else order["precision"]
         self._session = engine.open(Path(order["base"]), precision)
