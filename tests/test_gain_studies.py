@@ -4,10 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
+import whole_studies
 from planted import change, evidence, lock, one
 from tunetrial.analysis import compare, decide, metrics, rates, stats
 from tunetrial.analysis.gains import gains
+from tunetrial.analysis.verdict import SAFE
+from tunetrial.core.study import Arm
+from tunetrial.engine.sim import SimEngine, Truth
 
 ARMS = ("full", "lora", "base")
 CHEAP, DEAR = {"step_s": 0.3, "peak_bytes": 2**31}, {"step_s": 0.6, "peak_bytes": 2**32}
@@ -152,10 +157,35 @@ def test_where_the_verdict_flips_is_the_share_at_which_it_changes():
 def test_the_margin_says_what_it_is_in_the_reasons():
     d = decide(study(QUALITY, margin="90% of gain"))
     said = " ".join(d.because)
-    assert "your margin is 90 % of gain, here 0.02" in said and "of full's gain over base, untuned" in said
+    assert "your margin is 90 % of gain, here 0.02" in said and "of full's gain over the untuned base" in said
 
 
 def test_an_old_margin_and_a_share_name_the_same_trials():
     fixed, share = lock(ARMS, margin=0.05), lock(ARMS, margin="95% of gain")
     asked = {"learning_rate": 1e-3, "seed": 1, "purpose": "final"}
     assert fixed.trial("full", "mail", **asked).id == share.trial("full", "mail", **asked).id
+
+
+def whole_study(number):
+    """A study with tuning, in which LoRA keeps just 90 % of full's gain over the base and that is the margin."""
+    planted = whole_studies.Planted(full={"quality": 0.84}, lora={"quality": 0.816})
+    data, asked = whole_studies.task_data("classify"), whole_studies.study(planted)
+    task = asked.tasks[0].model_copy(update={"margin": "90% of gain"})
+    asked = asked.model_copy(update={"tasks": (task,), "arms": (*asked.arms, Arm(name="base", method="none"))})
+    world = whole_studies.world(planted, number)
+    truths = world.arms | {"base": Truth(quality=0.6, seed_sd=0)}
+    session = SimEngine(world.model_copy(update={"arms": truths})).open(None, "fp32")
+    return whole_studies.carry_out(whole_studies.lock(asked, data), data, session)
+
+
+@pytest.mark.parametrize("studies", [10, pytest.param(200, marks=pytest.mark.slow)])
+def test_in_whole_studies_a_loss_of_the_margin_is_not_called_safe_and_the_true_share_is_covered(studies):
+    safe = missed = 0
+    for number in range(studies):
+        found = whole_study(number)
+        finals = [(r.trial.arm.name, r.trial.seed) for r in found.of(purpose="final")]
+        assert [arm for arm, _ in finals].count("base") == 1 and len(finals) >= 11
+        c = of(found, "lora")
+        safe += c.words in SAFE
+        missed += c.gain.low is not None and not c.gain.low <= 0.9 <= c.gain.high
+    assert max(safe, missed) <= binom.ppf(0.95, studies, 0.05)

@@ -54,7 +54,9 @@ def test_the_kind_is_told_by_the_values_of_the_target(tmp_path, name):
     task = oneline.guess(rows(tmp_path, made))
     assert (task.fields["kind"], task.fields["input"], task.fields["target"]) == (kind, prompt, target)
     study = spec.parse(oneline.study_file("embedded", task))
-    assert [arm.name for arm in study.arms] == ["full", "lora"] and study.tasks[0].margin == task.margin
+    untrained = {"generate": "untuned"}.get(kind, "tfidf")
+    assert [arm.name for arm in study.arms] == ["full", "lora", untrained] and study.tasks[0].margin == task.margin
+    assert any(f"{untrained}, " in remark and "is an arm too: one run" in remark for remark in task.remarks)
     assert (
         "MARGIN CHOSEN FOR YOU" in oneline.study_file("embedded", task)
         and "guessed from the columns" in task.remarks[0]

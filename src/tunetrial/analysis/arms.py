@@ -120,7 +120,8 @@ def outcome(evidence: Evidence, task: str, arm: str) -> Outcome:
     counted = sorted(set(scored) | failed)[: 1 if fixed else complete_look(len(seeds), looks)]
     values = {seed: metrics.value(metric, scored[seed]) for seed in counted if seed in scored}
     values = {seed: value for seed, value in values.items() if value is not None}
-    base = None if study.arm(arm).untrained or study.base_arm is None else outcome(evidence, task, study.base_arm)
+    untuned = None if study.arm(arm).untrained else study.untuned(arm)
+    base = outcome(evidence, task, untuned) if untuned else None
     worth = [values.get(seed, floor.lost) for seed in counted]
     rates = sorted({r.trial.learning_rate for r in finals} - {None})
     result = ArmResult(

@@ -108,7 +108,7 @@ def _case(
     broken = fairness.obstacles(evidence, task, candidate, reference)
     if broken:
         return replace(blank, not_comparable="; ".join(broken))
-    study, base = evidence.lock.study, outcomes.get((task, evidence.lock.study.base_arm))
+    study, base = evidence.lock.study, outcomes.get((task, evidence.lock.study.untuned(reference)))
     due = {arm: outcome for arm, outcome in pair.items() if states[arm] == "pending"}
     if study.task(task).kept_share and base.result.state == "pending":
         due[base.result.arm] = base
@@ -125,7 +125,7 @@ def _case(
 def difference(evidence: Evidence, blank: Case, candidate: Outcome, reference: Outcome, base: Outcome | None) -> Case:
     """Estimate a difference at the last look that both arms have completed; pending before the first.
 
-    `base` is the untuned base's outcome where the study has one.
+    `base` is the outcome of the reference's untuned base where the study has one.
     """
     rows: Scores = arms.scored_rows(evidence, blank.task)
     looks, spec = evidence.lock.study.looks, evidence.lock.study.task(blank.task)
@@ -185,7 +185,7 @@ def _why_idle(result: ArmResult, evidence: Evidence) -> str:
     if result.mean is None:
         return f"{result.arm} did not train: no learning rate gave a defined {metric.title}"
     turn = 1 if metric.higher_is_better else -1
-    bars = {"a constant's": result.floor, f"{study.base_arm}'s, untuned,": result.base}
+    bars = {"a constant's": result.floor, f"{study.untuned(result.arm)}'s, untuned,": result.base}
     known = {whose: value for whose, value in bars.items() if value is not None} or {"a constant's": 0.0}
     whose, bar = max(known.items(), key=lambda item: turn * item[1])
     what = "" if study.arm(result.arm).untrained else " did not train"
@@ -242,7 +242,7 @@ def _margin(spec: TaskSpec, case: Case) -> float | None:
 
 def _gain_share(evidence: Evidence, case: Case) -> GainShare | None:
     """The share of the reference's gain that the candidate gains, at the level of its comparison."""
-    base, over_base = evidence.lock.study.base_arm, case.difference.gains
+    base, over_base = evidence.lock.study.untuned(case.reference), case.difference.gains
     if over_base is None or case.candidate == base:
         return None
     limits = over_base.limits(case.verdict.level)
@@ -269,7 +269,7 @@ def _of_gain(evidence: Evidence, case: Case) -> str:
     kept = study.task(case.task).kept_share
     if kept is None:
         return ""
-    line = f"{kept:g} of {case.reference} + {1 - kept:.4g} of {study.base_arm}"
+    line = f"{kept:g} of {case.reference} + {1 - kept:.4g} of {study.untuned(case.reference)}"
     least = case.difference.contrasts.worst.at_least(case.verdict.bound_level)
     return f", {least:.4g} for {case.candidate} minus ({line})"
 

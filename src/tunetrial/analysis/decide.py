@@ -15,7 +15,7 @@ Other tasks than the primary decide nothing; where their verdicts differ, `becau
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tunetrial.analysis import costs, fairness, reasons, scoring
+from tunetrial.analysis import costs, fairness, need, reasons, scoring
 from tunetrial.analysis.board import Board, lay_out
 from tunetrial.analysis.compare import comparison, review
 from tunetrial.core.evidence import Abstention, Decision, Evidence, Flip
@@ -43,6 +43,7 @@ def decide(
     board = lay_out(evidence, results, cases)
     choice = _weigh(board) if evidence.lock.study.criteria else _rule(board)
     verdicts = tuple(comparison(evidence, case) for case in cases)
+    needed = need.answer(board)
     others = [c for c in verdicts if c.task != board.primary]
     closing = reasons.closing(board, others, test_openings or {}, post_hoc)
     return Decision(
@@ -51,8 +52,9 @@ def decide(
         costs={arm: dict(own) for arm, own in board.costs.items()},
         recommendation=choice.recommendation,
         abstention=choice.abstention,
-        because=(*reasons.opening(board), *choice.because, *closing),
+        because=(*reasons.whether_to_tune(needed), *reasons.opening(board), *choice.because, *closing),
         flips=choice.flips,
+        need=needed,
         pareto=costs.pareto(board.candidates, board.costs, higher_is_better=board.metric.higher_is_better),
         excluded=board.excluded,
         fairness=fairness.ledger(evidence),

@@ -40,8 +40,7 @@ class Pair:
     @property
     def without_steps(self) -> list[str]:
         """The arms that take no optimiser steps: their finals have no learning rate."""
-        arms_ = (self.candidate, self.reference)
-        return [a for a in arms_ if {r.trial.learning_rate for r in self.seeds(a).values()} == {None}]
+        return [a for a in (self.candidate, self.reference) if self.evidence.lock.study.arm(a).untrained]
 
     @property
     def one_base(self) -> bool:

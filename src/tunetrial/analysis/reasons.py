@@ -6,9 +6,16 @@ from math import floor, log10
 from tunetrial.analysis import metrics
 from tunetrial.analysis.board import Board
 from tunetrial.analysis.verdict import NO_SEEDS
-from tunetrial.core.evidence import Comparison
+from tunetrial.core.evidence import Comparison, Need
 
 COSTS = {"train_s": "one training run", "peak_gib": "peak memory", "storage_mib": "saved artifact"}
+
+
+def whether_to_tune(need: Need | None) -> Iterator[str]:
+    """The answer to the question that comes before all others."""
+    if need is not None:
+        answer = {"no": "No", "yes": "Yes", "open": "Can't tell yet"}[need.answer]
+        yield f"Do you need to tune at all? {answer}: {need.reason}."
 
 
 def opening(board: Board) -> Iterator[str]:
@@ -100,10 +107,17 @@ def next_spend(verdict: Comparison) -> str:
 def finding(c: Comparison) -> str:
     """Effect, interval and margin of a comparison; or why there is none."""
     if c.effect is None:
+        return measured(c)
+    return f"{measured(c).removesuffix(')')}; your margin is {margin(c)}){kept(c)}"
+
+
+def measured(c: Comparison) -> str:
+    """Effect and interval of a comparison; or why there is none."""
+    if c.effect is None:
         return c.reason or "no interval"
     effect, low, high = (f"{x:+.{_places(c)}f}" for x in (c.effect, c.low, c.high))
-    held = f"{100 * c.level:.1f} %: {low} to {high}; your margin is {margin(c)}"
-    return f"{metrics.find(c.metric).title} {effect} against {c.reference} ({held}){kept(c)}"
+    held = f"{100 * c.level:.1f} %: {low} to {high}"
+    return f"{metrics.find(c.metric).title} {effect} against {c.reference} ({held})"
 
 
 def margin(c: Comparison) -> str:
@@ -117,11 +131,11 @@ def kept(c: Comparison) -> str:
     """The share of the reference's gain that the candidate gains too; empty where that was not asked."""
     if c.gain is None:
         return ""
-    gain = f"{c.reference}'s gain over {c.gain.base}, untuned,"
+    gain = f"{c.reference}'s gain over the untuned base"
     if c.gain.share is None:
         return f"; {gain} is not shown at {100 * c.gain.level:.1f} %, so no share of it is"
     share, low, high = (f"{100 * x:.0f}" for x in (c.gain.share, c.gain.low, c.gain.high))
-    return f"; keeps {share} % ({low} to {high} %) of {gain.removesuffix(',')}"
+    return f"; keeps {share} % ({low} to {high} %) of {gain}"
 
 
 def sentences(clauses: Sequence[str]) -> tuple[str, ...]:

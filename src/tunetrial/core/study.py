@@ -180,10 +180,10 @@ class Study(Record):
     def task(self, name: str) -> TaskSpec:
         return next(task for task in self.tasks if task.name == name)
 
-    @property
-    def base_arm(self) -> str | None:
-        """The untuned base that gains are counted from: the first arm of method `none`; None without one."""
-        return next((arm.name for arm in self.arms if arm.method == "none"), None)
+    def untuned(self, arm: str) -> str | None:
+        """The untuned base that an arm's gain is counted from: the first `none` arm on its base; None without one."""
+        bases = (other.name for other in self.arms if other.method == "none")
+        return next((name for name in bases if self.base_of(name) == self.base_of(arm)), None)
 
     def readout_of(self, task: str) -> Readout:
         """How the answers to a task are read: text is generated, labels read as the study says, numbers by a head."""

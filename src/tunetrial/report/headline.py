@@ -28,7 +28,8 @@ class Line:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.label}: {self.text}" if self.label else self.text
+        mark = "" if self.label.endswith("?") else ":"
+        return f"{self.label}{mark} {self.text}" if self.label else self.text
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,36 @@ class Verdict:
 def conclude(evidence: Evidence, decision: Decision) -> Headline:
     """Say what to use and why; or why not yet, what is safe meanwhile and what to spend next on."""
     spent = Line("", f"This study took {spending(evidence)}.")
+    need, use = _need(decision), decision.recommendation
     if decision.abstention is not None:
-        support = (*_abstained(decision.abstention), *_effects(evidence, decision), spent)
-        return Headline("No recommendation yet.", support, ())
-    use = decision.recommendation
+        support = (*need, *_abstained(decision.abstention), *_effects(evidence, decision), spent)
+        return Headline(_without_tuning(evidence, decision) or "No recommendation yet.", support, ())
     if use is None:
         return Headline("Nothing is decided.", (*_effects(evidence, decision), spent), ())
-    support = (*_effects(evidence, decision), *_costs(evidence, decision, use), spent)
-    return Headline(f"Use {words.name(use)}{on_base(evidence, use)}.", support, tuple(map(flip, decision.flips)))
+    support = (*need, *_effects(evidence, decision), *_costs(evidence, decision, use), spent)
+    answer = _without_tuning(evidence, decision) or f"Use {words.name(use)}{on_base(evidence, use)}."
+    return Headline(answer, support, tuple(map(flip, decision.flips)))
+
+
+def _need(decision: Decision) -> tuple[Line, ...]:
+    if decision.need is None:
+        return ()
+    answer = {"no": "No", "yes": "Yes", "open": "Can't tell yet"}[decision.need.answer]
+    return (Line("Do you need to tune at all?", _stop(f"{answer}: {words.prose(decision.need.reason)}")),)
+
+
+def _without_tuning(evidence: Evidence, decision: Decision) -> str | None:
+    """The answer where an arm without training is not worse than any trained one."""
+    use, study = decision.recommendation, evidence.lock.study
+    if decision.need is None or decision.need.answer != "no":
+        return None
+    if use is None:
+        return f"You need not tune: {words.name(decision.need.arm)} is not worse."
+    if study.arm(use).untrained:
+        return f"You need not tune: use {words.name(use)}{on_base(evidence, use)}."
+    return (
+        f"Use {words.name(use)}{on_base(evidence, use)}; {words.name(decision.need.arm)} is not worse without tuning."
+    )
 
 
 def on_base(evidence: Evidence, arm: str) -> str:
@@ -148,9 +171,9 @@ def share_of_gain(c: Comparison) -> str:
     """How much of the reference's gain over the untuned base the candidate keeps; empty where that was not asked."""
     if c.gain is None or not comparable(c):
         return ""
-    gain = f"{words.name(c.reference)}'s gain over {words.name(c.gain.base)}, the untuned base"
+    gain = f"{words.name(c.reference)}'s gain over the untuned base"
     if c.gain.share is None:
-        return f"{gain}, is not shown, so no share of it is"
+        return f"{gain} is not shown, so no share of it is"
     share, low, high = (words.number(100 * x, 0) for x in (c.gain.share, c.gain.low, c.gain.high))
     kept = f"keeps {share}{words.THIN}% ({words.percent(c.gain.level)}: {low} to {high}{words.THIN}%)"
     return f"{kept} of {gain}"

@@ -16,6 +16,9 @@ from tunetrial.tasks import files
 from tunetrial.tasks.files import Row
 
 KINDS = {"classify": "macro_f1", "regress": "mae", "generate": "nll"}
+# What needs no training: labels and numbers are read from heads, which an untuned base has not.
+WORDS, BASE = ("tfidf", "a linear model of words"), ("untuned", "the base as it is")
+UNTRAINED = {"classify": WORDS, "regress": WORDS, "generate": BASE}
 CONVERSATIONS = ("messages", "conversations")
 TARGETS = ("label", "target", "class", "category", "intent", "sentiment", "queue", "score", "rating", "stars", "answer",
            "completion", "response", "output")  # fmt: skip
@@ -81,18 +84,22 @@ def guess(data: str, *, task: str | None = None, margin: float | None = None) ->
     ]
     if "input" in fields:
         remarks.append(f"the prompt is {fields['input']!r}; change input in the study file if a column is missing")
+    name, what = UNTRAINED[fields["kind"]]
+    remarks.append(f"do you need to tune at all? {name}, {what}, is an arm too: one run, with nothing to search for")
     head, tail = ("margin", "") if margin is not None else ("MARGIN CHOSEN FOR YOU:", "; write your own with --margin")
     remarks.append(f"{head} {chosen:g} {metric}, {why}{tail}")
     return Task(fields=fields | {"metric": metric}, margin=chosen, remarks=tuple(remarks))
 
 
 def study_file(model: str, task: Task, *, budget: Spend | None = None, gpu: str | None = None) -> str:
-    """Write the study: full fine-tuning against LoRA at their defaults."""
+    """Write the study: full fine-tuning against LoRA at their defaults, and what needs no training at all."""
     name = re.sub(r"[^a-z0-9._-]+", "-", Path(task.fields["data"]).stem.lower()).strip("-._")[:40] or "rows"
     lines = [f"# {_plain(remark)}" for remark in task.remarks]
     lines += [f"base_model: {scalar(model)}", "tasks:", f"  - name: {scalar(name)}"]
     lines += [f"    {key}: {scalar(value)}" for key, value in task.fields.items()]
     lines += [f"    margin: {task.margin!r}", "arms:", "  full: {method: full}", "  lora: {method: lora}"]
+    untrained, _ = UNTRAINED[task.fields["kind"]]
+    lines.append(f"  {untrained}: {{method: {'none' if untrained == 'untuned' else untrained}}}")
     price = budget.usd_per_hour if budget else None
     hardware = {"gpu": scalar(gpu) if gpu else None, "usd_per_hour": price}
     lines += _mapping("hardware", hardware)

@@ -101,7 +101,9 @@ def _unreadable(form: StudyForm, arms: tuple[Arm, ...], tasks: tuple[TaskSpec, .
 
 def _gainless(form: StudyForm, arms: tuple[Arm, ...], tasks: tuple[TaskSpec, ...]) -> Iterator[Fault]:
     """A margin that is a share of the gain needs the score of the untuned base, and a reference that gains over it."""
-    base = next((arm.name for arm in arms if arm.method == "none"), None)
+    on = {arm.name: arm.base_model for arm in arms}
+    reference = form.reference or _first_full(arms)
+    base = next((arm.name for arm in arms if arm.method == "none" and on[arm.name] == on.get(reference)), None)
     names = [task.name for task in form.tasks]
     for task in (task for task in tasks if task.kept_share is not None):
         keys = ("tasks", names.index(task.name), "margin")
@@ -112,7 +114,7 @@ def _gainless(form: StudyForm, arms: tuple[Arm, ...], tasks: tuple[TaskSpec, ...
             readout = " and readout: labels to the study" if task.kind == "classify" and form.readout == "head" else ""
             what = f"needs the score of the untuned base, got {show(task.margin)} and no arm of method none"
             yield Fault(keys, f"{what}; add the arm base: {{method: none}}{readout}")
-        elif (form.reference or _first_full(arms)) == base:
+        elif reference == base:
             what = f"the reference is the untuned base itself, got {show(base)}; let a trained arm be the reference"
             yield Fault(("reference",), what)
 
