@@ -64,7 +64,7 @@ def test_tools_that_the_template_does_not_show_are_said(base, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"tools": [{"name": "f"}]}) + "\n" for row in rows))
     finding = found(Study.load(path).doctor(), "chat", "tools")
     assert finding.state == "note" and finding.remedy
-    assert finding.found == "in 19 training rows, unseen in 19: the chat template has no place for them"
+    assert finding.found == "in 30 training rows, unseen in 30: the chat template has no place for them"
 
 
 def test_too_many_long_rows_are_bad_and_end_with_status_1(base, tmp_path):

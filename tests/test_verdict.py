@@ -13,7 +13,8 @@ from tunetrial.analysis.stats import Components, Estimate
 
 
 def judge(estimates, margin, *, looks):
-    return verdict.judge([e and verdict.by_margin(e, margin) for e in estimates], alpha=0.05, looks=looks)
+    asked = [e and verdict.by_margin(e, margin) for e in estimates]
+    return verdict.judge(asked, alpha=0.05, looks=[looks] * len(asked))
 
 
 def judge_one(effect, se, margin=1.0, df=20.0, family=1, looks=(5, 10), below=0.0, above=0.0):

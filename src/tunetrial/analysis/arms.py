@@ -62,7 +62,8 @@ def reference(evidence: Evidence, task: str) -> str:
 
 def does_not_fit(evidence: Evidence, task: str, arm: str) -> bool:
     """Whether any trial of the arm ran out of memory at a micro-batch of one example."""
-    return any(r.status == "infeasible" and r.trial.task == task and r.trial.arm.name == arm for r in evidence.records)
+    trials = (r for purpose in ("tune", "final", "probe") for r in evidence.of(purpose=purpose, task=task, arm=arm))
+    return any(r.status == "infeasible" for r in trials)
 
 
 def scored_rows(evidence: Evidence, task: str) -> Scores | None:
@@ -107,7 +108,7 @@ def outcome(evidence: Evidence, task: str, arm: str) -> Outcome:
     """Gather an arm's finals on a task, at the last complete look, and give its state."""
     study, finals = evidence.lock.study, evidence.of(purpose="final", task=task, arm=arm)
     metric, floor = metrics.find(study.task(task).metric), _floor(evidence, task)
-    fixed, looks = study.arm(arm).fixed, study.looks
+    fixed, looks = study.arm(arm).fixed, evidence.lock.looks(task)
     failed = {r.trial.seed for r in finals if r.status == "diverged"}
     scored = {r.trial.seed: evidence.scores.get((r.trial.id, "test")) for r in finals if r.status == "ok"}
     scored = {seed: s for seed, s in scored.items() if sound(s) and same_rows(s, floor.rows)}
@@ -160,6 +161,11 @@ def at_edge(evidence: Evidence, task: str, arm: str, rate: float) -> bool:
     low, high = min(by_rate), max(by_rate)
     best = max(sorted(by_rate), key=lambda tried: np.mean(by_rate[tried]))
     return best in (low, high) or not low <= rate <= high
+
+
+def lost(evidence: Evidence, task: str) -> float:
+    """What a failed run counts as, in units of the metric; 0 where every run failed, and so nothing differs."""
+    return _floor(evidence, task).lost
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,8 @@ def _state(evidence: Evidence, found: Outcome, failed: set[int], floor: _Floor, 
         and not any(f"validation.{metric}" in r.measurements for r in tunes)
     ):
         return "diverged" if all(r.status == "diverged" for r in tunes) else "did not train"
-    look = complete_look(len(failed | set(found.seeds)), study.looks)
+    looks = evidence.lock.looks(task)
+    look = complete_look(len(failed | set(found.seeds)), looks)
     if look is None:
         return "pending"
     if 2 * len(failed & set(sorted(failed | set(found.seeds))[:look])) > look:
@@ -226,7 +233,7 @@ def _state(evidence: Evidence, found: Outcome, failed: set[int], floor: _Floor, 
     if floor.lost_E is None:
         return "pending"
     above = [] if floor.part_E is None else [found.stack(found.seeds[:look]) - floor.part_E]
-    if base is not None and (shared := found.shared_look(base, study.looks)):
+    if base is not None and (shared := found.shared_look(base, looks)):
         above.append(found.stack(shared) - base.stack(shared))
     return "trained" if all(_above_zero(above_RE, floor.rows, study) for above_RE in above) else "did not train"
 

@@ -9,20 +9,20 @@ is expected to lose, and above for what the candidate's is (`rates`); for nothin
 Where the untuned base has a score, each candidate's share of the reference's gain over it is given too (`gains`), and
 a margin may be a share of that gain. A comparison is made at the last look that both arms have
 completed, on the first seeds of that look, so that an interrupted study says what it would have said there; levels
-are those of `verdict`.
+are those of `verdict`. A task in folds has an estimand and a variance of its own (`folds`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tunetrial.analysis import arms, fairness, metrics, rates, stats, verdict
+from tunetrial.analysis import arms, fairness, folds, metrics, rates, stats, verdict
 from tunetrial.analysis.arms import Outcome
 from tunetrial.analysis.gains import Gains, gains
 from tunetrial.analysis.stats import Components, Estimate
 from tunetrial.analysis.verdict import Contrasts, Verdict
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import ArmResult, Comparison, Evidence, GainShare, Scores
-from tunetrial.core.study import TaskSpec
+from tunetrial.core.study import TaskSpec, whole
 
 FIRST_LOOK = "the finals of the first look"
 
@@ -33,9 +33,10 @@ class Difference:
 
     `regrets` is what the rate of each arm that was tuned is expected to lose; None where its search cannot tell.
     `gains` are those over the untuned base, where it has a score; `contrasts` what the margin makes of the estimate.
+    Of a task in folds there are no `parts` and no `gains`, and nothing is allowed for rates.
     """
 
-    parts: Components
+    parts: Components | None
     estimate: Estimate
     rows: int
     regrets: Mapping[str, float | None]
@@ -73,6 +74,7 @@ def extend(evidence: Evidence) -> bool:
     last = evidence.lock.study.looks[-1]
     return any(
         case.verdict.words in verdict.OPEN
+        and case.difference.parts is not None
         and case.difference.parts.replicates < last
         and verdict.bound_by(case.difference.parts) == "seeds"
         for case in review(evidence)[1]
@@ -82,24 +84,28 @@ def extend(evidence: Evidence) -> bool:
 
 def review(evidence: Evidence) -> tuple[tuple[ArmResult, ...], tuple[Case, ...]]:
     """Gather every arm's outcome, and judge all planned comparisons as one family."""
-    study, found = evidence.lock.study, []
-    outcomes = {(t.name, a.name): arms.outcome(evidence, t.name, a.name) for t in study.tasks for a in study.arms}
+    study, results, found = evidence.lock.study, [], []
     for task in study.tasks:
         against = arms.reference(evidence, task.name)
-        for arm in study.arms:
-            if arm.name != against:
-                found.append(_case(evidence, outcomes, task.name, arm.name, against))
+        outcomes = {arm.name: outcome(evidence, task.name, arm.name) for arm in study.arms}
+        results += [one.result for one in outcomes.values()]
+        found += [_case(evidence, outcomes, task.name, arm, against) for arm in outcomes if arm != against]
     asked = [case.difference and case.difference.contrasts for case in found]
-    verdicts = verdict.judge(asked, alpha=1 - study.rule.level, looks=study.looks)
+    looks = [evidence.lock.looks(case.task) for case in found]
+    verdicts = verdict.judge(asked, alpha=1 - study.rule.level, looks=looks)
     cases = tuple(replace(case, verdict=judged) for case, judged in zip(found, verdicts, strict=True))
-    return tuple(outcome.result for outcome in outcomes.values()), cases
+    return tuple(results), cases
 
 
-def _case(
-    evidence: Evidence, outcomes: Mapping[tuple[str, str], Outcome], task: str, candidate: str, reference: str
-) -> Case:
+def outcome(evidence: Evidence, task: str, arm: str) -> Outcome:
+    """What an arm did on a task, in folds or not."""
+    gather = folds.outcome if evidence.lock.folding(task) else arms.outcome
+    return gather(evidence, task, arm)
+
+
+def _case(evidence: Evidence, outcomes: Mapping[str, Outcome], task: str, candidate: str, reference: str) -> Case:
     """Find what stands in the way of a comparison, else estimate the difference."""
-    pair = {arm: outcomes[task, arm] for arm in (candidate, reference)}
+    pair = {arm: outcomes[arm] for arm in (candidate, reference)}
     states = {arm: outcome.result.state for arm, outcome in pair.items()}
     blank = Case(task, candidate, reference)
     lost = [arm for arm, state in states.items() if state in ("does not fit", "diverged")]
@@ -108,11 +114,12 @@ def _case(
     broken = fairness.obstacles(evidence, task, candidate, reference)
     if broken:
         return replace(blank, not_comparable="; ".join(broken))
-    study, base = evidence.lock.study, outcomes.get((task, evidence.lock.study.untuned(reference)))
+    study, base = evidence.lock.study, outcomes.get(evidence.lock.study.untuned(reference))
     due = {arm: outcome for arm, outcome in pair.items() if states[arm] == "pending"}
     if study.task(task).kept_share and base.result.state == "pending":
         due[base.result.arm] = base
-    asked = {arm: 1 if study.arm(arm).fixed else study.looks[0] for arm in due}
+    cut = evidence.lock.folding(task)
+    asked = {arm: cut.splits if cut else 1 if study.arm(arm).fixed else study.looks[0] for arm in due}
     waiting = [f"{arm} has {len(o.seeds)} of {asked[arm]} finals" for arm, o in due.items()]
     if waiting:
         return replace(blank, pending=", ".join(waiting), needs=FIRST_LOOK)
@@ -122,11 +129,28 @@ def _case(
     return difference(evidence, blank, pair[candidate], pair[reference], base)
 
 
+def _over_folds(evidence: Evidence, blank: Case, candidate: Outcome, reference: Outcome) -> Case:
+    """Estimate the difference of two arms that have all folds; pending before."""
+    shared, due = len(set(candidate.seeds) & set(reference.seeds)), evidence.lock.folding(blank.task).splits
+    if shared < due:
+        return replace(blank, pending=f"{shared} of {due} folds are complete", needs="the finals of all folds")
+    diff_J = (candidate.stack(candidate.seeds) - reference.stack(reference.seeds))[:, 0]
+    try:
+        effect = folds.estimate(evidence.lock, blank.task, diff_J)
+    except EvidenceError as error:
+        return replace(blank, pending=str(error), needs="test rows on which the arms differ")
+    rows, _ = folds.tested(evidence, blank.task)
+    contrasts = verdict.by_margin(effect, evidence.lock.study.task(blank.task).margin)
+    return replace(blank, difference=Difference(None, effect, rows, {}, contrasts=contrasts))
+
+
 def difference(evidence: Evidence, blank: Case, candidate: Outcome, reference: Outcome, base: Outcome | None) -> Case:
     """Estimate a difference at the last look that both arms have completed; pending before the first.
 
     `base` is the outcome of the reference's untuned base where the study has one.
     """
+    if evidence.lock.folding(blank.task):
+        return _over_folds(evidence, blank, candidate, reference)
     rows: Scores = arms.scored_rows(evidence, blank.task)
     looks, spec = evidence.lock.study.looks, evidence.lock.study.task(blank.task)
     seeds = candidate.shared_look(reference, looks)
@@ -172,10 +196,12 @@ def _by_gain(evidence: Evidence, case: Case, base: Outcome) -> Case:
 
 def _why_lost(result: ArmResult, evidence: Evidence) -> str:
     if result.state == "does not fit":
-        records = (r for r in evidence.records if r.trial.task == result.task and r.trial.arm.name == result.arm)
+        records = (r for r in evidence.records if whole(r.trial.task) == result.task and r.trial.arm.name == result.arm)
         reason = next((r.reason for r in records if r.status == "infeasible" and r.reason), None)
         return f"{result.arm} does not fit on this machine" + (f": {reason}" if reason else "")
-    of = len(evidence.of(purpose="final", task=result.task, arm=result.arm))
+    cut, of = evidence.lock.folding(result.task), len(evidence.of(purpose="final", task=result.task, arm=result.arm))
+    if cut is not None:
+        return f"{result.arm} diverged in {result.failed} of {cut.splits} folds"
     return f"{result.arm} diverged in " + (f"{result.failed} of {of} finals" if of else "every tuning trial")
 
 
@@ -211,10 +237,11 @@ def comparison(evidence: Evidence, case: Case) -> Comparison:
         return Comparison(**head, words="NOT COMPARABLE", reason=case.not_comparable)
     if case.verdict is None:
         return Comparison(**head, words="CAN'T TELL YET", reason=case.pending, needs=case.needs)
-    judged, parts, estimate = case.verdict, case.difference.parts, case.difference.estimate
-    per_cluster = case.difference.rows / parts.examples
+    judged, estimate = case.verdict, case.difference.estimate
+    basis = _in_folds(evidence, case) if evidence.lock.folding(case.task) else _by_seeds(evidence, case, margin)
     return Comparison(
         **head,
+        **basis,
         words=judged.words,
         direction=judged.direction,
         size=judged.size,
@@ -223,14 +250,36 @@ def comparison(evidence: Evidence, case: Case) -> Comparison:
         high=judged.high,
         level=judged.level,
         mde=stats.detectable_effect(estimate.se, estimate.df, level=judged.level) + max(estimate.below, estimate.above),
-        n_replicates=parts.replicates,
-        n_examples=case.difference.rows,
-        n_clusters=parts.examples,
-        bound_by=verdict.bound_by(parts),
-        needs=verdict.needs(parts, estimate, judged, margin, rows_per_example=per_cluster),
-        procedure=_procedure(evidence, case),
         gain=_gain_share(evidence, case),
     )
+
+
+def _by_seeds(evidence: Evidence, case: Case, margin: float) -> dict:
+    """What a comparison over seeds and test rows rests on."""
+    parts, estimate = case.difference.parts, case.difference.estimate
+    per_cluster = case.difference.rows / parts.examples
+    return {
+        "n_replicates": parts.replicates,
+        "n_examples": case.difference.rows,
+        "n_clusters": parts.examples,
+        "bound_by": verdict.bound_by(parts),
+        "needs": verdict.needs(parts, estimate, case.verdict, margin, rows_per_example=per_cluster),
+        "procedure": _procedure(evidence, case),
+    }
+
+
+def _in_folds(evidence: Evidence, case: Case) -> dict:
+    """What a comparison over folds rests on."""
+    cut, margin = evidence.lock.folding(case.task), evidence.lock.study.task(case.task).margin
+    rows, clusters = folds.tested(evidence, case.task)
+    return {
+        "n_replicates": cut.splits,
+        "n_examples": rows,
+        "n_clusters": clusters,
+        "folding": cut,
+        "needs": verdict.needs_rows(case.difference.estimate, case.verdict, margin, rows=rows),
+        "procedure": folds.procedure(evidence.lock, case.task, case.verdict, rows=rows, clusters=clusters),
+    }
 
 
 def _margin(spec: TaskSpec, case: Case) -> float | None:

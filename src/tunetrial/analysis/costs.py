@@ -21,7 +21,8 @@ def measured(evidence: Evidence, results: Iterable[ArmResult]) -> dict[str, dict
 
     quality: mean of the metric over finals. train_s: one run, the probe's median step times the steps of a final (or
     what the probe says of an arm without steps), so tuning and other replicates are not in it. cost_usd: train_s at the
-    price of the study's hardware. peak_gib, storage_mib, latency_ms: of the probe. What was not measured is absent.
+    price of the study's hardware. peak_gib, storage_mib, latency_ms: of the probe. What was not measured is absent. A
+    task in folds is measured in its first.
     """
     study = evidence.lock.study
     return {r.arm: _of_arm(evidence, r) for r in results if r.task == study.rule.primary}
@@ -32,9 +33,10 @@ def _of_arm(evidence: Evidence, result: ArmResult) -> dict[str, Measurement]:
     if result.mean is not None:
         unit = metrics.find(study.task(result.task).metric).unit
         found["quality"] = Measurement(value=result.mean, unit=unit, n=len(result.values) + result.failed)
-    probes = evidence.of(purpose="probe", task=result.task, arm=result.arm)
+    task = evidence.lock.parts(result.task)[0]
+    probes = evidence.of(purpose="probe", task=task, arm=result.arm)
     probe = next((r.measurements for r in probes if r.status == "ok"), {})
-    finals = evidence.of(purpose="final", task=result.task, arm=result.arm)
+    finals = evidence.of(purpose="final", task=task, arm=result.arm)
     steps = next((r.measurements["steps"].value for r in finals if "steps" in r.measurements), None)
     train_s = probe.get("train_s")
     if "step_s" in probe and steps is not None:

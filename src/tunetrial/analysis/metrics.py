@@ -37,6 +37,8 @@ class Metric:
     raise EvidenceError on unequal lengths, on no examples, on labels that are no text and on numbers that are not
     finite. Both take `columns` of `Scores.measured` after targets and predictions. `constant` is the answer that a
     trained arm must beat: the best constant one, an empty one (worth 0) where the target is not looked at, or none.
+    `is_mean` says whether the metric is a mean over examples (or over their tokens or bytes), and so means the same on
+    however few of them.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Metric:
     contributions: Callable[..., Floats]
     columns: tuple[str, ...] = ()
     constant: Literal["best", "empty"] | None = "best"
+    is_mean: bool = True
 
 
 def find(name: str) -> Metric:
@@ -338,15 +341,16 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", "accuracy", ("classify",), "share", True, accuracy, _hits),
-        Metric("macro_f1", "macro-F1", ("classify",), "F1", True, macro_f1, _macro_f1_parts),
-        Metric("mcc", "MCC", ("classify",), "correlation", True, mcc, _mcc_parts),
+        Metric("macro_f1", "macro-F1", ("classify",), "F1", True, macro_f1, _macro_f1_parts, is_mean=False),
+        Metric("mcc", "MCC", ("classify",), "correlation", True, mcc, _mcc_parts, is_mean=False),
         Metric("mae", "MAE", ("regress",), "target units", False, mae, _turned_errors),
-        Metric("rmse", "RMSE", ("regress",), "target units", False, rmse, _rmse_parts),
-        Metric("pearson", "Pearson r", ("regress",), "correlation", True, pearson, _pearson_parts),
-        Metric("spearman", "Spearman ρ", ("regress",), "correlation", True, spearman, _spearman_parts),
+        Metric("rmse", "RMSE", ("regress",), "target units", False, rmse, _rmse_parts, is_mean=False),
+        Metric("pearson", "Pearson r", ("regress",), "correlation", True, pearson, _pearson_parts, is_mean=False),
+        Metric("spearman", "Spearman ρ", ("regress",), "correlation", True, spearman, _spearman_parts, is_mean=False),
         Metric(
             *("range_used", "range used", ("regress",), "share of the targets' range", None, range_used),
             _describes("range_used", "mae"),
+            is_mean=False,
         ),
         _mean_of("chrf", "chrF", "fraction", texts.chrf),
         _mean_of("exact_match", "exact match", "share", texts.exact_match),
@@ -372,6 +376,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             *("corpus_bleu", "corpus BLEU", ("generate",), "fraction", None, _corpus_bleu),
             _describes("corpus_bleu", "bleu"),
+            is_mean=False,
         ),
     )
 }

@@ -9,10 +9,10 @@ constant. Nothing is claimed of prompts, shots or features that no arm of the st
 
 from collections.abc import Sequence
 
-from tunetrial.analysis import arms, fairness, reasons, stats
+from tunetrial.analysis import fairness, reasons, stats
 from tunetrial.analysis.arms import Outcome
 from tunetrial.analysis.board import Board
-from tunetrial.analysis.compare import Case, difference
+from tunetrial.analysis.compare import Case, difference, outcome
 from tunetrial.core.evidence import Need
 
 
@@ -40,10 +40,10 @@ def _not_worse(board: Board, arm: str, trained: Sequence[str], *, of: int) -> st
     evidence, study = board.evidence, board.evidence.lock.study
     if board.state(arm) != "trained":
         return None
-    alpha = stats.per_look((1 - study.rule.level) / of, study.looks, sides=1)
-    outcomes = {name: arms.outcome(evidence, board.primary, name) for name in (arm, *trained)}
+    alpha = stats.per_look((1 - study.rule.level) / of, evidence.lock.looks(board.primary), sides=1)
+    outcomes = {name: outcome(evidence, board.primary, name) for name in (arm, *trained)}
     bases = {other: study.untuned(other) for other in trained}
-    outcomes |= {base: arms.outcome(evidence, board.primary, base) for base in bases.values() if base}
+    outcomes |= {base: outcome(evidence, board.primary, base) for base in bases.values() if base}
     found = {other: _against(board, outcomes[arm], outcomes[other], outcomes.get(bases[other])) for other in trained}
     shown = (c.difference and c.difference.contrasts.worst.p_not_below(0.0) <= alpha for c in found.values())
     if not all(shown):

@@ -26,7 +26,9 @@ def opening(board: Board) -> Iterator[str]:
     for arm, reason in board.excluded.items():
         yield f"{arm} is out: {reason}."
     for c in board.verdicts.values():
-        basis = f", from {c.n_replicates} paired seeds and {c.n_examples} test rows" if c.effect is not None else ""
+        of = f"{c.folding} of" if c.folding else f"{c.n_replicates} paired seeds and"
+        rows = "rows" if c.folding else "test rows"
+        basis = f", from {of} {c.n_examples} {rows}" if c.effect is not None else ""
         yield f"{c.candidate} on {c.task}: {c.words}: {finding(c)}{basis}."
     yield from _bases(board)
 

@@ -77,20 +77,26 @@ class Verdict:
     bound_level: float
 
 
-def judge(asked: Sequence[Contrasts | None], *, alpha: float, looks: tuple[int, ...]) -> list[Verdict | None]:
-    """Judge a family of comparisons at one look; None stands for one that is planned and has no estimate."""
+def judge(asked: Sequence[Contrasts | None], *, alpha: float, looks: Sequence[tuple[int, ...]]) -> list[Verdict | None]:
+    """Judge a family of comparisons at one look; None stands for one that is planned and has no estimate.
+
+    `looks` are those of each comparison: its level allows for them, and Holm's procedure for the family.
+    """
     differ = _levels([c and c.effect.p_not_zero() for c in asked], alpha, looks, sides=2)
     same = _levels([c and c.p_equivalent() for c in asked], alpha, looks, sides=1)
     not_worse = _levels([c and c.worst.p_not_below(0.0) for c in asked], alpha, looks, sides=1)
     return [c and _verdict(c, *levels) for c, *levels in zip(asked, differ, same, not_worse, strict=True)]
 
 
-def _levels(p: Sequence[float | None], alpha: float, looks: tuple[int, ...], *, sides: Literal[1, 2]) -> list[float]:
+def _levels(
+    p: Sequence[float | None], alpha: float, looks: Sequence[tuple[int, ...]], *, sides: Literal[1, 2]
+) -> list[float]:
     """Each comparison's level a look, so that p at or below its own level is exactly what Holm's procedure rejects."""
-    known = [1.0 if x is None else over_looks(x, looks, sides=sides) for x in p]
+    known = [1.0 if x is None else over_looks(x, own, sides=sides) for x, own in zip(p, looks, strict=True)]
     rejected = sum(q <= alpha for q in holm(known))
     rank = np.argsort(np.argsort(known, kind="stable"), kind="stable")
-    return [per_look(alpha / (len(p) - min(int(r), rejected)), looks, sides=sides) for r in rank]
+    shares = [alpha / (len(p) - min(int(r), rejected)) for r in rank]
+    return [per_look(share, own, sides=sides) for share, own in zip(shares, looks, strict=True)]
 
 
 def _verdict(asked: Contrasts, differ: float, same: float, not_worse: float) -> Verdict:
@@ -139,18 +145,12 @@ def needs(
     if verdict.words not in OPEN:
         return None
     now = (parts.replicates, parts.examples)
-    gain, loss = estimate.effect - estimate.below, -estimate.effect - estimate.above
-
-    def enough(side: float, both: float) -> bool:
-        within = margin + min(gain, loss) > side or (verdict.words == "CAN'T TELL YET" and margin + gain > side)
-        return max(gain, loss) > both or within
 
     def settled(replicates: int, examples: int) -> bool:
         planned = parts.at(replicates, examples)
-        tails = (1 - verdict.bound_level, (1 - verdict.level) / 2)
-        return enough(*(t_critical(tail, planned.df) * planned.se for tail in tails))
+        return _would_settle(estimate, verdict, margin, planned.se, planned.df)
 
-    if not enough(0.0, 0.0):
+    if not _would_settle(estimate, verdict, margin, 0.0, estimate.df):
         return MORE_TUNING
     seeds = _least(lambda r: settled(r, now[1]), now[0], MANY_SEEDS)
     examples = _least(lambda e: settled(now[0], e), now[1], MANY_EXAMPLES)
@@ -164,6 +164,31 @@ def needs(
         return "no affordable number of seeds or test rows: the margin is too small for this task"
     rows = _round_up((now[1] * both // now[0] - now[1]) * rows_per_example)
     return f"about {both - now[0]} more seeds and {rows} more test rows together"
+
+
+def needs_rows(estimate: Estimate, verdict: Verdict, margin: float, *, rows: int) -> str | None:
+    """The same for a task in folds: more rows, if the spread between folds falls with the root of their number.
+
+    More repeats of the same rows shrink the interval little: what folds share does not average out.
+    """
+    if verdict.words not in OPEN:
+        return None
+
+    def settled(planned: int) -> bool:
+        return _would_settle(estimate, verdict, margin, estimate.se * (rows / planned) ** 0.5, estimate.df)
+
+    enough = _least(settled, rows, MANY_EXAMPLES)
+    if enough is None:
+        return "no affordable number of rows: the margin is too small for this task"
+    return f"about {_round_up(enough - rows)} more rows, not more repeats"
+
+
+def _would_settle(estimate: Estimate, verdict: Verdict, margin: float, se: float, df: float) -> bool:
+    """Whether the same effect with this standard error would no longer be open."""
+    side, both = (t_critical(tail, df) * se for tail in (1 - verdict.bound_level, (1 - verdict.level) / 2))
+    gain, loss = estimate.effect - estimate.below, -estimate.effect - estimate.above
+    within = margin + min(gain, loss) > side or (verdict.words == "CAN'T TELL YET" and margin + gain > side)
+    return max(gain, loss) > both or within
 
 
 def _least(enough: Callable[[int], bool], start: int, limit: int) -> int | None:

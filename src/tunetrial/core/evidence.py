@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from tunetrial.core.records import Record, added, digest
-from tunetrial.core.study import Kind, Lock, Trial
+from tunetrial.core.study import Folding, Kind, Lock, Trial, whole
 
 if TYPE_CHECKING:  # a command that needs no array need not wait for numpy
     import numpy as np
@@ -45,13 +45,17 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The rows of one task by split ("train", "validation", "test"), and what was left out or drawn, in words."""
+    """The rows of one task by split ("train", "validation", "test"), and what was left out or drawn, in words.
+
+    Rows that are to be cut into `folds` are all in the split "all".
+    """
 
     name: str
     kind: Kind
     labels: tuple[str, ...]
     splits: Mapping[str, tuple[Example, ...]]
     remarks: tuple[str, ...] = ()
+    folds: int | None = None
 
     def digest(self, split: str) -> str:
         """SHA-256 of a split's ids, clusters, prompts, targets, conversations, tests and tools, in order."""
@@ -131,12 +135,12 @@ class Evidence:
     curves: Mapping[str, tuple[dict, ...]]
 
     def of(self, *, purpose: str, task: str | None = None, arm: str | None = None) -> tuple[TrialRecord, ...]:
-        """The records of one purpose, in order of arm, rate and seed."""
+        """The records of one purpose, in order of arm, rate and seed; a task in folds has those of all its folds."""
         chosen = (
             r
             for r in self.records
             if r.trial.purpose == purpose
-            and (task is None or r.trial.task == task)
+            and (task is None or task in (r.trial.task, whole(r.trial.task)))
             and (arm is None or r.trial.arm.name == arm)
         )
         return tuple(
@@ -149,6 +153,9 @@ class ArmResult(Record):
 
     `floor` is the best constant's value, `base` the untuned base's: what a trained arm must be shown to be better than,
     where the study has them. An arm in which nothing is random has one final, which stands for every seed.
+
+    Of a task in folds each final is of a fold, and has the fold's seed; `floor` and `base` are means over folds. There
+    is one `learning_rate` only if all finals have it.
     """
 
     task: str
@@ -182,7 +189,8 @@ class Comparison(Record):
     """Candidate minus reference on one task's test split, turned so that positive is better.
 
     The interval holds at `level` (adjusted for looks and family). `mde` is the smallest effect that this many seeds
-    and examples would show with 80 % power. `needs` says in words what would settle an open verdict.
+    and examples would show with 80 % power. `needs` says in words what would settle an open verdict. With `folding` the
+    rows are all of the task's, each a test row once a repeat, and a replicate is a fold.
 
     `margin` is in units of the metric. Where the study asks for a share of the reference's gain to be kept, that is
     `kept_share`, and `margin` what may be lost of the gain as estimated: the verdict is on the share, not on it; None
@@ -207,6 +215,7 @@ class Comparison(Record):
     n_replicates: int = 0
     n_examples: int = 0
     n_clusters: int = 0
+    folding: Folding | None = None
     bound_by: Literal["seeds", "examples"] | None = None
     needs: str | None = None
     procedure: str | None = None

@@ -38,6 +38,31 @@ class Arm(Record):
         return self.untrained and not self.settings.get("shots")
 
 
+class Folding(Record):
+    """How few rows are used more than once: cut into folds, each the test of a model of the others, so many times."""
+
+    folds: int = Field(ge=2)
+    repeats: int = Field(ge=1)
+
+    @property
+    def splits(self) -> int:
+        """Pairs of training and test rows in all."""
+        return self.folds * self.repeats
+
+    def __str__(self) -> str:
+        return f"{self.folds} folds × {self.repeats} repeat{'' if self.repeats == 1 else 's'}"
+
+
+def fold_name(task: str, repeat: int, fold: int) -> str:
+    """The name under which one fold of one repeat, both from 1, is a task with rows of its own."""
+    return f"{task}#{repeat}.{fold}"
+
+
+def whole(task: str) -> str:
+    """The task of a study that a fold belongs to; any other task is its own."""
+    return task.partition("#")[0]
+
+
 class TaskSpec(Record):
     """One task of a study: where its rows are, how they are rendered, what is measured by which margin.
 
@@ -146,7 +171,11 @@ class Budget(Record):
 
 
 class Study(Record):
-    """One question, resolved: every default filled in, nothing yet looked up on disk."""
+    """One question, resolved: every default filled in, nothing yet looked up on disk.
+
+    A task of one file is cut into `folds`, `repeats` times, if they are a number; "auto" does so where rows are few,
+    "none" never.
+    """
 
     question: str
     base_model: str
@@ -160,6 +189,8 @@ class Study(Record):
     precision: Literal["auto"] | Precision = "auto"
     readout: Literal["head", "labels"] = "head"
     looks: tuple[int, ...] = (5, 10)
+    folds: Literal["auto", "none"] | int = added("auto")
+    repeats: int = added(2)
     tuning: Tuning = Tuning()
     rule: Rule
     limits: dict[str, float] = {}
@@ -178,7 +209,8 @@ class Study(Record):
         return self.arm(arm).base_model or self.base_model
 
     def task(self, name: str) -> TaskSpec:
-        return next(task for task in self.tasks if task.name == name)
+        """The task of this name, or that a fold of this name belongs to."""
+        return next(task for task in self.tasks if task.name == whole(name))
 
     def untuned(self, arm: str) -> str | None:
         """The untuned base that an arm's gain is counted from: the first `none` arm on its base; None without one."""
@@ -202,7 +234,7 @@ class DataPin(Record):
 class Reduction(Record):
     """A field of the study that was made smaller, so that the study fits its budget."""
 
-    field: Literal["tuning.points", "tuning.max_points", "looks"]
+    field: Literal["tuning.points", "tuning.max_points", "looks", "repeats"]
     asked: int | tuple[int, ...]
     now: int | tuple[int, ...]
 
@@ -230,6 +262,9 @@ class Lock(Record):
     the base's chat template, `revision` the commit of a base from the Hub. `others` are the bases of arms that are not
     on the study's own, by arm. `engine` is "torch" or "sim"; records of the latter are synthetic and never mix with
     measured ones.
+
+    `folds` says of each task with few rows into how many they are cut. Such a task has all of its rows pinned under its
+    own name, as the split "all", and train, validation and test rows of every fold under the fold's.
     """
 
     study: Study
@@ -242,6 +277,23 @@ class Lock(Record):
     reductions: tuple[Reduction, ...] = ()
     revision: str | None = added()
     others: dict[str, BasePin] = added({})
+    folds: dict[str, int] = added({})
+
+    def folding(self, task: str) -> Folding | None:
+        """How a task's rows are cut into folds; None for one with fixed splits. A fold goes by its task."""
+        count = self.folds.get(whole(task))
+        return None if count is None else Folding(folds=count, repeats=self.study.repeats)
+
+    def parts(self, task: str) -> tuple[str, ...]:
+        """The names under which a task is carried out: its folds, repeat by repeat, or the task itself."""
+        cut = self.folding(task)
+        if cut is None:
+            return (task,)
+        return tuple(fold_name(task, r, k) for r in range(1, cut.repeats + 1) for k in range(1, cut.folds + 1))
+
+    def looks(self, task: str) -> tuple[int, ...]:
+        """Numbers of finals of an arm after which a task, or one fold, is looked at; of a fold there is one."""
+        return self.study.looks if self.folding(task) is None else (1,)
 
     def base(self, arm: str | None = None) -> BasePin:
         """The base of an arm; without one, the study's own."""

@@ -29,7 +29,7 @@ from tunetrial.core.engine import Description, Step
 from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.records import Record, canonical
-from tunetrial.core.study import Precision, Readout, Trial
+from tunetrial.core.study import Precision, Readout, Trial, whole
 from tunetrial.engine.batches import examples_digest, first_steps, learning_rate, order, token_digest
 
 Floats = NDArray[np.float64]
@@ -299,7 +299,7 @@ class SimRun:
 
     def _errors(self, examples: Sequence[Example]) -> Floats:
         """The standard normal error of each example."""
-        world, task, arm = self.world, self.trial.task, self.trial.arm.name
+        world, task, arm = self.world, whole(self.trial.task), self.trial.arm.name
         ids, clusters = [example.id for example in examples], [example.cluster for example in examples]
         parts = (
             (world.item, world.deviates("example", task, keys=ids)),

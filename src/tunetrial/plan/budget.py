@@ -1,10 +1,11 @@
 """Budgets that bind: a study is made smaller beforehand until it fits, and is refused where even the smallest cannot.
 
 What is reduced, in this order: points of the learning-rate search, down to three, and with them how far it may go
-beyond its ends; then looks, the last first. Never the first look, nor the seeds of the search, nor an arm: the
-verdict's protocol needs them. A study fits if the most trials that it may come to, one after the other, end within
-the budget at the middle of the estimated speed (geometric). It is refused if the fewest trials of the smallest study
-do not at the highest speed. Between the two it begins, and stops when the budget is spent.
+beyond its ends; then looks, the last first; then repeats of the folds of few rows, down to one. Never the first look,
+the folds, the seeds of the search or an arm: the verdict's protocol needs them. A study fits if the most trials that
+it may come to, one after the other, end within the budget at the middle of the estimated speed (geometric). It is
+refused if the fewest trials of the smallest study do not at the highest speed. Between the two it begins, and stops
+when the budget is spent.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,8 +42,8 @@ def reduced(study: Study, reductions: tuple[Reduction, ...]) -> Study:
     return study
 
 
-def smaller(study: Study) -> Iterator[tuple[Reduction, ...]]:
-    """What may be reduced, from nothing to all that may be."""
+def smaller(study: Study, *, folds: bool = False) -> Iterator[tuple[Reduction, ...]]:
+    """What may be reduced, from nothing to all that may be; repeats only where there are folds."""
     tuning, looks = study.tuning, study.looks
     steps: list[Study] = [study]
     for points in range(tuning.points - 1, FEWEST_POINTS - 1, -1) if tuning.learning_rate == "auto" else ():
@@ -51,6 +52,8 @@ def smaller(study: Study) -> Iterator[tuple[Reduction, ...]]:
         steps.append(study.model_copy(update={"tuning": fewer}))
     for left in range(len(looks) - 1, 0, -1):
         steps.append(steps[-1].model_copy(update={"looks": looks[:left]}))
+    for left in range(study.repeats - 1, 0, -1) if folds else ():
+        steps.append(steps[-1].model_copy(update={"repeats": left}))
     for step in steps:
         changed = ((f, _value(study, f), _value(step, f)) for f in Reduction.model_fields["field"].annotation.__args__)
         yield tuple(Reduction(field=f, asked=asked, now=now) for f, asked, now in changed if asked != now)

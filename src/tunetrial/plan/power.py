@@ -7,12 +7,14 @@ set two arms differ. Real studies differ from it by a factor of two and more; th
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import ndtri
 
 from tunetrial.analysis import metrics, stats
+from tunetrial.analysis.folds import test_to_train
 from tunetrial.analysis.stats import Components
 from tunetrial.core.records import Record
-from tunetrial.core.study import Lock, TaskSpec
+from tunetrial.core.study import Folding, Lock, TaskSpec
 
 POWER = 0.8
 SEED_SD = 0.01
@@ -38,6 +40,9 @@ class Power(Record):
     `detectable` is by seeds, for each look; `detectable_at_best` with endless seeds; `rows_needed` for the margin,
     with endless seeds. None where there is no prior. A margin that is a share of a gain has no value in units of the
     metric before the untuned base is scored, hence no `rows_needed`.
+
+    Of a task in folds `test_rows` are all rows, `detectable` is by the number of folds in all, `detectable_at_best`
+    with endless repeats, and `rows_needed` with the repeats there are: None if no number of rows is enough.
     """
 
     task: str
@@ -48,6 +53,7 @@ class Power(Record):
     detectable: dict[int, float] = {}
     detectable_at_best: float | None = None
     rows_needed: int | None = None
+    folding: Folding | None = None
 
     @property
     def rests_on_gain(self) -> bool:
@@ -61,9 +67,12 @@ class Power(Record):
             if self.rests_on_gain
             else f"{self.margin:g} {title}"
         )
-        head = f"{self.task}: margin {margin} on {self.test_rows} test rows"
+        on = f"{self.folding} of {self.test_rows} rows" if self.folding else f"{self.test_rows} test rows"
+        head = f"{self.task}: margin {margin} on {on}"
         if self.prior is None:
             return f"{head}; power unknown: the spread of {title} is not known"
+        if self.folding is not None:
+            return head + self._of_folds()
         seen = ", ".join(f"{effect:.2g} with {seeds} seeds" for seeds, effect in self.detectable.items())
         text = f"{head}; would show {seen} (if seeds differ by {self.prior.seed_sd:.2g})"
         if self.rows_needed is not None and self.rows_needed > self.test_rows:
@@ -72,6 +81,14 @@ class Power(Record):
                 f"about {self.rows_needed} rows would"
             )
         return text
+
+    def _of_folds(self) -> str:
+        text = "".join(f"; would show {effect:.2g}" for effect in self.detectable.values())
+        text += f" (if seeds differ by {self.prior.seed_sd:.2g})"
+        if self.rows_needed is None:
+            return f"{text}; no number of rows would resolve the margin in so many folds"
+        more = f"; about {self.rows_needed} rows would resolve the margin"
+        return text + (more if self.rows_needed > self.test_rows else "")
 
 
 def prior(spec: TaskSpec, targets: Sequence[float] | None = None) -> Prior | None:
@@ -92,11 +109,15 @@ def prior(spec: TaskSpec, targets: Sequence[float] | None = None) -> Prior | Non
 
 def power(lock: Lock, spec: TaskSpec, assumed: Prior | None) -> Power:
     """Work out what a task's test split allows, at the level that Holm's first step and the looks leave."""
-    study, rows = lock.study, lock.data[spec.name].counts["test"]
+    study, cut = lock.study, lock.folding(spec.name)
+    rows = lock.data[spec.name].counts["test" if cut is None else "all"]
     head = {"task": spec.name, "metric": spec.metric, "margin": spec.margin, "test_rows": rows, "prior": assumed}
+    head["folding"] = cut
     family = len(study.tasks) * (len(study.arms) - 1)
     if assumed is None or family == 0 or rows < 2:
         return Power(**head)
+    if cut is not None:
+        return Power(**head, **_in_folds(lock, spec, assumed, 1 - (1 - study.rule.level) / family))
     alpha = stats.per_look((1 - study.rule.level) / family, study.looks, sides=2)
     planned = {look: _components(assumed, look, rows) for look in study.looks}
     binary, known = spec.metric == "accuracy", spec.kept_share is None
@@ -108,6 +129,28 @@ def power(lock: Lock, spec: TaskSpec, assumed: Prior | None) -> Power:
         if known
         else None,
     )
+
+
+def _in_folds(lock: Lock, spec: TaskSpec, assumed: Prior, level: float) -> dict:
+    """What folds allow, by the variance of a verdict (`stats.resampled`) with the spread that the prior implies.
+
+    A fold's difference has the seeds of both arms and the examples of its test rows.
+    """
+    cut, rows, ratio = lock.folding(spec.name), lock.data[spec.name].counts["all"], test_to_train(lock, spec.name)
+
+    def detectable(share: float, count: float) -> float:
+        spread = 2 * assumed.seed_sd**2 + assumed.example_sd**2 * cut.folds / count
+        return stats.detectable_effect((share * spread) ** 0.5, cut.splits - 1, level=level, power=POWER)
+
+    share = 1 / cut.splits + ratio
+    needed = None
+    if detectable(share, float("inf")) < spec.margin:
+        needed = brentq(lambda log: detectable(share, np.exp(log)) - spec.margin, 0.0, 50.0)
+    return {
+        "detectable": {cut.splits: detectable(share, rows)},
+        "detectable_at_best": detectable(ratio, rows),
+        "rows_needed": needed and round(np.exp(needed)),
+    }
 
 
 def rows_needed(effect: float, variance: float, *, alpha: float = 0.05, binary: bool = True) -> float:

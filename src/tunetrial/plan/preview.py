@@ -39,6 +39,7 @@ class Plan(Record):
     remarks: dict[str, str] = {}
     budget_s: float | None = None
     reductions: tuple[str, ...] = ()
+    folds: dict[str, str] = {}
     assumptions: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -79,11 +80,12 @@ def preview(
         free_disk_bytes=free_disk_bytes,
         seconds=seconds,
         usd=None if price is None or seconds is None else seconds * exactly(price / 3600),
-        power=tuple(power(lock, spec, prior(spec, _targets(data, spec))) for spec in study.tasks),
+        power=tuple(power(lock, spec, prior(spec, _targets(lock, data, spec))) for spec in study.tasks),
         refused=_refused(lock, memory),
         remarks={arm.name: said for arm in study.arms if (said := methods.find(arm).remark(lock.parameters))},
         budget_s=budget.allowed_s(study),
         reductions=tuple(map(str, lock.reductions)),
+        folds={task: _why_folds(lock, task) for task in lock.folds},
         assumptions=_assumptions(lock, data, counted),
     )
 
@@ -106,7 +108,7 @@ def fit_budget(
     allowed, trial_s = budget.allowed_s(lock.study), trial_seconds(lock, shape, data, counted=counted, others=others)
     if allowed is None or trial_s is None:
         return lock
-    for reductions in budget.smaller(lock.study):
+    for reductions in budget.smaller(lock.study, folds=bool(lock.folds)):
         study = budget.reduced(lock.study, reductions)
         fitted = lock.model_copy(update={"study": study, "reductions": reductions})
         if budget.most_s(trial_s, _counts(fitted)) <= allowed:
@@ -151,7 +153,7 @@ def _tokens(lock: Lock, data: Mapping[str, TaskData], sizes: Mapping[str, Sizes]
     """Mean tokens of a row by task and arm."""
     return {
         (spec.name, arm): estimate.tokens_per_example(
-            _rows(data, spec, "train"), lock.controls(spec.name).max_tokens, counted=own.counted.get(spec.name)
+            _rows(lock, data, spec, "train"), lock.controls(spec.name).max_tokens, counted=own.counted.get(spec.name)
         )
         for spec in lock.study.tasks
         for arm, own in sizes.items()
@@ -159,20 +161,26 @@ def _tokens(lock: Lock, data: Mapping[str, TaskData], sizes: Mapping[str, Sizes]
 
 
 def _counts(lock: Lock) -> dict[tuple[str, str], Range]:
-    return {(t.name, a.name): _trials(lock, a) for t in lock.study.tasks for a in lock.study.arms}
+    return {(t.name, a.name): _trials(lock, t.name, a) for t in lock.study.tasks for a in lock.study.arms}
 
 
-def _trials(lock: Lock, arm: Arm) -> Range:
-    """Trials that train, of an arm on one task: the search and the finals."""
-    tuning, looks, points = lock.study.tuning, lock.study.looks, len(grid(lock, arm.name))
-    if not points:
-        return exactly(1) if arm.fixed else Range(low=looks[0], high=looks[-1])
-    least = points + min(3, points) * (tuning.seeds - 1) + looks[0]
-    return Range(low=least, high=max(tuning.max_points, points) * tuning.seeds + looks[-1])
+def _trials(lock: Lock, task: str, arm: Arm) -> Range:
+    """Trials that train, of an arm on one task: the search and the finals, in each of its folds if it has such."""
+    tuning, points = lock.study.tuning, len(grid(lock, arm.name))
+    finals = exactly(1) if arm.fixed else _first_and_last(lock, task)
+    least = points + min(3, points) * (tuning.seeds - 1)
+    most = max(tuning.max_points, points) * tuning.seeds
+    search = Range(low=least, high=most) if points else exactly(0)
+    return exactly(len(lock.parts(task))) * (search + finals)
+
+
+def _split_counts(lock: Lock, task: str) -> Mapping[str, int]:
+    """Rows by split; of a task in folds those of its first fold."""
+    return lock.data[lock.parts(task)[0]].counts
 
 
 def _epochs_rows(lock: Lock, task: str) -> int:
-    return lock.controls(task).epochs * lock.data[task].counts["train"]
+    return lock.controls(task).epochs * _split_counts(lock, task)["train"]
 
 
 def _memory(lock: Lock, arm: Arm, sizes: Sizes, tokens: Mapping[tuple[str, str], Range]) -> Range:
@@ -194,10 +202,20 @@ def _memory(lock: Lock, arm: Arm, sizes: Sizes, tokens: Mapping[tuple[str, str],
 def _disk(lock: Lock, sizes: Mapping[str, Sizes]) -> Range:
     """Weights of all finals, which are kept until the last is done; at most three checkpoints of the largest trial."""
     study = lock.study
-    cases = [(arm, sizes[arm.name].shape, _outputs(lock, spec)) for spec in study.tasks for arm in study.arms]
-    artifacts = sum((estimate.artifact_bytes(arm, shape, outputs=n) for arm, shape, n in cases), exactly(0))
-    checkpoint = max(estimate.checkpoint_bytes(arm, shape, outputs=n).high for arm, shape, n in cases)
-    return Range(low=study.looks[0] * artifacts.low, high=study.looks[-1] * artifacts.high + 3 * checkpoint)
+    disk, checkpoints = exactly(0), []
+    for task in study.tasks:
+        finals, outputs = exactly(len(lock.parts(task.name))) * _first_and_last(lock, task.name), _outputs(lock, task)
+        for arm in study.arms:
+            shape = sizes[arm.name].shape
+            disk += finals * estimate.artifact_bytes(arm, shape, outputs=outputs)
+            checkpoints.append(estimate.checkpoint_bytes(arm, shape, outputs=outputs).high)
+    return disk + Range(low=0, high=3 * max(checkpoints))
+
+
+def _first_and_last(lock: Lock, task: str) -> Range:
+    """Finals of an arm at the first look and at the last."""
+    looks = lock.looks(task)
+    return Range(low=looks[0], high=looks[-1])
 
 
 def _outputs(lock: Lock, spec: TaskSpec) -> int:
@@ -206,7 +224,7 @@ def _outputs(lock: Lock, spec: TaskSpec) -> int:
 
 def _trial_seconds(lock: Lock, spec: TaskSpec, arm: Arm, shape: ModelShape, tokens: Range, speed: Range) -> Range:
     """One trial: operations at what the device reaches, and a least time a step."""
-    controls, counts = lock.controls(spec.name), lock.data[spec.name].counts
+    controls, counts = lock.controls(spec.name), _split_counts(lock, spec.name)
     per_epoch = math.ceil(counts["train"] / controls.batch_examples)
     steps = controls.epochs * per_epoch if methods.find(arm).tuned else 0
     train = _epochs_rows(lock, spec.name) * estimate.train_operations(arm, shape)
@@ -214,6 +232,19 @@ def _trial_seconds(lock: Lock, spec: TaskSpec, arm: Arm, shape: ModelShape, toke
     work = exactly(train + scored) * tokens
     trial = Range(low=work.low / speed.high, high=work.high / speed.low)
     return trial + exactly(steps) * Range(low=estimate.STEP_S[0], high=estimate.STEP_S[1])
+
+
+def _why_folds(lock: Lock, task: str) -> str:
+    """How a task's rows are used, and why so."""
+    rows, counts, cut = lock.data[task].counts["all"], _split_counts(lock, task), lock.folding(task)
+    why = "as asked" if lock.study.folds != "auto" else f"a fifth of {rows} rows, tested once, would show little"
+    times = "once" if cut.repeats == 1 else f"{cut.repeats} times"
+    each = sum((_trials(lock, task, arm) for arm in lock.study.arms), exactly(0))
+    return (
+        f"{rows} rows in {cut}: every row is tested {times}, by arms that learn from about "
+        f"{counts['train']} rows at rates chosen anew in each fold on {counts['validation']} more; {each.low:.0f} to "
+        f"{each.high:.0f} short runs ({why}; replicates: {{folds: none}} splits once)"
+    )
 
 
 def _refused(lock: Lock, memory: Mapping[str, Range]) -> dict[str, str]:
@@ -244,12 +275,13 @@ def _assumptions(lock: Lock, data: Mapping[str, TaskData], counted: Mapping[str,
     return device, "tokens as counted" if counted else lengths, "one trial after the other"
 
 
-def _rows(data: Mapping[str, TaskData], spec: TaskSpec, split: str):
-    return data[spec.name].splits[split] if spec.name in data else None
+def _rows(lock: Lock, data: Mapping[str, TaskData], spec: TaskSpec, split: str):
+    name = lock.parts(spec.name)[0]
+    return data[name].splits[split] if name in data else None
 
 
-def _targets(data: Mapping[str, TaskData], spec: TaskSpec) -> list[float] | None:
-    rows = _rows(data, spec, "validation")
+def _targets(lock: Lock, data: Mapping[str, TaskData], spec: TaskSpec) -> list[float] | None:
+    rows = _rows(lock, data, spec, "validation")
     return [float(row.target) for row in rows] if rows and spec.kind == "regress" else None
 
 
@@ -266,6 +298,7 @@ def _lines(plan: Plan) -> list[str]:
     if plan.budget_s is not None:
         lines.append(f"budget: {_duration(plan.budget_s)} of the machine")
     lines += [f"reduced: {one}" for one in plan.reductions]
+    lines += [f"{task}: {how}" for task, how in plan.folds.items()]
     lines += [f"{arm}: {said}" for arm, said in plan.remarks.items()]
     for arm, needed in plan.memory_bytes.items():
         lines.append(f"memory of {arm}: {needed.low / GIB:.2g} to {needed.high / GIB:.2g} GiB (estimate)")

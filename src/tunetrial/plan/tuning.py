@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunetrial import methods
+from tunetrial.analysis import arms
 from tunetrial.analysis.rates import HALF_DECADE, Point, Rate, best_point, choose, points, rounded
 from tunetrial.core.evidence import Evidence
-from tunetrial.core.study import Lock, Trial
+from tunetrial.core.study import Lock, Trial, whole
 
 FIRST_TUNING_SEED = 901
 
@@ -33,7 +34,7 @@ def search(evidence: Evidence, arm: str, task: str) -> Search:
     """
     lock, tuning = evidence.lock, evidence.lock.study.tuning
     records = {(r.trial.learning_rate, r.trial.seed): r for r in evidence.of(purpose="tune", arm=arm, task=task)}
-    if any(r.status == "infeasible" and r.trial.arm.name == arm and r.trial.task == task for r in evidence.records):
+    if arms.does_not_fit(evidence, whole(task), arm):
         return Search()
     if not methods.find(lock.study.arm(arm)).tuned:
         return Search(rate=Rate(value=None, at_edge=False, how="nothing to tune", curve=()))

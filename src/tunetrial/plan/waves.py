@@ -5,6 +5,9 @@ For each task: the search of every arm's learning rate; once all rates of the ta
 look, every arm with the same seeds, but one alone of an arm in which nothing is random. Once all rates of all tasks are
 known, the probes, one after the other. When every task has completed a look, the next one for all, if an open
 comparison is bound by seeds.
+
+A task in folds is carried out as its folds: each is a task with rows and rates of its own and one final an arm, without
+looks; the first is probed.
 """
 
 from collections.abc import Iterator
@@ -30,22 +33,28 @@ def next_wave(evidence: Evidence) -> Wave | None:
     An arm that does not fit, or that diverged at every rate, is given nothing more; the others go on. Ask again
     after a trial that turned out infeasible: the rest of its arm's trials are then gone from the wave.
     """
-    searches = {(t.name, a.name): search(evidence, a.name, t.name) for t in _tasks(evidence) for a in _arms(evidence)}
+    tasks = parts(evidence.lock)
+    searches = {(task, a.name): search(evidence, a.name, task) for task in tasks for a in evidence.lock.study.arms}
     rates = {key: found.rate for key, found in searches.items() if found.rate}
-    tuned = [task.name for task in _tasks(evidence) if not _pending(searches, task.name)]
-    pending = [t for task in _tasks(evidence) for t in _pending(searches, task.name)]
-    parts = [
+    tuned = [task for task in tasks if not _pending(searches, task)]
+    pending = [trial for task in tasks for trial in _pending(searches, task)]
+    stages = [
         ("learning-rate search", pending),
         ("probes", [] if pending else list(_missing(evidence, _probes(evidence.lock, rates)))),
         _finals(evidence, rates, tuned),
     ]
-    trials = tuple(trial for _, part in parts for trial in part)
-    return Wave(trials, " and ".join(why for why, part in parts if part)) if trials else None
+    trials = tuple(trial for _, stage in stages for trial in stage)
+    return Wave(trials, " and ".join(why for why, stage in stages if stage)) if trials else None
 
 
 def chosen_rate(evidence: Evidence, arm: str, task: str) -> Rate | None:
     """The learning rate of an arm on a task; None while it is searched for, or where the search failed."""
     return search(evidence, arm, task).rate
+
+
+def parts(lock: Lock) -> tuple[str, ...]:
+    """What a study is carried out as: its tasks, or the folds of those that are in folds."""
+    return tuple(part for task in lock.study.tasks for part in lock.parts(task.name))
 
 
 def _finals(evidence: Evidence, rates: dict, tuned: list[str]) -> tuple[str, list[Trial]]:
@@ -56,29 +65,47 @@ def _finals(evidence: Evidence, rates: dict, tuned: list[str]) -> tuple[str, lis
         if number and not _goes_on(evidence, lock.final_seeds(lock.study.looks[number - 1])):
             break
         missing = list(_missing(evidence, _trials(lock, rates, tuned, seeds)))
-        if missing or len(tuned) < len(lock.study.tasks):
-            return f"finals of the look at {look} seeds", missing
+        if missing or len(tuned) < len(parts(lock)):
+            cut = all(lock.folding(trial.task) for trial in missing)
+            return "finals of folds" if missing and cut else f"finals of the look at {look} seeds", missing
     return "finals", []
 
 
 def _goes_on(evidence: Evidence, seeds: tuple[int, ...]) -> bool:
     """Whether the look with these seeds calls for the next, judged by it alone."""
-    records = tuple(r for r in evidence.records if r.trial.purpose != "final" or r.trial.seed in seeds)
+    records = tuple(
+        r
+        for r in evidence.records
+        if r.trial.purpose != "final" or r.trial.seed in seeds or evidence.lock.folding(r.trial.task)
+    )
     return extend(replace(evidence, records=records))
 
 
 def _probes(lock: Lock, rates: dict) -> Iterator[Trial]:
     """One probe an arm and task, at the chosen rate."""
-    seed = lock.final_seeds(1)[0]
+    seed, probed = lock.final_seeds(1)[0], {lock.parts(task.name)[0] for task in lock.study.tasks}
     for (task, arm), rate in rates.items():
-        yield lock.trial(arm, task, learning_rate=rate.value, seed=seed, purpose="probe")
+        if task in probed:
+            yield lock.trial(arm, task, learning_rate=rate.value, seed=seed, purpose="probe")
 
 
 def _trials(lock: Lock, rates: dict, tuned: list[str], seeds: tuple[int, ...]) -> Iterator[Trial]:
-    """Finals, seed by seed, so that an interrupted study has pairs; one of an arm in which nothing is random."""
+    """Finals, seed by seed, so that an interrupted study has pairs; one of an arm in which nothing is random.
+
+    Before them one of each fold, all arms with the fold's own seed.
+    """
+    of_fold = {
+        part: seed
+        for task in lock.study.tasks
+        if lock.folding(task.name)
+        for part, seed in zip(lock.parts(task.name), lock.final_seeds(lock.folding(task.name).splits), strict=True)
+    }
+    for (task, arm), rate in rates.items():
+        if task in tuned and task in of_fold:
+            yield lock.trial(arm, task, learning_rate=rate.value, seed=of_fold[task], purpose="final")
     for seed in seeds:
         for (task, arm), rate in rates.items():
-            if task in tuned and (seed == seeds[0] or not lock.study.arm(arm).fixed):
+            if task in tuned and task not in of_fold and (seed == seeds[0] or not lock.study.arm(arm).fixed):
                 yield lock.trial(arm, task, learning_rate=rate.value, seed=seed, purpose="final")
 
 
@@ -90,11 +117,3 @@ def _missing(evidence: Evidence, trials: Iterator[Trial]) -> Iterator[Trial]:
 
 def _pending(searches: dict[tuple[str, str], Search], task: str) -> list[Trial]:
     return [trial for (other, _), found in searches.items() if other == task for trial in found.pending]
-
-
-def _tasks(evidence: Evidence):
-    return evidence.lock.study.tasks
-
-
-def _arms(evidence: Evidence):
-    return evidence.lock.study.arms

@@ -234,7 +234,10 @@ def verdicts(decision: Decision) -> tuple[Verdict, ...]:
 def _verdict(c: Comparison) -> Verdict:
     kind, symbol = VERDICTS[c.words]
     clusters = f" in {c.n_clusters} clusters" if c.n_clusters and c.n_clusters != c.n_examples else ""
-    basis = f"{c.n_replicates} seeds × {words.number(c.n_examples, 0)} examples{clusters}" if c.n_replicates else ""
+    rows = words.number(c.n_examples, 0)
+    basis = f"{c.n_replicates} seeds × {rows} examples{clusters}" if c.n_replicates else ""
+    if c.folding is not None:
+        basis = f"{c.folding} of {rows} rows{clusters}"
     decimals = words.decimals_for(c.margin)
     power = "" if c.mde is None else f"80{words.THIN}% power to show {words.number(c.mde, decimals)}"
     return Verdict(c, kind, symbol, effect(c), interval(c), basis, power, margin_of(c), share_of_gain(c))

@@ -11,6 +11,7 @@ from statistics import fmean
 
 from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Comparison, Evidence, Measurement, TrialRecord
+from tunetrial.core.study import whole
 from tunetrial.report import words
 from tunetrial.report.headline import comparable, margin_of
 
@@ -318,7 +319,7 @@ def _mean_curve(curves: list[list[tuple[float, float]]]) -> list[tuple[float, fl
 def probe_bars(evidence: Evidence) -> tuple[Bars, ...]:
     """Cost by arm and task from solo probes, one group a quantity that was measured at all; bars begin at 0."""
     study = evidence.lock.study
-    records = {(r.trial.arm.name, r.trial.task): r for r in evidence.of(purpose="probe")}
+    records = {(r.trial.arm.name, whole(r.trial.task)): r for r in evidence.of(purpose="probe")}
     groups = []
     for name, title in PROBES:
         found = {key: r.measurements[name] for key, r in records.items() if name in r.measurements}

@@ -85,6 +85,9 @@ def _data(evidence: Evidence, decision: Decision, task: TaskSpec) -> list[tuple[
     times = decision.test_openings.get(task.name)
     opened = [(f"{name}: test rows opened", "once" if times == 1 else f"{times} times")] if times else []
     epochs = str(evidence.lock.controls(task.name).epochs)
+    cut, first = evidence.lock.folding(task.name), evidence.lock.data[evidence.lock.parts(task.name)[0]].counts
+    folds = f"{cut}; the first has {', '.join(f'{n} {split}' for split, n in first.items())} rows"
+    opened = [(f"{name}: folds", folds), *opened] if cut else opened
     return [(f"{name}: rows", counts), (f"{name}: epochs", epochs), (f"{name}: SHA-256", digests), *opened, *remarks]
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tunetrial.analysis import metrics
 from tunetrial.core.evidence import ArmResult, Decision, Evidence, Measurement, TrialRecord
-from tunetrial.core.study import Criterion, TaskSpec
+from tunetrial.core.study import Criterion, TaskSpec, whole
 from tunetrial.report import headline, words
 
 STATES = {
@@ -90,7 +90,8 @@ def rows(evidence: Evidence, decision: Decision) -> tuple[Row, ...]:
         cells = []
         for task in study.tasks:
             result = next((a for a in decision.arms if (a.task, a.arm) == (task.name, arm.name)), None)
-            cells.append(_outcome(task, result, decision, arm.name))
+            cut = evidence.lock.folding(task.name) is not None
+            cells.append(_outcome(task, result, decision, arm.name, cut=cut))
         own = decision.costs.get(arm.name, {})
         cells += [_cost(own.get(name)) for name in cost_names(decision)]
         on_base = headline.on_base(evidence, arm.name).strip()
@@ -109,13 +110,14 @@ def _tags(reference: str, decision: Decision, arm: str) -> tuple[str, ...]:
     return tuple(tag for tag, holds in tags.items() if holds)
 
 
-def _outcome(task: TaskSpec, result: ArmResult | None, decision: Decision, arm: str) -> Cell:
+def _outcome(task: TaskSpec, result: ArmResult | None, decision: Decision, arm: str, *, cut: bool) -> Cell:
     found = next((c for c in decision.verdicts if (c.task, c.candidate) == (task.name, arm)), None)
     kind, symbol = headline.VERDICTS[found.words] if found else ("", "")
     chip = f"{symbol} {found.words}" if found else ""
     if result is None:
         return Cell("no runs", "", chip, kind or "missing")
-    seeds = f"{len(result.values)} seed{'' if len(result.values) == 1 else 's'}"
+    of = "fold" if cut else "seed"
+    seeds = f"{len(result.values)} {of}{'' if len(result.values) == 1 else 's'}"
     margin = found.margin if found else next((c.margin for c in decision.verdicts if c.task == task.name), None)
     decimals = words.decimals_for(task.margin if task.kept_share is None else margin)
     parts = [result.state] if result.state != "trained" and result.mean is not None else []
@@ -147,7 +149,7 @@ def failures(evidence: Evidence, decision: Decision) -> tuple[Failure, ...]:
     for record in evidence.records:
         if record.status != "ok":
             trial = record.trial
-            groups.setdefault((trial.arm.name, trial.task, trial.purpose, record.status), []).append(record)
+            groups.setdefault((trial.arm.name, whole(trial.task), trial.purpose, record.status), []).append(record)
     found += [
         Failure(arm, task, _count(purpose, status, group), _reasons(group))
         for (arm, task, purpose, status), group in groups.items()

@@ -25,6 +25,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(gt=0)]
 Points = Annotated[int, Field(ge=3, le=99)]
 Price = Annotated[float, Field(ge=0)]
+Folds = Annotated[int, Field(ge=2, le=20)]
 Look = Annotated[int, Field(ge=2, le=900)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
@@ -91,6 +92,10 @@ class ReplicatesForm(Record):
         description="numbers of seeds after which the results are looked at",
         examples=[[5, 10]],
     )
+    folds: Literal["auto", "none"] | Folds = Field(
+        "auto", description="number of folds of a file of rows, or auto, or none", examples=[5]
+    )
+    repeats: int = Field(2, ge=1, le=20, description="number of times that few rows are cut into folds", examples=[3])
 
 
 class TuningForm(Record):

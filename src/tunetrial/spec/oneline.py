@@ -12,13 +12,15 @@ from tunetrial.core.errors import DataError, SpecError
 from tunetrial.core.records import Record
 from tunetrial.spec.faults import show
 from tunetrial.spec.write import scalar
-from tunetrial.tasks import files
+from tunetrial.tasks import files, folds
 from tunetrial.tasks.files import Row
 
 KINDS = {"classify": "macro_f1", "regress": "mae", "generate": "nll"}
 # What needs no training: labels and numbers are read from heads, which an untuned base has not.
 WORDS, BASE = ("tfidf", "a linear model of words"), ("untuned", "the base as it is")
 UNTRAINED = {"classify": WORDS, "regress": WORDS, "generate": BASE}
+# Few rows are cut into folds, on which macro-F1 is biased.
+OF_FEW = {"classify": "accuracy"}
 CONVERSATIONS = ("messages", "conversations")
 TARGETS = ("label", "target", "class", "category", "intent", "sentiment", "queue", "score", "rating", "stars", "answer",
            "completion", "response", "output")  # fmt: skip
@@ -76,6 +78,9 @@ def guess(data: str, *, task: str | None = None, margin: float | None = None) ->
     kind, target = _said(task, columns, data)
     fields = {"data": data} | (_fields(rows, columns, kind, target, data))
     metric = KINDS[fields["kind"]]
+    few = len(rows) < folds.FEW_ROWS
+    if few:
+        metric = OF_FEW.get(fields["kind"], metric)
     chosen, why = (margin, "as you said") if margin is not None else _margin(fields, rows)
     what = fields.get("target") or fields["messages"]
     remarks = [
@@ -86,6 +91,11 @@ def guess(data: str, *, task: str | None = None, margin: float | None = None) ->
         remarks.append(f"the prompt is {fields['input']!r}; change input in the study file if a column is missing")
     name, what = UNTRAINED[fields["kind"]]
     remarks.append(f"do you need to tune at all? {name}, {what}, is an arm too: one run, with nothing to search for")
+    if few:
+        remarks.append(
+            f"fewer than {folds.FEW_ROWS} rows are cut into folds, so that each is tested; for one split, write "
+            "replicates: {folds: none}"
+        )
     head, tail = ("margin", "") if margin is not None else ("MARGIN CHOSEN FOR YOU:", "; write your own with --margin")
     remarks.append(f"{head} {chosen:g} {metric}, {why}{tail}")
     return Task(fields=fields | {"metric": metric}, margin=chosen, remarks=tuple(remarks))

@@ -25,6 +25,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         *_unreadable(form, arms, tasks),
         *_gainless(form, arms, tasks),
         *_name_faults(form),
+        *_fold_faults(form, tasks),
         *floor_faults,
         *tuning_faults,
         *_cost_faults(form, tasks),
@@ -49,6 +50,8 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         arms=arms,
         reference=form.reference or _first_full(arms),
         looks=form.replicates.looks,
+        folds=form.replicates.folds,
+        repeats=form.replicates.repeats,
         tuning=tuning,
         rule=Rule(level=form.rule.level, primary=form.rule.primary or names[0]),
         limits=form.limits.model_dump(exclude_none=True),
@@ -128,6 +131,13 @@ def _name_faults(form: StudyForm) -> Iterator[Fault]:
     if list(looks) != sorted(set(looks)):
         what = f"must grow from look to look, got {show(looks)}; write them in growing order, such as [5, 10]"
         yield Fault(("replicates", "looks"), what)
+
+
+def _fold_faults(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> Iterator[Fault]:
+    """Folds that were asked for need rows that have no test split of their own."""
+    if isinstance(form.replicates.folds, int) and not any(t.data and not t.validation and not t.test for t in tasks):
+        what = f"no task has a single file of rows to cut, got {form.replicates.folds}; name data alone, or remove this"
+        yield Fault(("replicates", "folds"), what)
 
 
 def _tuning(form: TuningForm, arms: Iterable[str]) -> tuple[Tuning | None, list[Fault]]:

@@ -32,7 +32,7 @@ def to_yaml(study: Study) -> str:
         "arms": {arm.name: _arm(arm) for arm in study.arms},
         "reference": study.reference,
         "rule": study.rule.model_dump(),
-        "replicates": {"looks": study.looks},
+        "replicates": {"looks": study.looks, "folds": study.folds, "repeats": study.repeats},
         "tuning": study.tuning.model_dump(),
         "limits": study.limits,
         "require": study.require,

@@ -161,10 +161,10 @@ def _read_lock(path: Path) -> Lock:
 
 def _belongs(trial: Trial, lock: Lock) -> bool:
     """Whether the lock asks for this trial, of whatever rate, seed and purpose."""
-    names = {arm.name for arm in lock.study.arms}, {task.name for task in lock.study.tasks}
+    arms = {arm.name for arm in lock.study.arms}
     return (
-        trial.arm.name in names[0]
-        and trial.task in names[1]
+        trial.arm.name in arms
+        and trial.task in {part for task in lock.study.tasks for part in lock.parts(task.name)}
         and trial
         == lock.trial(
             trial.arm.name, trial.task, learning_rate=trial.learning_rate, seed=trial.seed, purpose=trial.purpose

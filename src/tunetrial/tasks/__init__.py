@@ -22,6 +22,7 @@ from tunetrial.core.evidence import TaskData
 from tunetrial.core.study import TaskSpec
 from tunetrial.tasks import loading
 from tunetrial.tasks.files import Row
+from tunetrial.tasks.folds import fold
 from tunetrial.tasks.glue import GLUE
 from tunetrial.tasks.newsletter import NEWSLETTER
 from tunetrial.tasks.task import Task, read_rows, render
@@ -30,7 +31,7 @@ from tunetrial.tasks.tickets_json import TICKETS_JSON
 
 BUILT_IN: dict[str, Task] = {task.name: task for task in (NEWSLETTER, TICKETS, TICKETS_JSON)}
 
-__all__ = ["BUILT_IN", "GLUE", "Task", "built_in", "find", "load", "read_rows", "render"]
+__all__ = ["BUILT_IN", "GLUE", "Task", "built_in", "find", "fold", "load", "read_rows", "render"]
 
 
 def find(name: str) -> Task:
@@ -68,7 +69,7 @@ def built_in(name: str) -> TaskSpec:
     )
 
 
-def load(spec: TaskSpec, root: Path) -> TaskData:
+def load(spec: TaskSpec, root: Path, *, folds: str | int = "none") -> TaskData:
     """Read, check and split the rows of a task, before anything is trained.
 
     A built-in task (`spec.data` is None) has its pinned splits; else see `loading.assemble` on how splits are drawn and
@@ -76,13 +77,15 @@ def load(spec: TaskSpec, root: Path) -> TaskData:
 
     Args:
         root: The folder that relative paths of `spec` start from.
+        folds: As a study asks for them. A task of one file that is to be cut has its rows in one split, "all", for
+            `fold` to cut.
     Raises:
         DataError: A file or row cannot be used; the message names the file, the rows and what to do.
         IntegrityError: The files of a built-in task are altered.
     """
     if spec.data is not None:
         rows_of, remarks = loading.read_files(spec, root)
-        return loading.assemble(spec, rows_of, remarks)
+        return loading.assemble(spec, rows_of, remarks, folds=folds)
     if spec.validation is not None or spec.test is not None:
         raise DataError(f"{spec.name}: without data it is built in and has its own splits; name data, or no files")
     task = find(built_in(spec.name).name)

@@ -8,17 +8,22 @@ from tunetrial.core.errors import DataError
 from tunetrial.core.evidence import Example, TaskData
 from tunetrial.core.study import TaskSpec
 from tunetrial.tasks import files, hub, prompt, splits
+from tunetrial.tasks import folds as cut
 from tunetrial.tasks.examples import HIDDEN, Source, examine
 from tunetrial.tasks.files import Row
 
-TEST_SHARE = 0.2
-VALIDATION_SHARE = 0.2
 SPLITS = ("train", "validation", "test")
 MOST_HIDDEN = 0.1
 
 
-def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]], remarks: Sequence[str] = ()) -> TaskData:
-    """Make the three splits of the rows at hand.
+def assemble(
+    spec: TaskSpec,
+    rows_of: Mapping[str, tuple[str, Sequence[Row]]],
+    remarks: Sequence[str] = (),
+    *,
+    folds: str | int = "none",
+) -> TaskData:
+    """Make the three splits of the rows at hand; or one of all rows, where they are to be cut into folds.
 
     A missing test split is a fifth of train, a missing validation split a fifth of what is then left of train: never
     of test. A prompt that repeats an earlier one of its split is dropped, one that stands in test is dropped from
@@ -29,6 +34,7 @@ def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]], r
     Args:
         rows_of: By split ("train" at least), how messages name the file, and its rows.
         remarks: What is known of the rows already.
+        folds: As a study asks; a task with more than one split at hand is never cut.
     Raises:
         DataError: Rows have faults, a split is empty or has one label only, or a label is unknown to train.
     """
@@ -39,7 +45,10 @@ def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]], r
     sources = {split: examine(rows, spec, where) for split, (where, rows) in rows_of.items()}
     remarks = list(remarks)
     parts = {split: _clean(source, split, spec, remarks) for split, source in sources.items()}
-    for split, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
+    count = cut.wanted(folds, len(parts["train"])) if len(parts) == 1 else None
+    if count is not None:
+        return _uncut(spec, sources["train"], parts["train"], count, remarks)
+    for split, share in (("test", splits.TEST_SHARE), ("validation", splits.VALIDATION_SHARE)):
         if split not in parts:
             parts["train"], parts[split] = _draw(parts["train"], split, share, spec, remarks)
     for split, others in (("validation", ("test",)), ("train", ("test", "validation"))):
@@ -50,6 +59,32 @@ def assemble(spec: TaskSpec, rows_of: Mapping[str, tuple[str, Sequence[Row]]], r
         _remark_shared_clusters(parts, spec.cluster, remarks)
     ordered = {split: parts[split] for split in SPLITS}
     return TaskData(name=spec.name, kind=spec.kind, labels=labels, splits=ordered, remarks=tuple(remarks))
+
+
+def _uncut(spec: TaskSpec, source: Source, rows: Sequence[Example], count: int, remarks: list[str]) -> TaskData:
+    """All rows in one split. A metric must be a mean over examples: on the few rows of a fold any other is biased."""
+    from tunetrial.analysis import metrics  # numpy comes with it, for which reading other tasks need not wait
+
+    if not metrics.find(spec.metric).is_mean:
+        fit = [m.name for m in metrics.of_kind(spec.kind) if m.is_mean and m.higher_is_better is not None]
+        raise DataError(
+            f"{spec.name}: {len(rows)} rows are cut into {count} folds, which needs a metric that is a mean over "
+            f"examples, got {spec.metric}; use {' or '.join(fit[:4])}, name a test file, or write replicates: "
+            "{folds: none}"
+        )
+    if spec.kept_share is not None:
+        raise DataError(
+            f"{spec.name}: a share of a gain is not judged over folds, got margin {spec.margin!r} and {len(rows)} "
+            "rows; give the margin in the metric's unit, or write replicates: {folds: none}"
+        )
+    _check_sizes(spec, {"train": source}, {split: rows for split in SPLITS})
+    labels = (
+        _check_labels({"train": source}, {split: rows for split in SPLITS}, remarks) if spec.kind == "classify" else ()
+    )
+    alone = cut.untested(rows, spec)
+    if alone:
+        remarks.append(f"labels: {', '.join(map(repr, alone[:5]))} stand in one group each, which is never tested")
+    return TaskData(spec.name, spec.kind, labels, {"all": tuple(rows)}, tuple(remarks), folds=count)
 
 
 def read_files(spec: TaskSpec, root: Path) -> tuple[dict[str, tuple[str, Sequence[Row]]], list[str]]:

@@ -10,15 +10,22 @@ from tunetrial.core.evidence import Example
 from tunetrial.core.records import canonical, digest
 
 Examples = tuple[Example, ...]
+TEST_SHARE = 0.2
+VALIDATION_SHARE = 0.2
 
 
 def draw(
-    examples: Sequence[Example], share: float, *, group: Callable[[Example], str], by_label: bool = True
+    examples: Sequence[Example],
+    share: float,
+    *,
+    group: Callable[[Example], str],
+    by_label: bool = True,
+    order: Callable[[str], str] = digest,
 ) -> tuple[Examples, Examples]:
     """Part off about a share of the examples; returns the rest and the part, both in the given order.
 
     Whole groups go to one side. Label by label (a group has that of most of its examples; numbers, and texts that are
-    no labels, are one stratum) groups are taken in the order of a digest of their name, as long as the share of the
+    no labels, are one stratum) groups are taken in the `order` of a digest of their name, as long as the share of the
     labels so far is overshot by no more than half a group, and no more than half of a label's examples leave. Hence
     neither a seed nor the order of the rows matters, the same rows always part in the same way, and a label that leads
     groups keeps half of them.
@@ -27,14 +34,14 @@ def draw(
     for example in examples:
         members.setdefault(group(example), []).append(example)
     strata: dict[str, list[str]] = {}
-    for name in sorted(members, key=digest):
-        strata.setdefault(_stratum(members[name]) if by_label else "", []).append(name)
+    for name in sorted(members, key=order):
+        strata.setdefault(stratum(members[name]) if by_label else "", []).append(name)
     taken: set[str] = set()
     wanted, got = 0.0, 0
     for names in strata.values():
         size_of = {name: len(members[name]) for name in names}
-        stratum = sum(size_of.values())
-        wanted, left = wanted + share * stratum, stratum / 2
+        rows = sum(size_of.values())
+        wanted, left = wanted + share * rows, rows / 2
         for name, size in size_of.items():
             if got + size / 2 <= wanted and size <= left:
                 taken.add(name)
@@ -87,7 +94,8 @@ def normal(prompt: str) -> str:
     return " ".join(unicodedata.normalize("NFC", prompt).split())
 
 
-def _stratum(members: Sequence[Example]) -> str:
+def stratum(members: Sequence[Example]) -> str:
+    """The label of most of a group's examples; empty for numbers."""
     counts = Counter(example.target for example in members if isinstance(example.target, str))
     return max(sorted(counts), key=counts.__getitem__, default="")
 

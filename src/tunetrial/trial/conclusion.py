@@ -65,7 +65,10 @@ def _changes(
     before: Study, now: Study, names: Sequence[str], task_names: Sequence[str]
 ) -> Iterator[tuple[str, object, object]]:
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
-    yield from ((name, old[name], new[name]) for name in names if old[name] != new[name])
+    for name in names:  # a field at its default may be left out
+        was, now_is = old.get(name, getattr(before, name)), new.get(name, getattr(now, name))
+        if was != now_is:
+            yield name, was, now_is
     tasks = {task["name"]: task for task in old["tasks"]}
     for task in new["tasks"]:
         for name in task_names if task["name"] in tasks else ():

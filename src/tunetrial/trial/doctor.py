@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from tunetrial import models, tasks
-from tunetrial.core.evidence import TaskData, example_row
+from tunetrial.core.evidence import Example, TaskData, example_row
 from tunetrial.core.records import Record
-from tunetrial.core.study import Study, TaskSpec
+from tunetrial.core.study import Folding, Study, TaskSpec
 from tunetrial.models import ModelShape, PinnedModel
 from tunetrial.trial.pinning import OVER_LONG_SHARE, Survey, resolve_bases
 
@@ -60,7 +60,7 @@ def diagnose(study: Study, root: Path, *, engine: str = "torch") -> Diagnosis:
         ModelError, IntegrityError, DataError: Base or rows cannot be read at all.
     """
     bases = resolve_bases(study, root)
-    loaded = {spec.name: tasks.load(spec, root) for spec in study.tasks}
+    loaded = {spec.name: tasks.load(spec, root, folds=study.folds) for spec in study.tasks}
     with TemporaryDirectory() as folder:
         survey = Survey(Path(folder) / "worker.log", engine=engine, precision=study.precision)
         with closing(survey):
@@ -77,13 +77,14 @@ def _read(study: Study, base: PinnedModel, loaded: dict[str, TaskData], survey: 
     found, rows = {}, {}
     for spec in study.tasks:
         data, readout = loaded[spec.name], study.readout_of(spec.name)
-        lengths, train = survey.lengths(data, readout), data.splits["train"]
+        lengths, train = survey.lengths(data, readout), _learned(data)
         told = survey.ask({"do": "describe", "rows": [example_row(e) for e in train], "readout": readout})
         limit = min(study.max_tokens, shape.context)
-        found[spec.name] = (*_task(spec, data, lengths, limit, told["controls"]), *_tools(told))
+        cut = Folding(folds=data.folds, repeats=study.repeats) if data.folds else None
+        found[spec.name] = (_rows(spec, data, cut), *_task(data, lengths, limit, told["controls"]), *_tools(told))
         rows[spec.name] = tuple(
             Rendered(row=e.id, pieces=pieces, target=str(e.target), tokens=n)
-            for e, pieces, n in zip(train[:SHOWN], told["pieces"], lengths["train"], strict=False)
+            for e, pieces, n in zip(train[:SHOWN], told["pieces"], next(iter(lengths.values())), strict=False)
         )
     chats = any(spec.messages for spec in study.tasks)
     return Diagnosis(base=tuple(_base(base, shape, machine, told, chats)), tasks=found, rows=rows)
@@ -132,18 +133,29 @@ def _base(base: PinnedModel, shape: ModelShape, machine: dict, told: dict, chats
     yield Finding(what="padding", state="ok", found=f"{padding}{same}; training pads nothing")
 
 
-def _task(
-    spec: TaskSpec, data: TaskData, lengths: dict[str, list[int]], limit: int, controls: dict[str, int]
-) -> Iterator[Finding]:
-    """What the rows of a task are like."""
+def _learned(data: TaskData) -> tuple[Example, ...]:
+    """The training rows: all rows, of a task in folds, each of which is one somewhere."""
+    return data.splits["all" if data.folds else "train"]
+
+
+def _rows(spec: TaskSpec, data: TaskData, cut: Folding | None) -> Finding:
+    """How many rows there are, and how they are used; rows that cannot be cut as asked are an error."""
+    if cut is not None:
+        tasks.fold(data, spec, cut.repeats)
+        found = f"{len(data.splits['all']):,}, cut into {cut}: every row is tested by arms that learn from others"
+        return Finding(what="rows", state="note", found=found, remedy="`tunetrial plan` says what they can show")
     counts = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
     few = len(data.splits["test"]) < 200
-    yield Finding(
+    return Finding(
         what="rows",
         state="note" if few else "ok",
         found=counts,
         remedy="few test rows leave wide intervals: `tunetrial plan` says how wide" if few else None,
     )
+
+
+def _task(data: TaskData, lengths: dict[str, list[int]], limit: int, controls: dict[str, int]) -> Iterator[Finding]:
+    """What the rows of a task are like."""
     every = sorted(n for one in lengths.values() for n in one)
     over = sum(n > limit for n in every)
     bad = any(sum(n > limit for n in one) > OVER_LONG_SHARE * len(one) for one in lengths.values())
@@ -154,7 +166,7 @@ def _task(
         f"above {limit:,}, left out in every arm",
         remedy="raise max_tokens, shorten the input, or use a base with a longer context" if over else None,
     )
-    yield _targets(spec, data)
+    yield _targets(data)
     for remark in data.remarks:
         yield Finding(what="data", state="note", found=remark)
     marks = ", ".join(f"{token} in {rows:,} training rows" for token, rows in controls.items())
@@ -179,8 +191,8 @@ def _tools(told: dict) -> Iterator[Finding]:
         )
 
 
-def _targets(spec: TaskSpec, data: TaskData) -> Finding:
-    targets = [example.target for example in data.splits["train"]]
+def _targets(data: TaskData) -> Finding:
+    targets = [example.target for example in _learned(data)]
     if data.kind == "regress":
         spread = f"{min(targets):g} to {max(targets):g}, mean {statistics.fmean(targets):.3g}"
         return Finding(what="targets", state="ok", found=f"numbers from {spread}")

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable
 
-from tunetrial.core.study import Lock, Trial
+from tunetrial.core.study import Lock, Trial, whole
 from tunetrial.store import TestLedger, home
 
 
 def note_openings(lock: Lock, trials: Iterable[Trial]) -> None:
-    """Note that these trials are about to see test splits: once a study, task and look, however often resumed."""
+    """Note that these trials are about to see test splits: once a study, task and look, however often resumed.
+
+    Of a task in folds every row is a test row of some fold: all its rows are opened once a study.
+    """
     ledger = TestLedger(home())
-    for task, look in sorted({(t.task, _look(lock, t)) for t in trials if t.purpose == "final"}):
-        test_digest, what = lock.data[task].digests["test"], f"{task}: look {look}"
+    for task, look in sorted({(whole(t.task), _look(lock, t)) for t in trials if t.purpose == "final"}):
+        test_digest, what = tested(lock, task), f"{task}: {look}"
         noted = {(opening.study_digest, opening.what) for opening in ledger.openings(test_digest)}
         if (lock.digest, what) not in noted:
             ledger.note(test_digest, lock.digest, what)
@@ -19,10 +22,17 @@ def note_openings(lock: Lock, trials: Iterable[Trial]) -> None:
 def count_openings(lock: Lock) -> dict[str, int]:
     """How often the test split of each task has been opened, by this study and any other of this user."""
     ledger = TestLedger(home())
-    return {task: ledger.count(pin.digests["test"]) for task, pin in lock.data.items()}
+    return {task.name: ledger.count(tested(lock, task.name)) for task in lock.study.tasks}
 
 
-def _look(lock: Lock, trial: Trial) -> int:
-    """Which look a final belongs to, from 1: looks are taken after so many final seeds."""
+def tested(lock: Lock, task: str) -> str:
+    """The digest of a task's test rows: all rows, of a task in folds."""
+    return lock.data[task].digests["all" if lock.folding(task) else "test"]
+
+
+def _look(lock: Lock, trial: Trial) -> str:
+    """Which look a final belongs to, from 1: looks are taken after so many final seeds. All folds are one."""
+    if lock.folding(trial.task):
+        return f"{lock.folding(trial.task)}"
     number = trial.seed - 1000 * lock.study.seed
-    return 1 + sum(number > seeds for seeds in lock.study.looks)
+    return f"look {1 + sum(number > seeds for seeds in lock.study.looks)}"

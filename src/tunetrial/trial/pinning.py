@@ -21,8 +21,8 @@ OVER_LONG_SHARE = 0.1
 class Pinned:
     """A locked study, with what its trials need: rows, base and engine, the device's kind and its free memory.
 
-    `counted` are the tokens of each task's training rows. Of arms on another base than the study's, `folders` has the
-    base and `others` its sizes, by arm.
+    `data` has the rows of every task, or of each of its folds; `counted` are the tokens of each task's training rows.
+    Of arms on another base than the study's, `folders` has the base and `others` its sizes, by arm.
     """
 
     lock: Lock
@@ -61,7 +61,7 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight
     bases = resolve_bases(study, root)
     shapes = {name: models.shape(base.folder) for name, base in bases.items()}
     _check_arms(study, shapes)
-    loaded = {spec.name: tasks.load(spec, root) for spec in study.tasks}
+    loaded = {spec.name: tasks.load(spec, root, folds=study.folds) for spec in study.tasks}
     survey = Survey(log, engine=engine, precision=study.precision)
     try:
         machines, lengths = {}, {}
@@ -74,9 +74,10 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight
             task: _fitting(rows, {name: counts[task] for name, counts in lengths.items()}, limits, study.max_tokens)
             for task, rows in loaded.items()
         }
-        data = {task: rows for task, (rows, _) in fitting.items()}
+        whole = {task: rows for task, (rows, _) in fitting.items()}
+        data = {part: rows for task in whole for part, rows in _parts(study, whole[task]).items()}
         pins = {name: _base_pin(base, shapes[name], machines[name]) for name, base in bases.items()}
-        lock = _lock(study, pins, data, machine)
+        lock = _lock(study, pins, whole | data, machine)
         if preflight:
             tries = ((bases[study.base_of(trial.arm.name)].folder, trial, few) for trial, few in attempts(lock, data))
             all(survey.attempt(*one) for one in tries)
@@ -109,7 +110,13 @@ def _lock(study: Study, pins: Mapping[str, BasePin], data: Mapping[str, TaskData
         engine="sim" if machine["synthetic"] else "torch",
         revision=own.revision,
         others={arm: pins[name] for arm, name in _elsewhere(study).items()},
+        folds={name: rows.folds for name, rows in data.items() if rows.folds},
     )
+
+
+def _parts(study: Study, data: TaskData) -> dict[str, TaskData]:
+    """A task by its name, or its folds by theirs."""
+    return tasks.fold(data, study.task(data.name), study.repeats) if data.folds else {data.name: data}
 
 
 def _elsewhere(study: Study) -> dict[str, str]:
@@ -226,7 +233,7 @@ def _fitting(
     """Leave out the rows that are too long for any base: positions beyond its context are none that it was made for.
 
     `lengths` are the tokens of each row by base and split, `limits` the most of each base. Returns besides, by base,
-    the tokens of each training row that is kept.
+    the tokens of each training row that is kept; of each row, of a task in folds.
     """
     splits, counted, remarks = {}, {}, list(data.remarks)
     for split, rows in data.splits.items():
@@ -248,7 +255,7 @@ def _fitting(
                 left, of_what = f"{before - len(kept)} of {len(rows)}", "" if within else "the base's context of "
                 remarks.append(f"{split}: {left} rows left out: longer than {of_what}{limit} tokens{whose}")
         splits[split] = tuple(rows[row] for row in kept)
-        if split == "train":
+        if split in ("train", "all"):
             counted = {base: tuple(lengths[base][split][row] for row in kept) for base in limits}
     return replace(data, splits=splits, remarks=tuple(remarks)), counted
 

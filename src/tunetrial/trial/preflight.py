@@ -24,10 +24,11 @@ def attempts(lock: Lock, data: Mapping[str, TaskData]) -> Iterator[tuple[Trial, 
         method, seed = methods.find(arm), tuning_seeds(lock)[0]
         rate = method.learning_rate_centre(lock.base(arm.name).parameters) if method.tuned else None
         for task in lock.study.tasks:
-            trial = lock.trial(arm.name, task.name, learning_rate=rate, seed=seed, purpose="tune")
-            splits = data[task.name].splits
+            name = lock.parts(task.name)[0]
+            trial = lock.trial(arm.name, name, learning_rate=rate, seed=seed, purpose="tune")
+            splits = data[name].splits
             train = splits["train"][: STEPS * trial.controls.batch_examples]
-            yield trial, replace(data[task.name], splits={"train": train, "validation": splits["validation"][:ANSWERS]})
+            yield trial, replace(data[name], splits={"train": train, "validation": splits["validation"][:ANSWERS]})
 
 
 def attempt(session: Session, trial: Trial, data: TaskData, folder: Path) -> None:

@@ -26,7 +26,9 @@ def recipe(evidence: Evidence, decision: Decision, tool: str, *, arm: str | None
     if name not in known:
         raise SpecError(f"recipe: no such arm, got {show(name)}; {nearest(name, known)}")
     task, found = study.task(study.rule.primary), study.arm(name)
-    rate = plan.chosen_rate(evidence, name, task.name)
+    rates = [plan.chosen_rate(evidence, name, part) for part in evidence.lock.parts(task.name)]
+    found_rates = sorted((rate for rate in rates if rate), key=lambda rate: rate.value or 0.0)
+    rate = found_rates[(len(found_rates) - 1) // 2] if found_rates else None
     if rate is None:
         raise EvidenceError(f"recipe: {name} has no learning rate on {task.name} yet; run the study to its end first")
     controls = evidence.lock.controls(task.name)
@@ -35,7 +37,8 @@ def recipe(evidence: Evidence, decision: Decision, tool: str, *, arm: str | None
     remarks = [
         f"From the study {decision.study_digest[:12]}: arm {name} on {task.name}, base {study.base_of(name)}.",
         f"The learning rate was found by {len(evidence.of(purpose='tune', task=task.name, arm=name))} runs on "
-        f"validation rows ({rate.how}{', at the edge of what was tried' if rate.at_edge else ''}).",
+        f"validation rows ({rate.how}{', at the edge of what was tried' if rate.at_edge else ''}"
+        f"{f', the median of {len(found_rates)} folds' if len(rates) > 1 else ''}).",
     ]
     if median is not None:
         remarks.append(f"Seeds of its finals: {', '.join(map(str, seeds))}; {median.trial.seed} is the median's.")

@@ -10,7 +10,7 @@ from tunetrial import models, plan
 from tunetrial.core import files
 from tunetrial.core.errors import IntegrityError
 from tunetrial.core.evidence import Measurement, TrialRecord
-from tunetrial.core.study import Study, Trial
+from tunetrial.core.study import Study, Trial, whole
 from tunetrial.trial.pinning import Pinned
 
 NAME = "spent.json"
@@ -97,7 +97,7 @@ class Purse:
         """Whether a trial's estimate is within what is left; if not, the budget counts as spent."""
         if self._allowed_s is None:
             return True
-        key = (trial.task, trial.arm.name)
+        key = (whole(trial.task), trial.arm.name)
         estimate_s = self._longest_s.get(key, self._planned_s.get(key, 0.0))
         self._begun_s[trial.id] = time.monotonic()
         self.empty = self.empty or self._spending.seconds + estimate_s > self._allowed_s
@@ -116,6 +116,6 @@ class Purse:
         return over
 
     def _took(self, trial: Trial, seconds: float) -> None:
-        key = (trial.task, trial.arm.name)
+        key = (whole(trial.task), trial.arm.name)
         if trial.purpose != "probe":
             self._longest_s[key] = max(self._longest_s.get(key, 0.0), seconds)
