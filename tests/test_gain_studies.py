@@ -8,11 +8,14 @@ from scipy.stats import binom
 
 import whole_studies
 from planted import change, evidence, lock, one
+from tunetrial import models, plan
 from tunetrial.analysis import compare, decide, metrics, rates, stats
 from tunetrial.analysis.gains import gains
 from tunetrial.analysis.verdict import SAFE
 from tunetrial.core.study import Arm
 from tunetrial.engine.sim import SimEngine, Truth
+from tunetrial.plan.power import power, prior
+from tunetrial.trial import conclusion
 
 ARMS = ("full", "lora", "base")
 CHEAP, DEAR = {"step_s": 0.3, "peak_bytes": 2**31}, {"step_s": 0.6, "peak_bytes": 2**32}
@@ -166,7 +169,30 @@ def test_an_old_margin_and_a_share_name_the_same_trials():
     assert fixed.trial("full", "mail", **asked).id == share.trial("full", "mail", **asked).id
 
 
-def whole_study(number):
+def test_a_plan_says_that_the_margin_is_not_known_yet_and_counts_one_final_of_the_base():
+    locked, _, _ = planned(0)
+    task = locked.study.tasks[0]
+    asked = power(locked, task, prior(task))
+    assert "margin 90% of gain, known in accuracy once the base is scored, on" in str(asked)
+    assert asked.rows_needed is None and "no number of seeds" not in str(asked) and len(asked.detectable) == 2
+    shape = models.shape(models.EMBEDDED)
+    trials = plan.preview(locked, shape).trials
+    alone = plan.preview(locked.model_copy(update={"study": without_base(locked.study)}), shape).trials
+    assert (trials.low - alone.low, trials.high - alone.high) == (2, 2)  # one final and one probe
+
+
+def without_base(study):
+    return study.model_copy(update={"arms": tuple(arm for arm in study.arms if arm.name != "base")})
+
+
+def test_a_share_asked_for_afterwards_is_post_hoc():
+    fixed, share = lock(ARMS, margin=0.05), lock(ARMS, margin="95% of gain")
+    said = conclusion.post_hoc([fixed, share])
+    assert said == ("tasks.mail.margin: was 0.05, is now 95% of gain",)
+    assert conclusion.post_hoc([share, fixed]) == ("tasks.mail.margin: was 95% of gain, is now 0.05",)
+
+
+def planned(number):
     """A study with tuning, in which LoRA keeps just 90 % of full's gain over the base and that is the margin."""
     planted = whole_studies.Planted(full={"quality": 0.84}, lora={"quality": 0.816})
     data, asked = whole_studies.task_data("classify"), whole_studies.study(planted)
@@ -175,14 +201,14 @@ def whole_study(number):
     world = whole_studies.world(planted, number)
     truths = world.arms | {"base": Truth(quality=0.6, seed_sd=0)}
     session = SimEngine(world.model_copy(update={"arms": truths})).open(None, "fp32")
-    return whole_studies.carry_out(whole_studies.lock(asked, data), data, session)
+    return whole_studies.lock(asked, data), data, session
 
 
 @pytest.mark.parametrize("studies", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_in_whole_studies_a_loss_of_the_margin_is_not_called_safe_and_the_true_share_is_covered(studies):
     safe = missed = 0
     for number in range(studies):
-        found = whole_study(number)
+        found = whole_studies.carry_out(*planned(number))
         finals = [(r.trial.arm.name, r.trial.seed) for r in found.of(purpose="final")]
         assert [arm for arm, _ in finals].count("base") == 1 and len(finals) >= 11
         c = of(found, "lora")

@@ -48,6 +48,10 @@ def test_a_base_no_better_than_a_constant_is_no_answer_to_a_trained_arm():
     d, _ = read(study({"full": 0.85, "lora": 0.85, "base": 0.3}, margin=0.1))
     assert d.need.answer == "yes" and "base, NOT COMPARABLE: base: accuracy 0.3" in d.need.reason
     assert "is not shown to be better than a constant's" in d.need.reason
+    assert d.excluded == {"base": "no better than a constant on mail"}
+    assert [f.what for f in report.tables.failures(study({"full": 0.8, "base": 0.3}), d)][
+        0
+    ] == "no better than a constant"
 
 
 def test_what_is_not_shown_is_open():
@@ -68,11 +72,18 @@ def test_every_trained_arm_counts_not_the_reference_alone():
     assert d.need.answer == "yes" and "; lora, BETTER: accuracy +0.1" in d.need.reason
 
 
-def test_a_reference_that_gained_nothing_leaves_the_base_as_the_safe_choice():
+def test_where_the_reference_gained_nothing_the_base_is_recommended():
     d, lines = read(study({"full": 0.80, "lora": 0.80, "base": 0.80}))
     assert {r.arm: r.state for r in d.arms} == {"full": "did not train", "lora": "did not train", "base": "trained"}
-    assert d.recommendation is None and d.abstention.safe_choice == "base" and d.need.answer == "no"
-    assert lines[1] == "You need not tune: base is not worse."
+    assert d.recommendation == "base" and d.need.answer == "no" and d.abstention is None
+    assert lines[1] == "You need not tune: use base."
+    assert "full is out, and no trained arm is better than base by the margin." in d.because
+
+
+def test_where_the_reference_gained_nothing_and_nothing_is_shown_of_the_base_it_abstains():
+    d, lines = read(study({"full": 0.80, "lora": 0.80, "base": 0.80}, margin=0.01))
+    assert (d.recommendation, d.abstention.safe_choice, d.need.answer) == (None, "base", "open")
+    assert lines[1] == "No recommendation yet."
 
 
 def test_a_study_of_trained_arms_alone_is_not_asked():

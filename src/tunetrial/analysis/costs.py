@@ -61,7 +61,8 @@ def excluded(evidence: Evidence, results: Sequence[ArmResult], costs: Costs) -> 
     study, out = evidence.lock.study, {}
     for result in results:
         if result.task == study.rule.primary and result.state in OUT:
-            out[result.arm] = f"{result.state} on {result.task}"
+            idle = result.state == "did not train" and study.arm(result.arm).untrained
+            out[result.arm] = f"{'no better than a constant' if idle else result.state} on {result.task}"
     for arm in (arm.name for arm in study.arms if arm.name not in out):
         reasons = [*_over_limits(study.limits, costs.get(arm, {})), *_under_floors(evidence, results, arm)]
         if reasons:

@@ -3,6 +3,7 @@
 1. Arms that did not train, diverged, do not fit, exceed a limit or miss a floor are out, with the reason.
 2. Safe is an arm that is not worse than the reference on the primary task: the reference itself, and BETTER, SAME,
    NOT WORSE and "WORSE, negligibly".
+   Where the reference did not train, an arm without training that is not worse than any trained arm is recommended.
 3. Without criteria, quality goes first and then cost: among the arms that are BETTER, or if there is none among the
    safe ones, the cheapest (training time, then peak memory, then storage; within 10 % counts as equal). It abstains
    if a cheaper arm's verdict is open.
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from tunetrial.analysis import costs, fairness, need, reasons, scoring
 from tunetrial.analysis.board import Board, lay_out
 from tunetrial.analysis.compare import comparison, review
-from tunetrial.core.evidence import Abstention, Decision, Evidence, Flip
+from tunetrial.core.evidence import Abstention, Decision, Evidence, Flip, Need
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ def decide(
     """
     results, cases = review(evidence)
     board = lay_out(evidence, results, cases)
-    choice = _weigh(board) if evidence.lock.study.criteria else _rule(board)
-    verdicts = tuple(comparison(evidence, case) for case in cases)
     needed = need.answer(board)
+    choice = _weigh(board) if evidence.lock.study.criteria else _rule(board, needed)
+    verdicts = tuple(comparison(evidence, case) for case in cases)
     others = [c for c in verdicts if c.task != board.primary]
     closing = reasons.closing(board, others, test_openings or {}, post_hoc)
     return Decision(
@@ -66,9 +67,12 @@ def decide(
     )
 
 
-def _rule(board: Board) -> Choice:
+def _rule(board: Board, needed: Need | None) -> Choice:
     """Quality first, then cost."""
     safe = board.safe
+    if not safe and needed and needed.answer == "no" and needed.arm in board.candidates:
+        because = (f"{board.reference} is out, and no trained arm is better than {needed.arm} by the margin.",)
+        return Choice(recommendation=needed.arm, because=(*because, *reasons.costs(board, needed.arm)))
     if not safe:
         return Choice(abstention=_nothing_safe(board))
     better = [arm for arm in safe if arm != board.reference and board.verdicts[arm].words == "BETTER"]

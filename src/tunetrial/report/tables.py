@@ -9,6 +9,7 @@ from tunetrial.report import headline, words
 
 STATES = {
     "did not train": "not better than the untuned base and the best constant answer",
+    "no better than a constant": "it was not trained, and the best constant answer does as well",
     "diverged": "loss, gradient or weights were no longer finite",
     "does not fit": "needs more memory than there is, even one example at a time",
     "pending": "not finished yet",
@@ -91,7 +92,8 @@ def rows(evidence: Evidence, decision: Decision) -> tuple[Row, ...]:
         for task in study.tasks:
             result = next((a for a in decision.arms if (a.task, a.arm) == (task.name, arm.name)), None)
             cut = evidence.lock.folding(task.name) is not None
-            cells.append(_outcome(task, result, decision, arm.name, cut=cut))
+            state = result and _state(evidence, result)
+            cells.append(_outcome(task, result, decision, arm.name, state=state, cut=cut))
         own = decision.costs.get(arm.name, {})
         cells += [_cost(own.get(name)) for name in cost_names(decision)]
         on_base = headline.on_base(evidence, arm.name).strip()
@@ -110,7 +112,9 @@ def _tags(reference: str, decision: Decision, arm: str) -> tuple[str, ...]:
     return tuple(tag for tag, holds in tags.items() if holds)
 
 
-def _outcome(task: TaskSpec, result: ArmResult | None, decision: Decision, arm: str, *, cut: bool) -> Cell:
+def _outcome(
+    task: TaskSpec, result: ArmResult | None, decision: Decision, arm: str, *, state: str | None, cut: bool
+) -> Cell:
     found = next((c for c in decision.verdicts if (c.task, c.candidate) == (task.name, arm)), None)
     kind, symbol = headline.VERDICTS[found.words] if found else ("", "")
     chip = f"{symbol} {found.words}" if found else ""
@@ -120,12 +124,18 @@ def _outcome(task: TaskSpec, result: ArmResult | None, decision: Decision, arm: 
     seeds = f"{len(result.values)} {of}{'' if len(result.values) == 1 else 's'}"
     margin = found.margin if found else next((c.margin for c in decision.verdicts if c.task == task.name), None)
     decimals = words.decimals_for(task.margin if task.kept_share is None else margin)
-    parts = [result.state] if result.state != "trained" and result.mean is not None else []
+    parts = [state] if state != "trained" and result.mean is not None else []
     parts += [f"SD {words.number(result.sd, decimals)}"] if result.sd is not None else []
     parts += [seeds] if result.values else []
     parts += [f"{result.failed} failed"] if result.failed else []
-    text = result.state if result.mean is None else words.number(result.mean, decimals)
+    text = state if result.mean is None else words.number(result.mean, decimals)
     return Cell(text, ", ".join(parts), chip, kind)
+
+
+def _state(evidence: Evidence, result: ArmResult) -> str:
+    """The state in words; an arm that nothing was trained of cannot have failed to train."""
+    idle = result.state == "did not train" and evidence.lock.study.arm(result.arm).untrained
+    return "no better than a constant" if idle else result.state
 
 
 def _cost(measured: Measurement | None) -> Cell:
@@ -144,7 +154,8 @@ def glance(evidence: Evidence, decision: Decision) -> tuple[tuple[str, ...], tup
 
 def failures(evidence: Evidence, decision: Decision) -> tuple[Failure, ...]:
     """Arms without a usable result, runs that diverged or did not fit, arms that were ruled out: none is dropped."""
-    found = [Failure(a.arm, a.task, a.state, STATES[a.state]) for a in decision.arms if a.state != "trained"]
+    states = {(a.task, a.arm): _state(evidence, a) for a in decision.arms if a.state != "trained"}
+    found = [Failure(arm, task, state, STATES[state]) for (task, arm), state in states.items()]
     groups: dict[tuple[str, str, str, str], list[TrialRecord]] = {}
     for record in evidence.records:
         if record.status != "ok":
