@@ -62,7 +62,9 @@ def reference(evidence: Evidence, task: str) -> str:
 
 def does_not_fit(evidence: Evidence, task: str, arm: str) -> bool:
     """Whether any trial of the arm ran out of memory at a micro-batch of one example."""
-    trials = (r for purpose in ("tune", "final", "probe") for r in evidence.of(purpose=purpose, task=task, arm=arm))
+    trials = (
+        r for purpose in ("tune", "confirm", "final", "probe") for r in evidence.of(purpose=purpose, task=task, arm=arm)
+    )
     return any(r.status == "infeasible" for r in trials)
 
 
@@ -149,7 +151,7 @@ def at_edge(evidence: Evidence, task: str, arm: str, rate: float) -> bool:
     The best has the highest mean validation score over its seeds; failed runs count as the worst run of the arm. True
     where nothing was tried, or nothing scored.
     """
-    spec, tunes = evidence.lock.study.task(task), evidence.of(purpose="tune", task=task, arm=arm)
+    spec, tunes = evidence.lock.study.task(task), evidence.settling(task=task, arm=arm)
     name, turn = f"validation.{spec.metric}", 1 if metrics.find(spec.metric).higher_is_better else -1
     scored = [turn * r.measurements[name].value if name in r.measurements else None for r in tunes]
     worst = min((score for score in scored if score is not None), default=None)
@@ -218,12 +220,13 @@ def _state(evidence: Evidence, found: Outcome, failed: set[int], floor: _Floor, 
     if does_not_fit(evidence, task, arm):
         return "does not fit"
     tunes, metric = evidence.of(purpose="tune", task=task, arm=arm), study.task(task).metric
+    settling = evidence.settling(task=task, arm=arm)
     if (
         not found.seeds
         and len(tunes) >= study.tuning.points
-        and not any(f"validation.{metric}" in r.measurements for r in tunes)
+        and not any(f"validation.{metric}" in r.measurements for r in settling)
     ):
-        return "diverged" if all(r.status == "diverged" for r in tunes) else "did not train"
+        return "diverged" if all(r.status == "diverged" for r in settling) else "did not train"
     looks = evidence.lock.looks(task)
     look = complete_look(len(failed | set(found.seeds)), looks)
     if look is None:

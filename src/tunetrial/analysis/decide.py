@@ -16,10 +16,10 @@ Other tasks than the primary decide nothing; where their verdicts differ, `becau
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tunetrial.analysis import costs, fairness, need, reasons, scoring
+from tunetrial.analysis import costs, fairness, need, rates, reasons, scoring
 from tunetrial.analysis.board import Board, lay_out
 from tunetrial.analysis.compare import comparison, review
-from tunetrial.core.evidence import Abstention, Decision, Evidence, Flip, Need
+from tunetrial.core.evidence import Abstention, Confirmation, Decision, Evidence, Flip, Need
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,19 @@ def decide(
         excluded=board.excluded,
         fairness=fairness.ledger(evidence),
         post_hoc=tuple(post_hoc),
+        confirmations=_confirmations(evidence),
         test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,
         record_digests={r.trial.id: r.digest for r in evidence.records},
         synthetic=evidence.lock.engine == "sim" or any(r.synthetic for r in evidence.records),
     )
+
+
+def _confirmations(evidence: Evidence) -> tuple[Confirmation, ...]:
+    study = evidence.lock.study
+    parts = [part for task in study.tasks for part in evidence.lock.parts(task.name)]
+    found = (rates.confirmation(evidence, arm.name, part) for part in parts for arm in study.arms)
+    return tuple(one for one in found if one)
 
 
 def _rule(board: Board, needed: Need | None) -> Choice:

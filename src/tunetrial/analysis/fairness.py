@@ -38,6 +38,11 @@ class Pair:
         both = (self.candidate, self.reference)
         return tuple(r for arm in both for r in self.evidence.of(purpose=purpose, task=self.task, arm=arm))
 
+    @property
+    def trained(self) -> tuple[TrialRecord, ...]:
+        """All records but the probes, finals first."""
+        return (*self.of("final"), *self.of("tune"), *self.of("confirm"))
+
     def seeds(self, arm: str) -> dict[int, TrialRecord]:
         """An arm's finals by seed."""
         return {r.trial.seed: r for r in self.evidence.of(purpose="final", task=self.task, arm=arm)}
@@ -118,7 +123,7 @@ def _check(what: str, results: list[tuple[Pair, bool, str]]) -> Check:
 
 
 def _same_study(pair: Pair) -> Found:
-    lock, records = pair.evidence.lock, (*pair.of("final"), *pair.of("tune"))
+    lock, records = pair.evidence.lock, pair.trained
     for record in records:
         t = record.trial
         asked = lock.trial(t.arm.name, t.task, learning_rate=t.learning_rate, seed=t.seed, purpose=t.purpose)
@@ -129,7 +134,7 @@ def _same_study(pair: Pair) -> Found:
 
 
 def _one_world(pair: Pair) -> Found:
-    wanted, records = pair.evidence.lock.engine == "sim", (*pair.of("final"), *pair.of("tune"))
+    wanted, records = pair.evidence.lock.engine == "sim", pair.trained
     wrong = [r for r in records if r.synthetic != wanted]
     if wrong:
         kind = "synthetic" if wrong[0].synthetic else "measured"
@@ -220,14 +225,14 @@ def _scores_match_records(pair: Pair) -> Found:
 
 def _same_execution(pair: Pair) -> Found:
     """Finals and tuning alike: a rate that was tuned in another precision was tuned for another experiment."""
-    ran = [r for r in (*pair.of("final"), *pair.of("tune")) if r.status == "ok"]
+    ran = [r for r in pair.trained if r.status == "ok"]
     # An arm without steps says nothing of how steps were computed; what it does say must agree.
     silent = [r for r in ran if r.trial.learning_rate is None]
     free = MAY_DIFFER if pair.one_base else MAY_DIFFER | OF_THE_BASE
     for name in sorted({name for r in ran for name in r.resolved} - free):
         by_value: dict[str, dict[str, None]] = {}
         for r in (r for r in ran if r not in silent or name in r.resolved):
-            who = f"{r.trial.arm.name}'s tuning" if r.trial.purpose == "tune" else r.trial.arm.name
+            who = r.trial.arm.name if r.trial.purpose == "final" else f"{r.trial.arm.name}'s tuning"
             by_value.setdefault(repr(r.resolved.get(name)), {})[who] = None
         if len(by_value) > 1:
             return False, f"{name} differs: " + ", ".join(f"{v} ({', '.join(by_value[v])})" for v in sorted(by_value))
@@ -242,7 +247,7 @@ def _interior_rate(pair: Pair) -> Found:
             shown.append(f"{arm} has none")
             continue
         for rate in sorted({r.trial.learning_rate for r in pair.seeds(arm).values()}):
-            tried = sorted({r.trial.learning_rate for r in pair.evidence.of(purpose="tune", task=pair.task, arm=arm)})
+            tried = sorted({r.trial.learning_rate for r in pair.evidence.settling(task=pair.task, arm=arm)})
             if not tried:
                 return False, f"{arm} has no tuning trials: its learning rate {rate:g} was not searched for"
             if arms.at_edge(pair.evidence, pair.task, arm, rate):
@@ -259,22 +264,27 @@ def _same_tuning(pair: Pair) -> Found:
             shown.append(f"{arm} has nothing to tune")
             continue
         trials = pair.evidence.of(purpose="tune", task=pair.task, arm=arm)
+        settling = pair.evidence.settling(task=pair.task, arm=arm)
         tried = {r.trial.learning_rate for r in trials}
+        elsewhere = pair.evidence.lock.study.tuned_as(arm) != pair.evidence.lock.study.arm(arm)
+        if elsewhere and settling == trials:
+            return False, f"{arm} was tuned on {tuning.on} alone: its rate was not confirmed as its finals are run"
         finals = pair.seeds(arm)
-        both = {r.trial.seed for r in trials} & set(finals)
+        both = {r.trial.seed for r in (*trials, *settling)} & set(finals)
         if both:
             return False, f"{arm}: seed {min(both)} is used for tuning and for a final"
         if not least <= len(tried) <= max(least, tuning.max_points):
             return False, f"{arm} tried {len(tried)} rates, the study asks for {least} to {tuning.max_points}"
         for rate in {r.trial.learning_rate for r in finals.values()}:
-            nearest = min(tried, key=lambda other: abs(log(other / rate)))
-            seeds = {r.trial.seed for r in trials if r.trial.learning_rate == nearest}
+            nearest = min((r.trial.learning_rate for r in settling), key=lambda other: abs(log(other / rate)))
+            seeds = {r.trial.seed for r in settling if r.trial.learning_rate == nearest}
             if len(seeds) < tuning.seeds:
                 return (
                     False,
                     f"{arm} was tuned on {len(seeds)} of {tuning.seeds} seeds at {nearest:g}, where it is best",
                 )
-        shown.append(f"{arm} {len(tried)} rates in {len(trials)} trials")
+        declared = f" on {tuning.on}, as declared, and {len(settling)} to confirm" if elsewhere else ""
+        shown.append(f"{arm} {len(tried)} rates in {len(trials)} trials{declared}")
     return True, ", ".join(shown)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tunetrial.analysis import metrics
 from tunetrial.analysis.stats import Floats
-from tunetrial.core.evidence import Evidence, TrialRecord
+from tunetrial.core.evidence import Confirmation, Evidence, TrialRecord
 from tunetrial.core.records import Record
 
 HALF_DECADE = 10**0.5
@@ -51,11 +51,38 @@ class Rate(Record):
 
 
 def tuned(evidence: Evidence, arm: str, task: str) -> Rate | None:
-    """The rate that all tuning trials of an arm on a task lead to; None if there are none, or if all failed."""
-    records = {(r.trial.learning_rate, r.trial.seed): r for r in evidence.of(purpose="tune", arm=arm, task=task)}
-    if not records:
+    """The rate that all tuning trials of an arm on a task lead to, or those of its confirmation if it has one; None if
+    there are none, or if all failed."""
+    curve = _curve(evidence, evidence.settling(arm=arm, task=task), task)
+    return choose(curve) if curve else None
+
+
+def confirmation(evidence: Evidence, arm: str, task: str) -> Confirmation | None:
+    """What a confirmation found of the rate that was searched for on another base; None without one, or if all runs
+    failed."""
+    confirmed, tried = (
+        _curve(evidence, evidence.of(purpose=purpose, arm=arm, task=task), task) for purpose in ("confirm", "tune")
+    )
+    best, searched = (best_point(confirmed), choose(tried)) if confirmed and tried else (None, None)
+    if best is None or searched is None:
         return None
-    return choose(points(records, f"validation.{evidence.lock.study.task(task).metric}"))
+    asked = searched.curve[nearest_point(searched)].learning_rate
+    mean = next((point.mean for point in confirmed if point.learning_rate == asked), None)
+    top = confirmed[best]
+    return Confirmation(
+        task=task,
+        arm=arm,
+        searched=asked,
+        best=top.learning_rate,
+        regret=None if mean is None else top.mean - mean,
+        seeds=len(top.scores) + len(top.failed),
+        rates=len(confirmed),
+    )
+
+
+def _curve(evidence: Evidence, found: Sequence[TrialRecord], task: str) -> tuple[Point, ...]:
+    records = {(r.trial.learning_rate, r.trial.seed): r for r in found}
+    return points(records, f"validation.{evidence.lock.study.task(task).metric}")
 
 
 def points(records: Mapping[tuple[float, int], TrialRecord], measurement: str) -> tuple[Point, ...]:
@@ -159,6 +186,12 @@ def _variance(curve: Sequence[Point]) -> float | None:
     spread = [statistics.variance(p.scores.values()) for p in curve if len(p.scores) > 1]
     freedom = [len(p.scores) - 1 for p in curve if len(p.scores) > 1]
     return float(np.average(spread, weights=freedom)) if spread else None
+
+
+def nearest_point(rate: Rate) -> int:
+    """The place on its curve of the rate tried nearest to a chosen one."""
+    away = [abs(math.log(point.learning_rate / rate.value)) for point in rate.curve]
+    return away.index(min(away))
 
 
 def best_point(curve: Sequence[Point]) -> int | None:

@@ -147,6 +147,27 @@ class Evidence:
             sorted(chosen, key=lambda r: (r.trial.task, r.trial.arm.name, r.trial.learning_rate or 0.0, r.trial.seed))
         )
 
+    def settling(self, *, task: str, arm: str) -> tuple[TrialRecord, ...]:
+        """The records that an arm's rate is chosen from: its confirmation's if it has one, else its search's."""
+        return self.of(purpose="confirm", task=task, arm=arm) or self.of(purpose="tune", task=task, arm=arm)
+
+
+class Confirmation(Record):
+    """Of an arm that was tuned on another base: what its choice there was worth when it was run as the finals are.
+
+    `searched` is the tried rate nearest to what the search chose, `best` the best of those confirmed, each a mean over
+    `seeds` runs at each of `rates` rates. `regret` is what `searched` lost against `best` in units of the validation
+    metric, 0 if they are one, None if every run at `searched` failed. It is a best of few means, so rather too high.
+    """
+
+    task: str
+    arm: str
+    searched: float
+    best: float
+    regret: float | None
+    seeds: int
+    rates: int
+
 
 class ArmResult(Record):
     """What one arm did on one task's test split; `values` are the metric by final seed.
@@ -263,9 +284,10 @@ class Abstention(Record):
 class Decision(Record):
     """The outcome of a study: verdicts, then a recommendation or an abstention, with reasons and flip points.
 
-    `test_openings` counts by task how often the test rows have been opened, by any study of this user, this one
-    included; empty where nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs
-    of a study with a budget took, by the budget's fields.
+    `confirmations` are of arms whose rates were searched for on another base than they were trained on. `test_openings`
+    counts by task how often the test rows have been opened, by any study of this user, this one included; empty where
+    nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
+    budget took, by the budget's fields.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -279,6 +301,7 @@ class Decision(Record):
     excluded: dict[str, str]
     fairness: tuple[Check, ...]
     post_hoc: tuple[str, ...]
+    confirmations: tuple[Confirmation, ...] = ()
     test_openings: dict[str, int] = {}
     need: Need | None = None
     spent: dict[str, Measurement] = {}

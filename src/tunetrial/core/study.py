@@ -10,7 +10,7 @@ Setting = bool | int | float | str | tuple[str, ...]
 Kind = Literal["classify", "regress", "generate"]
 Readout = Literal["head", "labels", "text"]
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
-Purpose = Literal["tune", "final", "probe"]
+Purpose = Literal["tune", "confirm", "final", "probe"]
 GainMargin = Annotated[str, Field(pattern=r"^([5-9][0-9](\.[0-9]{1,3})?)% of gain$")]
 Margin = Annotated[float, Field(gt=0)] | GainMargin
 
@@ -129,6 +129,9 @@ class Tuning(Record):
     `points` half-decade steps around the method's centre ("auto") or the rates given; at most `max_points` after
     extensions at an edge; `seeds` runs at the best point and its neighbours. `centres` are the centres of arms that do
     not take their method's, such as the rate of a recipe.
+
+    `on` "nf4" searches for the rates of arms with a frozen base while it is stored in NF4; each is then chosen from a
+    confirmation: runs as the finals are, with all seeds, at the rate found and its neighbours (`Study.tuned_as`).
     """
 
     learning_rate: Literal["auto"] | tuple[float, ...] = "auto"
@@ -136,6 +139,7 @@ class Tuning(Record):
     max_points: int = Field(default=9, ge=3)
     seeds: int = Field(default=3, ge=1)
     centres: dict[str, float] = {}
+    on: Literal["nf4"] | None = added()
 
 
 class Rule(Record):
@@ -207,6 +211,13 @@ class Study(Record):
     def base_of(self, arm: str) -> str:
         """The name of an arm's base: its own, or the study's."""
         return self.arm(arm).base_model or self.base_model
+
+    def tuned_as(self, name: str) -> Arm:
+        """An arm as its rate is searched for: on a base in NF4, if so declared and its own is frozen and plain."""
+        arm = self.arm(name)
+        if self.tuning.on is None or arm.method != "lora" or arm.settings.get("base") == "int8":
+            return arm
+        return arm.model_copy(update={"method": "qlora", "settings": {**arm.settings, "base": "nf4"}})
 
     def task(self, name: str) -> TaskSpec:
         """The task of this name, or that a fold of this name belongs to."""
@@ -330,8 +341,9 @@ class Lock(Record):
         """The trial of one arm on one task. Only a final is known by the test split: nothing else may depend on it."""
         digests = self.data[task].digests
         seen = digests if purpose == "final" else {name: digests[name] for name in digests if name != "test"}
+        asked = self.study.tuned_as(arm) if purpose == "tune" else self.study.arm(arm)
         return Trial(
-            arm=self.study.arm(arm).model_copy(update={"base_model": None}),
+            arm=asked.model_copy(update={"base_model": None}),
             controls=self.controls(task, arm),
             task=task,
             data_digest=digest(seen),

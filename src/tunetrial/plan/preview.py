@@ -11,7 +11,7 @@ from tunetrial.models import ModelShape
 from tunetrial.plan import budget, estimate
 from tunetrial.plan.estimate import GIB, Range, Sizes, exactly
 from tunetrial.plan.power import Power, power, prior
-from tunetrial.plan.tuning import grid
+from tunetrial.plan.tuning import CONFIRMED_POINTS, grid
 from tunetrial.plan.waves import next_wave
 
 
@@ -82,7 +82,7 @@ def preview(
         usd=None if price is None or seconds is None else seconds * exactly(price / 3600),
         power=tuple(power(lock, spec, prior(spec, _targets(lock, data, spec))) for spec in study.tasks),
         refused=_refused(lock, memory),
-        remarks={arm.name: said for arm in study.arms if (said := methods.find(arm).remark(lock.parameters))},
+        remarks={arm.name: said for arm in study.arms if (said := _remark(lock, arm))},
         budget_s=budget.allowed_s(study),
         reductions=tuple(map(str, lock.reductions)),
         folds={task: _why_folds(lock, task) for task in lock.folds},
@@ -165,11 +165,13 @@ def _counts(lock: Lock) -> dict[tuple[str, str], Range]:
 
 
 def _trials(lock: Lock, task: str, arm: Arm) -> Range:
-    """Trials that train, of an arm on one task: the search and the finals, in each of its folds if it has such."""
+    """Trials that train, of an arm on a task: search, confirmation and finals, in each of its folds if it has such."""
     tuning, points = lock.study.tuning, len(grid(lock, arm.name))
     finals = exactly(1) if arm.fixed else _first_and_last(lock, task)
     least = points + min(3, points) * (tuning.seeds - 1)
     most = max(tuning.max_points, points) * tuning.seeds
+    if points and lock.study.tuned_as(arm.name) != arm:
+        least, most = least + min(2, points) * tuning.seeds, most + CONFIRMED_POINTS * tuning.seeds
     search = Range(low=least, high=most) if points else exactly(0)
     return exactly(len(lock.parts(task))) * (search + finals)
 
@@ -216,6 +218,19 @@ def _first_and_last(lock: Lock, task: str) -> Range:
     """Finals of an arm at the first look and at the last."""
     looks = lock.looks(task)
     return Range(low=looks[0], high=looks[-1])
+
+
+def _remark(lock: Lock, arm: Arm) -> str:
+    """What an arm does that its settings do not say, and how it is tuned where that differs between arms."""
+    tuning, said = lock.study.tuning, [methods.find(arm).remark(lock.base(arm.name).parameters)]
+    if lock.study.tuned_as(arm.name) != arm:
+        said.append(
+            f"tuned with its base in NF4, then confirmed in {lock.precision}: {tuning.seeds} seeds at the rate found "
+            "and its neighbours, from which the rate is chosen"
+        )
+    elif tuning.on is not None and methods.find(arm).tuned:
+        said.append("tuned as its finals are run: NF4 is for the plain base of lora alone")
+    return "; ".join(filter(None, said))
 
 
 def _outputs(lock: Lock, spec: TaskSpec) -> int:

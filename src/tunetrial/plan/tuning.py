@@ -3,6 +3,10 @@
 One seed's best rate is luck: taken at its word, it makes 10 to 27 % false verdicts at a nominal 5 %. So the best
 point and its neighbours get several seeds, and the rate is the top of a parabola through the curve (`analysis.rates`).
 
+An arm that is tuned on another base (`tuning.on`) is confirmed on its own: all seeds at the tried rate nearest to what
+the search chose and at its neighbours, and beyond them while the best is at an end, up to five rates. The rate is the
+top of a parabola through the confirmation; what the search alone would have lost is told (`rates.confirmation`).
+
 The search is replayed from its beginning whenever it is asked: what is scheduled next depends on the complete
 waves before, never on which trials of a wave happened to end first, so an interrupted search goes on as it would have.
 """
@@ -12,11 +16,12 @@ from dataclasses import dataclass
 
 from tunetrial import methods
 from tunetrial.analysis import arms
-from tunetrial.analysis.rates import HALF_DECADE, Point, Rate, best_point, choose, points, rounded
+from tunetrial.analysis.rates import HALF_DECADE, Point, Rate, best_point, choose, nearest_point, points, rounded
 from tunetrial.core.evidence import Evidence
-from tunetrial.core.study import Lock, Trial, whole
+from tunetrial.core.study import Lock, Purpose, Trial, whole
 
 FIRST_TUNING_SEED = 901
+CONFIRMED_POINTS = 5
 
 
 @dataclass(frozen=True)
@@ -33,22 +38,39 @@ def search(evidence: Evidence, arm: str, task: str) -> Search:
     It fails, giving neither trials nor a rate, if the arm does not fit, or diverges at every rate allowed.
     """
     lock, tuning = evidence.lock, evidence.lock.study.tuning
-    records = {(r.trial.learning_rate, r.trial.seed): r for r in evidence.of(purpose="tune", arm=arm, task=task)}
     if arms.does_not_fit(evidence, whole(task), arm):
         return Search()
     if not methods.find(lock.study.arm(arm)).tuned:
         return Search(rate=Rate(value=None, at_edge=False, how="nothing to tune", curve=()))
-    seeds = tuning_seeds(lock)
-    asked = {(rate, seeds[0]) for rate in grid(lock, arm)}
+    first, seeds = grid(lock, arm), tuning_seeds(lock)
+    most = max(tuning.max_points, len(first))
+    found = _follow(evidence, arm, task, {(rate, seeds[0]) for rate in first}, purpose="tune", most=most)
+    if found.rate is None or lock.study.tuned_as(arm) == lock.study.arm(arm):
+        return found
+    near = nearest_point(found.rate)
+    around = [point.learning_rate for point in found.rate.curve[max(near - 1, 0) : near + 2]]
+    asked = {(rate, seed) for rate in around for seed in seeds}
+    return _follow(evidence, arm, task, asked, purpose="confirm", most=CONFIRMED_POINTS)
+
+
+def _follow(
+    evidence: Evidence, arm: str, task: str, asked: set[tuple[float, int]], *, purpose: Purpose, most: int
+) -> Search:
+    """Go from what is asked for to what its results ask for, up to so many rates."""
+    lock, seeds = evidence.lock, tuning_seeds(evidence.lock)
+    records = {(r.trial.learning_rate, r.trial.seed): r for r in evidence.of(purpose=purpose, arm=arm, task=task)}
     while True:
-        pending = sorted(asked - records.keys())
+        pending = [
+            lock.trial(arm, task, learning_rate=rate, seed=seed, purpose=purpose)
+            for rate, seed in sorted(asked - records.keys())
+        ]
         if pending:
-            return Search(pending=tuple(_trial(lock, arm, task, rate, seed) for rate, seed in pending))
+            return Search(pending=tuple(pending))
         curve = points({key: records[key] for key in asked}, f"validation.{lock.study.task(task).metric}")
-        more = _wanted(curve, seeds, max(tuning.max_points, len(grid(lock, arm)))) - asked
+        more = _wanted(curve, seeds, most) - asked
         if not more:
             return Search(rate=choose(curve))
-        asked |= more
+        asked = asked | more
 
 
 def tuning_seeds(lock: Lock) -> tuple[int, ...]:
@@ -86,7 +108,3 @@ def _wanted(curve: Sequence[Point], seeds: tuple[int, ...], limit: int) -> set[t
     value = rates[best] if wanted - tried else choose(curve).value
     beyond = lower if value <= rates[0] else higher if value >= rates[-1] else None
     return wanted | {(beyond, seed) for seed in seeds if beyond and may_grow}
-
-
-def _trial(lock: Lock, arm: str, task: str, rate: float, seed: int) -> Trial:
-    return lock.trial(arm, task, learning_rate=rate, seed=seed, purpose="tune")

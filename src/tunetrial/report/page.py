@@ -69,6 +69,7 @@ def _environment() -> Environment:
         prose=words.prose,
         rate=words.rate,
         plain=words.plain,
+        figure=words.figure,
     )
     environment.globals.update(higher_is_better=lambda name: metrics.find(name).higher_is_better)
     return environment

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from tunetrial import methods
-from tunetrial.core.evidence import Decision, Evidence, TrialRecord
+from tunetrial.core.evidence import Confirmation, Decision, Evidence, TrialRecord
 from tunetrial.core.study import Lock, TaskSpec
 from tunetrial.report import words
 
@@ -11,7 +11,7 @@ from tunetrial.report import words
 def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
     """What was run on what, in groups of (name, value): enough to find the same study again."""
     lock, study = evidence.lock, evidence.lock.study
-    purposes = {p: evidence.of(purpose=p) for p in ("tune", "final", "probe")}
+    purposes = {p: evidence.of(purpose=p) for p in ("tune", "confirm", "final", "probe")}
     rule = [
         ("question", words.clean(study.question)),
         ("study digest", decision.study_digest),
@@ -30,8 +30,12 @@ def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tup
     ]
     runs = [(f"{p} runs", f"{len(r)}; seeds {_ranges(x.trial.seed for x in r)}") for p, r in purposes.items() if r]
     runs += [
+        (f"{words.name(c.arm)} on {words.name(c.task)}: tuned on {study.tuning.on}", _confirmed(lock, c))
+        for c in decision.confirmations
+    ]
+    runs += [
         ("settings", _settings(evidence)),
-        *((words.name(a.name), said) for a in study.arms if (said := methods.find(a).remark(lock.parameters))),
+        *((words.name(name), said) for name, said in _remarks(lock)),
         ("records", f"{len(decision.record_digests)} digests in the JSON report"),
     ]
     data = [pair for task in study.tasks if task.name in lock.data for pair in _data(evidence, decision, task)]
@@ -64,6 +68,23 @@ def _budget(evidence: Evidence, decision: Decision) -> list[tuple[str, str]]:
         if name in decision.spent
     )
     return ([("budget spent", of)] if of else []) + [("reduced", str(one)) for one in evidence.lock.reductions]
+
+
+def _remarks(lock: Lock) -> Iterator[tuple[str, str]]:
+    """What arms do that their settings alone do not say."""
+    for arm in lock.study.arms:
+        if said := methods.find(arm).remark(lock.base(arm.name).parameters):
+            yield arm.name, said
+
+
+def _confirmed(lock: Lock, found: Confirmation) -> str:
+    """What a search on another base chose, and what that cost in runs as the finals are."""
+    metric = words.metric(lock.study.task(found.task).metric)
+    lost = "every run at it failed" if found.regret is None else f"regret {words.figure(found.regret)}"
+    return (
+        f"it chose {words.rate(found.searched)}; in {lock.precision} the best of "
+        f"{found.rates} rates, {found.seeds} seeds each, is {words.rate(found.best)}; {lost} in validation {metric}"
+    )
 
 
 def _settings(evidence: Evidence) -> str:

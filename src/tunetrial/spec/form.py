@@ -110,6 +110,9 @@ class TuningForm(Record):
     centres: dict[Text, Rate] = Field(
         {}, description="rates in the middle of the search, by arm", examples=[{"lora": 2e-4}]
     )
+    on: Literal["nf4"] | Absent = Field(
+        None, description="storage of frozen bases while rates are searched for", examples=["nf4"]
+    )
 
 
 class LimitsForm(Record):

@@ -1,11 +1,12 @@
 """The file form to a study: defaults that depend on other fields, and what must hold between fields."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tunetrial.analysis import metrics
 from tunetrial.core.study import Arm, Budget, Criterion, Hardware, Rule, Study, TaskSpec, Tuning
+from tunetrial.methods import Method
 from tunetrial.spec.faults import Fault, nearest, show
 from tunetrial.spec.form import CriteriaForm, StudyForm, TuningForm
 from tunetrial.spec.tasks import check_floor, resolve_tasks
@@ -140,7 +141,7 @@ def _fold_faults(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> Iterator[Fault
         yield Fault(("replicates", "folds"), what)
 
 
-def _tuning(form: TuningForm, arms: Iterable[str]) -> tuple[Tuning | None, list[Fault]]:
+def _tuning(form: TuningForm, arms: Mapping[str, Method]) -> tuple[Tuning | None, list[Fault]]:
     rates, keys = form.learning_rate, ("tuning", "learning_rate")
     faults = []
     if rates != "auto" and len(rates) < FEWEST_RATES:
@@ -161,9 +162,13 @@ def _tuning(form: TuningForm, arms: Iterable[str]) -> tuple[Tuning | None, list[
         elif rates != "auto":
             what = "the rates are listed, so there is no centre; remove this, or let learning_rate be auto"
             faults.append(Fault((*keys[:1], "centres", arm), what))
+    if form.on is not None and not any(arm.method == "lora" and arm.base == "plain" for arm in arms.values()):
+        what = f"no arm has a frozen base in the compute dtype, got {show(form.on)}"
+        faults.append(Fault((*keys[:1], "on"), f"{what}; remove it, or add an arm of lora"))
     if faults:
         return None, faults
-    return Tuning(learning_rate=rates, points=points, max_points=most, seeds=form.seeds, centres=form.centres), []
+    shared = {"seeds": form.seeds, "centres": form.centres, "on": form.on}
+    return Tuning(learning_rate=rates, points=points, max_points=most, **shared), []
 
 
 def _floors(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> tuple[dict[str, str], list[Fault]]:

@@ -33,7 +33,7 @@ def to_yaml(study: Study) -> str:
         "reference": study.reference,
         "rule": study.rule.model_dump(),
         "replicates": {"looks": study.looks, "folds": study.folds, "repeats": study.repeats},
-        "tuning": study.tuning.model_dump(),
+        "tuning": study.tuning.model_dump(exclude_none=True),
         "limits": study.limits,
         "require": study.require,
         "criteria": {name: c.model_dump(exclude_none=True) for name, c in study.criteria.items()},

@@ -25,7 +25,7 @@ _RECORD = "record.json"
 _ATTEMPTS = "attempts.jsonl"
 _DROPPED = "artifact.dropped"
 _SEALS = (manifest.NAME, f"artifact/{manifest.NAME}")
-_SPLITS = {"tune": ("validation",), "final": ("validation", "test"), "probe": ()}
+_SPLITS = {"tune": ("validation",), "confirm": ("validation",), "final": ("validation", "test"), "probe": ()}
 _KNOWN = (manifest.NAME, _RECORD, _ATTEMPTS, _DROPPED, "checkpoint", "artifact")
 
 

@@ -20,7 +20,7 @@ from tunetrial.core.study import Trial
 from tunetrial.store import TrialFolder
 from tunetrial.tasks import sandbox
 
-SPLITS = {"tune": ("validation",), "final": ("validation", "test"), "probe": ("validation",)}
+SPLITS = {**dict.fromkeys(("tune", "confirm", "probe"), ("validation",)), "final": ("validation", "test")}
 LIBRARIES = ("numpy", "safetensors", "torch", "transformers", "tunetrial")
 LAST_SHARE = 0.1
 ORPHAN_S = 60.0

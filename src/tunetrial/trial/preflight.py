@@ -16,7 +16,8 @@ STEPS, ANSWERS = 2, 4
 
 
 def attempts(lock: Lock, data: Mapping[str, TaskData]) -> Iterator[tuple[Trial, TaskData]]:
-    """A trial of every arm on every task, at the rate where its search begins, with the few rows that it needs.
+    """A trial of every arm on every task, at the rate where its search begins, with the few rows that it needs; two of
+    an arm that is tuned on another base.
 
     None of them ever becomes a record.
     """
@@ -25,10 +26,11 @@ def attempts(lock: Lock, data: Mapping[str, TaskData]) -> Iterator[tuple[Trial, 
         rate = method.learning_rate_centre(lock.base(arm.name).parameters) if method.tuned else None
         for task in lock.study.tasks:
             name = lock.parts(task.name)[0]
-            trial = lock.trial(arm.name, name, learning_rate=rate, seed=seed, purpose="tune")
             splits = data[name].splits
-            train = splits["train"][: STEPS * trial.controls.batch_examples]
-            yield trial, replace(data[name], splits={"train": train, "validation": splits["validation"][:ANSWERS]})
+            train = splits["train"][: STEPS * lock.controls(name, arm.name).batch_examples]
+            few = replace(data[name], splits={"train": train, "validation": splits["validation"][:ANSWERS]})
+            for purpose in ("tune",) if lock.study.tuned_as(arm.name) == arm else ("tune", "confirm"):
+                yield lock.trial(arm.name, name, learning_rate=rate, seed=seed, purpose=purpose), few
 
 
 def attempt(session: Session, trial: Trial, data: TaskData, folder: Path) -> None:

@@ -34,9 +34,10 @@ def recipe(evidence: Evidence, decision: Decision, tool: str, *, arm: str | None
     controls = evidence.lock.controls(task.name)
     finals = evidence.of(purpose="final", task=task.name, arm=name)
     median, seeds = median_replicate(finals, task.metric), [record.trial.seed for record in finals]
+    runs = sum(len(evidence.of(purpose=p, task=task.name, arm=name)) for p in ("tune", "confirm"))
     remarks = [
         f"From the study {decision.study_digest[:12]}: arm {name} on {task.name}, base {study.base_of(name)}.",
-        f"The learning rate was found by {len(evidence.of(purpose='tune', task=task.name, arm=name))} runs on "
+        f"The learning rate was found by {runs} runs on "
         f"validation rows ({rate.how}{', at the edge of what was tried' if rate.at_edge else ''}"
         f"{f', the median of {len(found_rates)} folds' if len(rates) > 1 else ''}).",
     ]
