@@ -1,5 +1,6 @@
 """What is asked: a study, its arms and tasks, and the trials that come of it."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -60,7 +61,7 @@ def fold_name(task: str, repeat: int, fold: int) -> str:
 
 def whole(task: str) -> str:
     """The task of a study that a fold belongs to; any other task is its own."""
-    return task.partition("#")[0]
+    return re.sub(r"#\d+\.\d+$", "", task)
 
 
 class TaskSpec(Record):
