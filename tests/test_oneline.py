@@ -48,6 +48,11 @@ KINDS = {
 }
 
 
+def test_a_file_named_as_a_built_in_task_is_a_task_of_its_own(tmp_path):
+    task = oneline.guess(rows(tmp_path, mails(), name="tickets.jsonl"))
+    assert spec.parse(oneline.study_file("embedded", task)).tasks[0].name == "tickets-rows"
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_the_kind_is_told_by_the_values_of_the_target(tmp_path, name):
     made, kind, prompt, target = KINDS[name]

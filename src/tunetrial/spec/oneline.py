@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from tunetrial import tasks
 from tunetrial.core.errors import DataError, SpecError
 from tunetrial.core.records import Record
 from tunetrial.spec.faults import show
@@ -104,6 +105,7 @@ def guess(data: str, *, task: str | None = None, margin: float | None = None) ->
 def study_file(model: str, task: Task, *, budget: Spend | None = None, gpu: str | None = None) -> str:
     """Write the study: full fine-tuning against LoRA at their defaults, and what needs no training at all."""
     name = re.sub(r"[^a-z0-9._-]+", "-", Path(task.fields["data"]).stem.lower()).strip("-._")[:40] or "rows"
+    name += "-rows" if name in tasks.BUILT_IN else ""
     lines = [f"# {_plain(remark)}" for remark in task.remarks]
     lines += [f"base_model: {scalar(model)}", "tasks:", f"  - name: {scalar(name)}"]
     lines += [f"    {key}: {scalar(value)}" for key, value in task.fields.items()]
