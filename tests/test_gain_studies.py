@@ -123,6 +123,21 @@ def test_without_a_final_of_the_base_a_share_of_the_gain_waits():
     assert of(fixed, "lora").effect is not None and of(fixed, "lora").gain is None
 
 
+@pytest.mark.parametrize("margin", ["95% of gain", 0.05])
+def test_a_base_that_was_executed_otherwise_gives_no_gain(margin):
+    found = study(QUALITY, margin=margin)
+
+    def other(record):
+        if record.trial.arm.name != "base":
+            return record
+        return record.model_copy(update={"resolved": {**record.resolved, "device": "cuda"}})
+
+    c = of(change(found, other), "lora")
+    assert c.gain is None and (c.words == "NOT COMPARABLE") == (margin == "95% of gain")
+    if c.reason:
+        assert c.reason.startswith("the margin is a share of a gain: device differs: ")
+
+
 def test_one_final_stands_for_every_seed_as_equal_finals_would():
     found = study(QUALITY, margin=0.05)
     alone = one(found, "base", 1)

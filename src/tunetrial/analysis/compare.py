@@ -167,7 +167,7 @@ def difference(evidence: Evidence, blank: Case, candidate: Outcome, reference: O
     except EvidenceError as error:
         return replace(blank, pending=str(error), needs="test rows on which the arms differ")
     over_base = None
-    if base is not None and base.result.arm != blank.reference and set(seeds) <= set(base.seeds):
+    if base is not None and set(seeds) <= set(base.seeds) and not _unfair(evidence, blank, base):
         gain_GRE = [arm.stack(seeds) - base.stack(seeds) for arm in (candidate, reference)]
         own = (stats.cluster_values(gain_RE, rows.cluster_E) for gain_RE in gain_GRE)
         over_base = gains(*own, candidate_regret=above, reference_regret=below)
@@ -180,7 +180,9 @@ def difference(evidence: Evidence, blank: Case, candidate: Outcome, reference: O
 def _by_gain(evidence: Evidence, case: Case, base: Outcome) -> Case:
     """Judge by a share of the gain, if the reference is shown to have gained over the base."""
     study, found = evidence.lock.study, case.difference
-    without = replace(case, difference=None)
+    without, unfair = replace(case, difference=None), _unfair(evidence, case, base)
+    if unfair:
+        return replace(without, not_comparable=f"the margin is a share of a gain: {unfair}")
     if found.gains is None and base.result.state in ("does not fit", "diverged"):
         return replace(without, not_comparable=f"the margin is a share of a gain: {_why_lost(base.result, evidence)}")
     if found.gains is None:
@@ -192,6 +194,13 @@ def _by_gain(evidence: Evidence, case: Case, base: Outcome) -> Case:
     kept = study.task(case.task).kept_share
     contrasts = Contrasts(found.estimate, found.gains.contrast(kept), found.gains.contrast(2 - kept))
     return replace(case, difference=replace(found, contrasts=contrasts))
+
+
+def _unfair(evidence: Evidence, case: Case, base: Outcome) -> str:
+    """Why the reference's gain over the base is nobody's finding; empty where it may be counted."""
+    if base.result.arm == case.reference:
+        return f"{base.result.arm} is the untuned base itself"
+    return "; ".join(fairness.obstacles(evidence, case.task, base.result.arm, case.reference))
 
 
 def _why_lost(result: ArmResult, evidence: Evidence) -> str:
