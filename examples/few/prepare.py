@@ -1,6 +1,6 @@
 """The 81 training rows of the built-in task `newsletter` as one CSV file beside the study.
 
-    python examples/few/prepare.py
+python examples/few/prepare.py
 """
 
 import csv

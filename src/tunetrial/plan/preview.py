@@ -253,7 +253,7 @@ def _why_folds(lock: Lock, task: str) -> str:
     """How a task's rows are used, and why so."""
     rows, counts, cut = lock.data[task].counts["all"], _split_counts(lock, task), lock.folding(task)
     why = "as asked" if lock.study.folds != "auto" else f"a fifth of {rows} rows, tested once, would show little"
-    times = "once" if cut.repeats == 1 else f"{cut.repeats} times"
+    times = {1: "once", 2: "twice"}.get(cut.repeats, f"{cut.repeats} times")
     each = sum((_trials(lock, task, arm) for arm in lock.study.arms), exactly(0))
     return (
         f"{rows} rows in {cut}: every row is tested {times}, by arms that learn from about "
