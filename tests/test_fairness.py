@@ -151,6 +151,17 @@ def test_a_smaller_micro_batch_at_the_same_batch_is_no_difference(honest):
     assert obstacles(found, "mail", "lora", "full") == []
 
 
+def test_an_arm_without_steps_may_say_what_steps_have_no_word_for():
+    held = lock()
+    study = held.study.model_copy(update={"arms": (held.study.arm("full"), Arm(name="lora", method="tfidf"))})
+    held = held.model_copy(update={"study": study})
+    bare = dropped(evidence(held, {"full": 0.8, "lora": 0.8}), tuned)
+    for resolved, holds in (({"scikit_learn": "1.9"}, True), ({"device": "cpu"}, True), ({"device": "tpu"}, False)):
+        found = edit(bare, seeds=(), resolved=resolved, trial={"learning_rate": None}, token_digest=None)
+        said = [text for text in obstacles(found, "mail", "lora", "full") if "differs" in text]
+        assert (said == []) == holds, said
+
+
 def test_a_diverged_final_has_no_tokens_or_scores_to_compare():
     found = evidence(lock(), {"full": 0.8, "lora": 0.8}, rows=120, diverged={"lora": 1})
     assert obstacles(found, "mail", "lora", "full") == []

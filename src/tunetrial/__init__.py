@@ -11,6 +11,7 @@ study.frames()["trials"]      # pandas
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Study", "__version__"]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of HTML that a notebook draws in a frame of its own, so that neither's styles reach the other."""
+
+    html: str = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f'<iframe srcdoc="{escape(self.html)}" style="width:100%;height:50em;border:0" sandbox></iframe>'
 
 
 class Study:
@@ -106,6 +119,12 @@ class Study:
         store.write_report("report.md", report.markdown(evidence, decision))
         store.write_report("report.html", report.html(evidence, decision))
         return self.folder / "report.html"
+
+    def show(self) -> Page:
+        """The report as a notebook draws it, in a frame below the cell; nothing is written."""
+        from tunetrial import report
+
+        return Page(report.html(*self._conclude()))
 
     def summary(self) -> str:
         """Say the outcome in at most 12 lines."""

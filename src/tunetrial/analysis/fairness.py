@@ -226,12 +226,13 @@ def _scores_match_records(pair: Pair) -> Found:
 def _same_execution(pair: Pair) -> Found:
     """Finals and tuning alike: a rate that was tuned in another precision was tuned for another experiment."""
     ran = [r for r in pair.trained if r.status == "ok"]
-    # An arm without steps says nothing of how steps were computed; what it does say must agree.
+    # An arm without steps says nothing of how steps were computed, and says what no step has; the rest must agree.
     silent = [r for r in ran if r.trial.learning_rate is None]
+    of_steps = {name for r in ran if r not in silent for name in r.resolved}
     free = MAY_DIFFER if pair.one_base else MAY_DIFFER | OF_THE_BASE
     for name in sorted({name for r in ran for name in r.resolved} - free):
         by_value: dict[str, dict[str, None]] = {}
-        for r in (r for r in ran if r not in silent or name in r.resolved):
+        for r in (r for r in ran if name in r.resolved or (r not in silent and name in of_steps)):
             who = r.trial.arm.name if r.trial.purpose == "final" else f"{r.trial.arm.name}'s tuning"
             by_value.setdefault(repr(r.resolved.get(name)), {})[who] = None
         if len(by_value) > 1:
