@@ -1,6 +1,7 @@
 """The store: what goes in comes out, in the order and under the names that the design gives."""
 
 import dataclasses
+import itertools
 import json
 import math
 import subprocess
@@ -19,7 +20,8 @@ from tunetrial.core.engine import Step
 from tunetrial.core.errors import EvidenceError, IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Measurement, Scores, TrialRecord
 from tunetrial.core.study import Arm, DataPin, Lock, Rule, Study, TaskSpec, Trial
-from tunetrial.store import StudyFolder, TestLedger, TrialFolder, frames, home, median_replicate, surplus
+from tunetrial.store import StudyFolder, TestLedger, TrialFolder, frames, home, median_replicate, most_kept, surplus
+from tunetrial.store.retention import may_be_median
 
 STEPS = 6
 
@@ -318,6 +320,36 @@ def test_retention_keeps_adapters_and_the_median_full_model(study):
     assert set(doomed) == {full[i].trial.id for i in (0, 1, 3, 4)} | {tune.id}
     study.write_lock(with_study(a_lock(), keep="all"))
     assert surplus(study.evidence()) == ()
+
+
+def test_weights_that_cannot_become_the_median_go_at_once_and_further_looks_change_nothing(study):
+    """Of three of five known, each may yet be the middle one; of four, the lowest and highest may not."""
+    full = finals(study, "full", [0.9, 0.5, 0.7])
+    assert surplus(study.evidence()) == ()
+    fourth = a_trial(3, arm="full")
+    measured = {"validation.accuracy": Measurement(value=0.6, unit="share")}
+    complete(study.trial(fourth), fourth, artifact=True, measurements=measured)
+    assert set(surplus(study.evidence())) == {full[0].trial.id, full[1].trial.id}
+
+
+@pytest.mark.parametrize("replicates", range(1, 12))
+def test_what_may_become_the_median_is_what_some_scores_of_the_others_make_it(replicates):
+    """Against every order in which the scores may come, by brute force over ranks."""
+    most = 0
+    for known in range(1, replicates + 1):
+        pending = replicates - known
+        found = {
+            place
+            for more in range(pending + 1)
+            for below in itertools.combinations_with_replacement(range(known + 1), more)
+            for place in range(known)
+            if sum(b <= place for b in below) + place == (known + more - 1) // 2
+        }
+        kept = {place for place in range(known) if may_be_median(place, known=known, pending=pending)}
+        assert kept == found
+        most = max(most, len(found))
+    assert most_kept(replicates) == most
+    assert replicates != 5 or most == 3
 
 
 def test_the_median_replicate_is_the_lower_middle_one_and_ties_go_by_seed(study):

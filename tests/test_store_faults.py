@@ -451,12 +451,13 @@ def refused(act: Callable[[], object]) -> str:
 
 
 def full_disk_at_a_checkpoint(disk: Path) -> None:
+    """Earlier checkpoints go first where that makes room; where it does not, they stay."""
     for write in (
         lambda path: (path / "state").write_bytes(bytes(400_000)),
         lambda path: save_file({"state": np.zeros(100_000, np.float32)}, path / "state.safetensors"),
     ):
         save_checkpoint(disk / "checkpoint", 2, write)
-        ballast = fill(disk, 200_000)
+        ballast = fill(disk, 16_384)
         free = files.free_bytes(disk)
         assert f"step-000004: disk is full, more than {free} bytes needed" in refused(
             lambda: save_checkpoint(disk / "checkpoint", 4, write)  # noqa: B023
@@ -464,8 +465,13 @@ def full_disk_at_a_checkpoint(disk: Path) -> None:
         assert [path.name for path in (disk / "checkpoint").iterdir()] == ["step-000002"]
         assert newest_checkpoint(disk / "checkpoint")[0] == 2 and files.free_bytes(disk) == free
         ballast.unlink()
+        ballast = fill(disk, 200_000)
         save_checkpoint(disk / "checkpoint", 4, write)
+        assert [path.name for path in (disk / "checkpoint").iterdir()] == ["step-000004"]
         assert newest_checkpoint(disk / "checkpoint")[0] == 4
+        ballast.unlink()
+        save_checkpoint(disk / "checkpoint", 6, write)
+        assert sorted(path.name for path in (disk / "checkpoint").iterdir()) == ["step-000004", "step-000006"]
         shutil.rmtree(disk / "checkpoint")
 
 

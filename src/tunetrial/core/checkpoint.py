@@ -9,20 +9,25 @@ from pathlib import Path
 from tunetrial.core import files, manifest
 from tunetrial.core.errors import IntegrityError
 
+ROOM = 1.1
+
 
 def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
     """Save what `write` puts into the folder it is given as the checkpoint after `step` optimiser steps.
 
     It is written under a temporary name, brought to the disk with a manifest, and renamed; then all others but the
-    `keep` - 1 newest before it are removed, those of later steps too: they belong to a run that was given up.
+    `keep` - 1 newest before it are removed, those of later steps too: they belong to a run that was given up. Where the
+    disk has no room for one more, but would have without them, earlier ones are removed before it is written, the
+    oldest first: a kill meanwhile may then cost the trial its steps, which is less than what a full disk costs.
 
     Raises:
-        StoreError: The disk is full; earlier checkpoints remain and the temporary folder does not.
+        StoreError: The disk is full; the temporary folder does not remain.
     """
     if keep < 1:
         raise ValueError(f"keep: must be >= 1, got {keep}")
     final = folder / f"step-{step:06d}"
     temporary = folder / f"{final.name}.tmp"
+    _make_room(folder)
     with files.writing(final):
         try:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -38,6 +43,17 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep
     for path in [path for _, path in _saved(folder)][keep:]:
         shutil.rmtree(path)
     return final
+
+
+def _make_room(folder: Path) -> None:
+    """Remove earlier checkpoints if there is no room for another like the newest, and only if that makes room."""
+    saved = [path for _, path in _saved(folder)]
+    sizes = [sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in saved]
+    needed = ROOM * max(sizes, default=0)
+    if saved and files.free_bytes(folder) + sum(sizes) >= needed:
+        for path in reversed(saved):
+            if files.free_bytes(folder) < needed:
+                shutil.rmtree(path)
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tunetrial.engine import tensors
 from tunetrial.engine.quantised import QuantisedLinear, is_linear, matrix, sizes
 from tunetrial.engine.streams import stream
 from tunetrial.methods import AdapterSpec
@@ -143,7 +143,7 @@ def save_peft(
     for name, tensor in weights.items():
         bare = name.endswith((".weight", ".bias", "lora_magnitude_vector"))
         named[f"base_model.model.{name}{'' if bare else '.weight'}"] = tensor.contiguous()
-    save_file(named, folder / WEIGHTS, metadata={"format": "pt", FINGERPRINT: base_fingerprint})
+    tensors.write(folder / WEIGHTS, named, metadata={"format": "pt", FINGERPRINT: base_fingerprint})
     config = {
         "peft_type": "LORA",
         "task_type": task_type,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tunetrial.core.checkpoint import newest_checkpoint, save_checkpoint
 from tunetrial.core.engine import Step
@@ -17,6 +17,7 @@ from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import Trial
 from tunetrial.engine.batches import examples_digest, first_steps, learning_rate, order, token_digest
+from tunetrial.engine.tensors import write
 from tunetrial.engine.trainables import Trainables, WarmStart
 
 
@@ -167,7 +168,7 @@ class Loop:
             for key, value in self.optimiser.state[master].items():
                 kept = tensors if isinstance(value, torch.Tensor) else counts
                 kept[f"{key}.{name}"] = value
-        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
+        write(folder / "state.safetensors", tensors)
         scaler = None if self.scaler is None else vars(self.scaler)
         state = {"micro_batch": self.micro_batch, "trial": self.trial_id, "counts": counts, "scaler": scaler}
         (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")

@@ -13,10 +13,10 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
-from safetensors.torch import save_file
 from torch import nn
 
 from tunetrial.core.errors import SpecError
+from tunetrial.engine import tensors
 from tunetrial.engine.streams import stream
 from tunetrial.methods import PeftSpec
 from tunetrial.models.adapters import FINGERPRINT, WEIGHTS
@@ -64,7 +64,7 @@ class PeftArm:
         named = {outer + k.removeprefix(inner) if k.startswith(inner) else k: weight for k, weight in weights.items()}
         named |= {f"{inner}{name}": weight for name, weight in head.items()}
         wide = {name: weight.detach().cpu().float().clone() for name, weight in named.items()}
-        save_file(wide, folder / WEIGHTS, metadata={"format": "pt", FINGERPRINT: base_fingerprint})
+        tensors.write(folder / WEIGHTS, wide, metadata={"format": "pt", FINGERPRINT: base_fingerprint})
         self.config.task_type = "SEQ_CLS" if head else "CAUSAL_LM"
         self.config.base_model_name_or_path = base
         self.config.inference_mode = True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -16,7 +16,7 @@ from tunetrial.core.engine import Description, Step
 from tunetrial.core.errors import DoesNotFitError, IntegrityError, ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Precision, Readout, Trial
-from tunetrial.engine import adapters, attention, blocks, probe, untuned
+from tunetrial.engine import adapters, attention, blocks, probe, tensors, untuned
 from tunetrial.engine.language import LabelReader, TextReader
 from tunetrial.engine.loop import Loop, does_not_fit
 from tunetrial.engine.readout import HeadReader
@@ -270,7 +270,9 @@ class TorchRun:
         self.reader.write(folder)
         peft = {} if self.peft is None else self.peft.trained
         exported = {n: n if n in peft else self.reader.exported(n) for n in self.trainables.masters}
-        masters = {exported[n]: master.detach().cpu() for n, master in self.trainables.masters.items()}
+        masters = {exported[n]: master.detach() for n, master in self.trainables.masters.items()}
+        if self.adapter is not None:
+            masters = {name: master.cpu() for name, master in masters.items()}
         of = {"base": str(self.session.base), "base_fingerprint": self.trial.controls.base_fingerprint}
         if self.peft is not None:
             head = {name: master for name, master in masters.items() if name not in self.peft.trained}
@@ -283,8 +285,8 @@ class TorchRun:
             return
         dtype = self._saved_dtype() or torch.float32
         heads = {name for ours, name in exported.items() if ours.startswith("score.")}
-        body = {n: w.float() if n in heads else w.to(dtype).contiguous() for n, w in masters.items()}
-        save_file(body, folder / "model.safetensors", metadata={"format": "pt"})
+        dtypes = {name: torch.float32 if name in heads else dtype for name in masters}
+        tensors.write(folder / "model.safetensors", masters, dtypes=dtypes, metadata={"format": "pt"})
         config = json.loads((self.session.base / "config.json").read_text(encoding="utf-8"))
         (folder / "config.json").write_text(json.dumps(self.reader.config(config), indent=1) + "\n", encoding="utf-8")
         self.session.tokenizer.save_pretrained(folder)

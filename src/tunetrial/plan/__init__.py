@@ -3,16 +3,19 @@
 from tunetrial.analysis.rates import Point, Rate
 from tunetrial.plan.budget import allowed_s, reduced
 from tunetrial.plan.estimate import Sizes
+from tunetrial.plan.machine import Machine, check_disk
 from tunetrial.plan.preview import Plan, fit_budget, preview, trial_seconds
 from tunetrial.plan.waves import Wave, chosen_rate, next_wave
 
 __all__ = [
+    "Machine",
     "Plan",
     "Point",
     "Rate",
     "Sizes",
     "Wave",
     "allowed_s",
+    "check_disk",
     "chosen_rate",
     "fit_budget",
     "next_wave",

@@ -31,6 +31,8 @@ CPU_OPERATIONS_PER_S = (2e10, 6e11)
 REACHED_SHARE = {"bf16": (0.05, 0.5), "fp16": (0.05, 0.5), "fp32": (0.005, 0.1), "fp64": (0.001, 0.05)}
 STEP_S = (0.005, 0.1)
 SPARE = 1.25
+# A worker's libraries, resident: 0.4 GiB were measured on a CPU; CUDA's context and kernels take 1 to 3 GiB more.
+LIBRARIES_BYTES = {"cpu": (0.3 * GIB, 1.0 * GIB), "cuda": (1.0 * GIB, 4.0 * GIB)}
 
 
 class Range(Record):
@@ -89,6 +91,21 @@ def memory_bytes(
     least = states.low + (0 if shared else weights) + tokens.low * _activation_bytes(shape, compute, tokens.low)
     batch = controls.batch_examples * longest * _activation_bytes(shape, compute, longest)
     return Range(low=least, high=SPARE * (states.high + weights + compute * trained.high + batch))
+
+
+def host_bytes(arm: Arm, shape: ModelShape, controls: Controls, *, device: str, memory: Range) -> Range:
+    """Memory of the host for one worker: libraries, and on a CPU all that training takes (`memory`, see
+    `memory_bytes`).
+
+    With a GPU a base passes through the host as it is read: in the compute dtype, and for masters of full fine-tuning
+    with more digits in fp32. Checkpoints and artifacts are written a tensor at a time.
+    """
+    low, high = LIBRARIES_BYTES["cpu" if device == "cpu" else "cuda"]
+    if device == "cpu":
+        return Range(low=low, high=high) + memory
+    compute = COMPUTE_BYTES[controls.precision]
+    read = shape.parameters * (max(compute, 4) if methods.find(arm).trains_base else compute)
+    return Range(low=low + read, high=high + SPARE * read)
 
 
 def _trained(method: methods.Method, shape: ModelShape, *, outputs: int, master: int) -> tuple[Range, Range]:

@@ -10,6 +10,7 @@ from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
 from tunetrial.models import ModelShape
 from tunetrial.plan import budget, estimate
 from tunetrial.plan.estimate import GIB, Range, Sizes, exactly
+from tunetrial.plan.machine import Machine, disk_bytes, first_and_last, side_by_side
 from tunetrial.plan.power import Power, power, prior
 from tunetrial.plan.tuning import CONFIRMED_POINTS, grid
 from tunetrial.plan.waves import next_wave
@@ -20,7 +21,9 @@ class Plan(Record):
 
     Trials, tokens and time range from a search that stops at once and a verdict at the first look, to a search that
     uses its last point and a verdict at the last look. `seconds` is for one trial after the other and None for a GPU
-    that is not known; `usd` is None without a price. `disk_bytes` is the most that lies on the disk at any time.
+    that is not known; `usd` is None without a price. `memory_bytes` is of the device, `host_bytes` of the host for one
+    worker, by arm; `workers` trials go side by side. `disk_bytes` is the most that lies on the disk at any time, from
+    what suffices to what is used where there is room.
     `refused` names arms that cannot fit, and why; `remarks` say of arms what their settings alone do not. `budget_s` is
     the machine's time that the budget allows, and `reductions` what was made smaller for its sake.
     """
@@ -30,7 +33,10 @@ class Plan(Record):
     trials: Range
     trained_tokens: Range
     memory_bytes: dict[str, Range]
+    host_bytes: dict[str, Range] = {}
+    workers: int = 1
     disk_bytes: Range
+    free_host_bytes: int | None = None
     free_disk_bytes: int | None = None
     seconds: Range | None
     usd: Range | None
@@ -53,7 +59,7 @@ def preview(
     *,
     counted: Mapping[str, Sequence[int]] | None = None,
     others: Mapping[str, Sizes] | None = None,
-    free_disk_bytes: int | None = None,
+    machine: Machine | None = None,
 ) -> Plan:
     """Estimate a study from its lock and the base's sizes.
 
@@ -65,6 +71,8 @@ def preview(
     sizes = _sizes(lock, shape, counted, others)
     tokens, counts = _tokens(lock, data, sizes), _counts(lock)
     memory = {arm.name: _memory(lock, arm, sizes[arm.name], tokens) for arm in study.arms}
+    host = _host(lock, sizes, memory, machine)
+    workers = 1 if machine is None else side_by_side(machine, memory, host)
     trial_s = trial_seconds(lock, shape, data, counted=counted, others=others)
     seconds = trial_s and sum((counts[key] * each for key, each in trial_s.items()), exactly(0))
     price = study.hardware.usd_per_hour
@@ -76,12 +84,15 @@ def preview(
             (n * exactly(_epochs_rows(lock, task)) * tokens[task, arm] for (task, arm), n in counts.items()), exactly(0)
         ),
         memory_bytes=memory,
-        disk_bytes=_disk(lock, sizes),
-        free_disk_bytes=free_disk_bytes,
+        host_bytes=host,
+        workers=workers,
+        disk_bytes=_disk(lock, sizes, workers),
+        free_host_bytes=machine and machine.host_bytes,
+        free_disk_bytes=machine and machine.disk_bytes,
         seconds=seconds,
         usd=None if price is None or seconds is None else seconds * exactly(price / 3600),
         power=tuple(power(lock, spec, prior(spec, _targets(lock, data, spec))) for spec in study.tasks),
-        refused=_refused(lock, memory),
+        refused=_refused(lock, memory) | _refused_by_host(host, machine),
         remarks={arm.name: said for arm in study.arms if (said := _remark(lock, arm))},
         budget_s=budget.allowed_s(study),
         reductions=tuple(map(str, lock.reductions)),
@@ -167,7 +178,7 @@ def _counts(lock: Lock) -> dict[tuple[str, str], Range]:
 def _trials(lock: Lock, task: str, arm: Arm) -> Range:
     """Trials that train, of an arm on a task: search, confirmation and finals, in each of its folds if it has such."""
     tuning, points = lock.study.tuning, len(grid(lock, arm.name))
-    finals = exactly(1) if arm.fixed else _first_and_last(lock, task)
+    finals = exactly(1) if arm.fixed else first_and_last(lock, task)
     least = points + min(3, points) * (tuning.seeds - 1)
     most = max(tuning.max_points, points) * tuning.seeds
     if points and lock.study.tuned_as(arm.name) != arm:
@@ -201,23 +212,30 @@ def _memory(lock: Lock, arm: Arm, sizes: Sizes, tokens: Mapping[tuple[str, str],
     return Range(low=max(r.low for r in found), high=max(r.high for r in found))
 
 
-def _disk(lock: Lock, sizes: Mapping[str, Sizes]) -> Range:
-    """Weights of all finals, which are kept until the last is done; at most three checkpoints of the largest trial."""
+def _host(
+    lock: Lock, sizes: Mapping[str, Sizes], memory: Mapping[str, Range], machine: Machine | None
+) -> dict[str, Range]:
+    device = machine.device if machine else "cpu" if lock.study.hardware.gpu is None else "cuda"
+    controls = lock.controls(lock.study.tasks[0].name)
+    return {
+        arm.name: estimate.host_bytes(arm, sizes[arm.name].shape, controls, device=device, memory=memory[arm.name])
+        for arm in lock.study.arms
+    }
+
+
+def _refused_by_host(host: Mapping[str, Range], machine: Machine | None) -> dict[str, str]:
+    """Arms of which not even one worker finds room in the host's memory."""
+    return {
+        arm: f"needs at least {needed.low / GIB:.1f} GiB of the host's memory, {machine.host_bytes / GIB:.1f} are free"
+        for arm, needed in host.items()
+        if machine is not None and needed.low > machine.host_bytes
+    }
+
+
+def _disk(lock: Lock, sizes: Mapping[str, Sizes], workers: int) -> Range:
     study = lock.study
-    disk, checkpoints = exactly(0), []
-    for task in study.tasks:
-        finals, outputs = exactly(len(lock.parts(task.name))) * _first_and_last(lock, task.name), _outputs(lock, task)
-        for arm in study.arms:
-            shape = sizes[arm.name].shape
-            disk += finals * estimate.artifact_bytes(arm, shape, outputs=outputs)
-            checkpoints.append(estimate.checkpoint_bytes(arm, shape, outputs=outputs).high)
-    return disk + Range(low=0, high=3 * max(checkpoints))
-
-
-def _first_and_last(lock: Lock, task: str) -> Range:
-    """Finals of an arm at the first look and at the last."""
-    looks = lock.looks(task)
-    return Range(low=looks[0], high=looks[-1])
+    cases = [(t.name, arm, sizes[arm.name].shape, _outputs(lock, t)) for t in study.tasks for arm in study.arms]
+    return disk_bytes(lock, cases, workers)
 
 
 def _remark(lock: Lock, arm: Arm) -> str:
@@ -317,11 +335,17 @@ def _lines(plan: Plan) -> list[str]:
     lines += [f"{arm}: {said}" for arm, said in plan.remarks.items()]
     for arm, needed in plan.memory_bytes.items():
         lines.append(f"memory of {arm}: {needed.low / GIB:.2g} to {needed.high / GIB:.2g} GiB (estimate)")
+    most = max((needed.high for needed in plan.host_bytes.values()), default=0)
+    least = max((needed.low for needed in plan.host_bytes.values()), default=0)
+    room = "" if plan.free_host_bytes is None else f", {plan.free_host_bytes / GIB:.2g} GiB free"
+    lines.append(f"host memory of a worker: {least / GIB:.2g} to {most / GIB:.2g} GiB (estimate){room}")
+    if plan.free_host_bytes is not None:
+        lines.append(f"side by side: {plan.workers}")
     free = "" if plan.free_disk_bytes is None else f", {plan.free_disk_bytes / GIB:.2g} GiB free"
     short = plan.free_disk_bytes is not None and plan.free_disk_bytes < plan.disk_bytes.low
     lines.append(
         f"disk: {plan.disk_bytes.low / GIB:.2g} to {plan.disk_bytes.high / GIB:.2g} GiB (estimate){free}"
-        + (": too little, trials will fail until there is more" if short else "")
+        + (": too little, `run` will refuse" if short else "")
     )
     lines += [f"does not fit: {arm} {why}" for arm, why in plan.refused.items()]
     lines += [str(one) for one in plan.power]

@@ -12,8 +12,20 @@ Every seal shows altered bytes, not a forger: whoever can write here can also se
 
 from tunetrial.store.frames import frames
 from tunetrial.store.ledger import Opening, TestLedger, home
-from tunetrial.store.retention import median_replicate, surplus
+from tunetrial.store.retention import first_look, median_replicate, most_kept, replicates, surplus
 from tunetrial.store.study import StudyFolder
 from tunetrial.store.trial import TrialFolder
 
-__all__ = ["Opening", "StudyFolder", "TestLedger", "TrialFolder", "frames", "home", "median_replicate", "surplus"]
+__all__ = [
+    "Opening",
+    "StudyFolder",
+    "TestLedger",
+    "TrialFolder",
+    "first_look",
+    "frames",
+    "home",
+    "median_replicate",
+    "most_kept",
+    "replicates",
+    "surplus",
+]

@@ -7,7 +7,7 @@ from tunetrial.core.study import TaskSpec
 from tunetrial.spec import recipes
 from tunetrial.spec.faults import nearest, show
 from tunetrial.spec.recipes import Dataset, Recipe
-from tunetrial.store import median_replicate
+from tunetrial.store import first_look, median_replicate
 
 
 def recipe(evidence: Evidence, decision: Decision, tool: str, *, arm: str | None = None) -> str:
@@ -33,7 +33,8 @@ def recipe(evidence: Evidence, decision: Decision, tool: str, *, arm: str | None
         raise EvidenceError(f"recipe: {name} has no learning rate on {task.name} yet; run the study to its end first")
     controls = evidence.lock.controls(task.name)
     finals = evidence.of(purpose="final", task=task.name, arm=name)
-    median, seeds = median_replicate(finals, task.metric), [record.trial.seed for record in finals]
+    median = median_replicate(first_look(evidence.lock, finals), task.metric)
+    seeds = [record.trial.seed for record in finals]
     runs = sum(len(evidence.of(purpose=p, task=task.name, arm=name)) for p in ("tune", "confirm"))
     remarks = [
         f"From the study {decision.study_digest[:12]}: arm {name} on {task.name}, base {study.base_of(name)}.",
@@ -42,7 +43,8 @@ def recipe(evidence: Evidence, decision: Decision, tool: str, *, arm: str | None
         f"{f', the median of {len(found_rates)} folds' if len(rates) > 1 else ''}).",
     ]
     if median is not None:
-        remarks.append(f"Seeds of its finals: {', '.join(map(str, seeds))}; {median.trial.seed} is the median's.")
+        typical = f"{median.trial.seed} is the median's{' of the first look' if len(rates) == 1 else ''}"
+        remarks.append(f"Seeds of its finals: {', '.join(map(str, seeds))}; {typical}.")
     made = Recipe(
         tool=tool,
         base_model=study.base_of(name),

@@ -3,18 +3,19 @@
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from tunetrial import models, plan
 from tunetrial.core import files
-from tunetrial.core.evidence import Evidence
+from tunetrial.core.evidence import Evidence, TrialRecord
 from tunetrial.core.study import Study, Trial
 from tunetrial.plan import Plan, Wave
 from tunetrial.store import StudyFolder, surplus
 from tunetrial.trial.crew import Crew
+from tunetrial.trial.machine import free_host_bytes
 from tunetrial.trial.openings import note_openings
 from tunetrial.trial.pinning import Pinned, pin
 from tunetrial.trial.pool import cores
@@ -77,7 +78,10 @@ def run(
         store.write_lock(pinned.lock)
         store.write_study(source)
         made = _write_plan(pinned, store)
-        crew = Crew(pinned, folder, size=_side_by_side(pinned, made))
+        if pinned.lock.engine != "sim":  # which writes no weights
+            used = sum(path.stat().st_size for path in folder.glob("trials/**/*") if path.is_file())
+            plan.check_disk(made.disk_bytes, free_bytes=made.free_disk_bytes, used_bytes=used, where=folder)
+        crew = Crew(pinned, folder, size=made.workers)
         with _Signals(crew):
             try:
                 return _Course(pinned, store, crew, tell, spending).follow()
@@ -99,22 +103,17 @@ def _fitted(pinned: Pinned, store: StudyFolder) -> Pinned:
 
 
 def _write_plan(pinned: Pinned, store: StudyFolder) -> Plan:
-    shape, free = models.shape(pinned.base), files.free_bytes(store.path)
-    made = plan.preview(
-        pinned.lock, shape, pinned.data, counted=pinned.counted, others=pinned.others, free_disk_bytes=free
+    shape = models.shape(pinned.base)
+    machine = plan.Machine(
+        device=pinned.device,
+        cores=cores(),
+        device_bytes=pinned.free_bytes,
+        host_bytes=free_host_bytes(),
+        disk_bytes=files.free_bytes(store.path),
     )
+    made = plan.preview(pinned.lock, shape, pinned.data, counted=pinned.counted, others=pinned.others, machine=machine)
     store.write_plan(made.model_dump(mode="json"))
     return made
-
-
-def _side_by_side(pinned: Pinned, made: Plan) -> int:
-    """How many trials go side by side: one a core, as far as twice the largest fits into the device's free memory.
-
-    On a GPU small models wait for the process that feeds it, not for the device; a large one leaves no room for two.
-    """
-    largest_bytes = max(needed.high for needed in made.memory_bytes.values())
-    share = 1 if pinned.device == "cpu" else 2
-    return max(1, min(cores(), int(pinned.free_bytes / (share * largest_bytes))))
 
 
 class _Course:
@@ -126,6 +125,7 @@ class _Course:
         self._pinned, self._store, self._crew, self._tell = pinned, store, crew, tell
         self._purse = Purse(pinned, spending)
         self._failed: dict[str, tuple[Trial, str]] = {}
+        self._records: dict[str, TrialRecord] = {}
         self._started_s = time.monotonic()
 
     def follow(self) -> Outcome:
@@ -139,9 +139,8 @@ class _Course:
                 return self._outcome("out of budget", evidence)
             if self._crew.stopping:
                 return self._outcome("interrupted", evidence)
+            self._drop_weights(evidence.records)
             if not trials:
-                if wave is None:
-                    self._drop_weights(evidence)
                 return self._outcome("failed" if self._failed else "done", evidence)
             self._purse.learn(evidence.records)
             self._carry_out(wave, trials, before=len(done))
@@ -159,6 +158,8 @@ class _Course:
                 self._failed[trial.id] = (trial, error)
             if status == "infeasible":
                 self._crew.finish()
+            elif error is None and trial.purpose == "final":
+                self._drop_weights([self._store.trial(trial).record()])
 
         def moved() -> None:
             if self._purse.overdrawn() and not self._crew.stopping:
@@ -168,10 +169,11 @@ class _Course:
         note_openings(self._pinned.lock, trials)
         self._crew.carry_out(trials, ended, moved, may_begin=self._purse.allows)
 
-    def _drop_weights(self, evidence: Evidence) -> None:
-        """Keep no more weights than the study says, now that no further final will come."""
-        ids = set(surplus(evidence))
-        for record in evidence.records:
+    def _drop_weights(self, records: Sequence[TrialRecord]) -> None:
+        """Keep no more weights than the study says, as each final ends: the disk need not hold those of all."""
+        self._records |= {record.trial.id: record for record in records}
+        ids = set(surplus(Evidence(self._pinned.lock, tuple(self._records.values()), {}, {})))
+        for record in self._records.values():
             folder = self._store.trial(record.trial)
             if record.trial.id in ids and folder.artifact.exists():
                 folder.drop_artifact()
