@@ -11,11 +11,13 @@ from torch import nn
 from transformers import AutoModel, GPT2Config, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
-from tiny import make_model
+from tiny import make_data, make_model, make_trial
 from tunetrial import methods, models
+from tunetrial.core.errors import DoesNotFitError
 from tunetrial.core.study import Arm
-from tunetrial.engine import adapters
+from tunetrial.engine import adapters, attention
 from tunetrial.engine.quantised import QuantisedLinear, matrix, resident_bytes
+from tunetrial.engine.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
 IDS = torch.arange(1, 25).view(2, 12)
@@ -194,3 +196,25 @@ def test_counts_are_those_of_the_formulas(base, method, settings):
     count = sum(math.prod(parameter.shape) for parameter in trained(model).values())
     assert count + 3 * shape.hidden == found.trainable_parameters(shape, 3)
     assert found.state_bytes(shape, 3) == 8 * (count + 3 * shape.hidden)
+
+
+def test_a_base_that_does_not_fit_as_it_is_may_fit_as_a_trial_stores_it(tmp_path, monkeypatch):
+    """Memory runs out as the base is opened: rows are counted all the same, and the trial finds out for itself."""
+    whole, left = attention.load, [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def scarce(*args, **kwargs):
+        error = left.pop(0) if left else None
+        if error is not None:
+            raise error
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "load", scarce)
+    session = TorchEngine(device="cpu").open(make_model(tmp_path), "fp32")
+    data = make_data("classify")
+    assert len(session.lengths(data.splits["train"])) == len(data.splits["train"])
+    run = session.start(make_trial("qlora"), data)
+    assert all(step.loss > 0 for step in run.steps(None, most=2))
+    for _ in range(2):
+        left[:] = [torch.OutOfMemoryError("again")]
+        with pytest.raises(DoesNotFitError, match="lora: weights and optimiser states: out of memory, got again"):
+            session.start(make_trial("lora"), data)
