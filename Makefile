@@ -9,8 +9,9 @@ DEMO := tunetrial-demo
 demo: $(VENV)/.installed
 	$(BIN)/tunetrial demo --folder $(DEMO)
 
+# Two processes of one thread each; the tests of a file stay together.
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Minutes each: whole simulated studies, long fault tests.
 test-slow: $(VENV)/.installed

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
 import bases
@@ -45,6 +45,21 @@ def test_states_and_gradients_are_those_of_transformers(name, lengths, tmp_path)
     assert found.keys() == expected.keys()
     for weight, gradient in expected.items():
         assert (found[weight] - gradient).norm() <= 2e-5 * gradient.norm() + 1e-6, weight
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "bert"])
+def test_a_wider_grid_computes_the_same(name, tmp_path, monkeypatch):
+    bases.make(name, tmp_path)
+    model = attention.load(tmp_path, AutoModelForCausalLM if name != "bert" else AutoModel, torch.float32, CPU)
+    assert model.config._attn_implementation == attention.UNPADDED
+    found = {}
+    for columns in (1, 32):
+        monkeypatch.setattr(attention, "COLUMN_BUCKET", {"cpu": columns})
+        layout = drawn()
+        assert layout.longest == (32 if columns == 32 else max(LENGTHS))
+        way = blocks.states if blocks.fits(model.base_model) else attention.states
+        found[columns] = gradients(model, layout, way)
+    torch.testing.assert_close(found[32], found[1], rtol=1e-5, atol=1e-5)
 
 
 @known

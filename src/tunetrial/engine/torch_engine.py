@@ -56,9 +56,6 @@ class TorchEngine:
         gc.collect()  # of a session that this one replaces
         if self.device_type == "cuda":
             torch.cuda.empty_cache()
-        # cuDNN's attention plans anew for each length of a batch's longest row: over 0.1 s a step on an H200, which
-        # torch's own kernels take a third of.
-        torch.backends.cuda.enable_cudnn_sdp(False)
         return TorchSession(base, precision, self.device, self.checkpoint_every_s)
 
 
