@@ -124,8 +124,8 @@ def test_a_centre_moves_an_arms_search_alone():
 
 
 def test_a_study_stops_when_its_budget_is_spent_and_goes_on_with_a_larger_one(tmp_path, monkeypatch):
-    """Ten seconds, of which 30 slow steps a trial take half a second; then as much as it wants."""
-    monkeypatch.setenv("TEST_STEP_S", "0.2")
+    """Ten seconds, of which 30 slow steps a trial take one and a half; then as much as it wants."""
+    monkeypatch.setenv("TEST_STEP_S", "0.05")
     path = write_study(tmp_path, more="hardware: {usd_per_hour: 3600}\nbudget: {usd: 10}\ntuning: {points: 3}\n")
     path.write_text(path.read_text().replace("tuning: {points: 3, max_points: 5}\n", "", 1))
     stopped = tunetrial("run", path, "--engine", "trial_engines:Slow", home=tmp_path / "home")
@@ -136,6 +136,7 @@ def test_a_study_stops_when_its_budget_is_spent_and_goes_on_with_a_larger_one(tm
     )
     results = tmp_path / "study-results"
     before = sorted(results.glob("trials/*/record.json"))
+    assert before, "no trial ended in ten seconds"
     spent = sum(json.loads((results / "spent.json").read_text())["run_s"])
     assert spent < 20 and "budget spent: " in (results / "report.md").read_text()
     path.write_text(path.read_text().replace("budget: {usd: 10}", "budget: {usd: 900}"))
