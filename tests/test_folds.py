@@ -371,6 +371,8 @@ def test_an_arm_that_is_no_better_than_the_constant_did_not_train():
     idle = RIGHT | {("lora", place): 10 + (-1) ** place for place in range(1, 11)}
     (_, lora), (found,) = compare(an_evidence(a_lock(), idle))
     assert lora.state == "did not train" and found.words == "NOT COMPARABLE"
+    both = idle | {("full", place): idle["lora", place] for place in range(1, 11)}
+    assert decide(an_evidence(a_lock(), both)).abstention.next_spend.startswith("more rows: so few may not show")
 
 
 def test_a_comparison_waits_for_all_folds():

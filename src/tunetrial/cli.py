@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LINE_EVERY_S, REFRESH_S = 60.0, 0.25
 USAGE, FAILED, DOES_NOT_FIT, INTERRUPTED = 2, 3, 4, 130
 
-DEMOS = "demo: scores and queues, five minutes on 2 cores. demo-json: answers as JSON, about an hour there."
+DEMOS = "demo: scores and queues, five minutes on 2 cores. demo-json: answers as JSON, about half an hour."
 
 app = typer.Typer(
     add_completion=False,

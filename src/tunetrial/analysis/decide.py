@@ -205,7 +205,9 @@ def _nothing_safe(board: Board) -> Abstention:
         )
     if state != "trained":
         worst = f"{choice} is better than a constant; what {board.reference} would do is not known" if choice else None
+        few = board.evidence.lock.folding(board.evidence.lock.study.rule.primary)
         spend = f"learning rates at which {board.reference} trains, or another reference"
+        spend = f"more rows: so few may not show that anything was learned; else {spend}" if few else spend
         return Abstention(
             reason=f"{why}: nothing to compare with", safe_choice=choice, at_worst=worst, next_spend=spend
         )

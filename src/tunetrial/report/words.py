@@ -10,6 +10,7 @@ from tunetrial.core.evidence import Measurement
 MINUS = "\N{MINUS SIGN}"
 THIN = "\N{NARROW NO-BREAK SPACE}"
 BINARY = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+BYTES = {"bytes": 1, "B": 1, **dict(BINARY)}
 
 UNITLESS = frozenset(("", "1", "share", "fraction", "coefficient", "F1", "correlation", "target units"))
 CRITERIA = {
@@ -127,7 +128,9 @@ def size(value_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time: milliseconds below a second, minutes and hours above."""
+    """Write a time: milliseconds below a second, minutes and hours above; nobody waits for less than a millisecond."""
+    if 0 < seconds < 0.001:
+        return f"under 1{THIN}ms"
     if seconds < 1:
         return f"{figure(1000 * seconds)}{THIN}ms"
     if seconds < 120:
@@ -144,8 +147,8 @@ def dollars(usd: float) -> str:
 def quantity(measured: Measurement) -> str:
     """Write a measurement in the unit that reads best."""
     value, unit = measured.value, measured.unit
-    if unit in ("bytes", "B"):
-        return size(value)
+    if unit in BYTES:
+        return size(value * BYTES[unit])
     if unit == "s":
         return duration(value)
     if unit.lower() in ("usd", "$"):
