@@ -12,7 +12,7 @@ from tunetrial import tasks
 from tunetrial.analysis import arms, decide, metrics
 from tunetrial.core.errors import EvidenceError, IntegrityError
 from tunetrial.core.evidence import Scores, TrialRecord
-from tunetrial.core.study import Arm, Controls, TaskSpec, Trial
+from tunetrial.core.study import Arm, Controls, DataPin, Lock, Rule, Study, TaskSpec, Trial
 from tunetrial.engine.sim import SimEngine, Truth, World
 from tunetrial.store import StudyFolder
 from tunetrial.trial.execution import Terms, carry_out
@@ -47,6 +47,19 @@ def carried_out(tmp_path, *, quality: float = 0.7, purpose: str = "final"):
     data = code(tmp_path)
     record = carry_out(trial(purpose), data, engine.open(tmp_path, "fp32"), folder, terms=terms, watch=Watch())
     return record, folder
+
+
+def test_another_schema_is_another_trial():
+    """Its answers would be held against another schema than the records say."""
+    ids = {}
+    for schema in (None, SCHEMA, '{"type": "object"}'):
+        spec = TaskSpec(name="t", kind="generate", metric="chrf", margin=0.1, data="d", json_schema=schema)
+        arms_ = (Arm(name="full", method="full"),)
+        study = Study(question="", base_model="b", tasks=(spec,), arms=arms_, reference="full", rule=Rule(primary="t"))
+        pins = {"t": DataPin(digests={"train": "x"}, counts={"train": 1})}
+        lock = Lock(study=study, base_fingerprint="f", parameters=1, precision="fp32", data=pins)
+        ids[schema] = lock.trial("full", "t", learning_rate=1e-3, seed=1, purpose="tune").id
+    assert len(set(ids.values())) == 3
 
 
 def test_a_trial_of_text_measures_every_metric_and_keeps_texts_and_columns(tmp_path):

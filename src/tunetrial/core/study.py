@@ -108,7 +108,8 @@ class Controls(Record):
     linear to 0. `base_fingerprint` names the base's weights. Rows longer than `max_tokens` are dropped in every arm.
 
     `readout` says how an answer is read: from a trained "head", by scoring the "labels"' texts, or as generated "text"
-    of at most `max_new_tokens`, decoded greedily. `template_digest` is that of the chat template, where one is used.
+    of at most `max_new_tokens`, decoded greedily. `template_digest` is that of the chat template, where one is used,
+    `schema_digest` that of the schema which completions are held against, where there is one.
     """
 
     base_fingerprint: str
@@ -122,6 +123,7 @@ class Controls(Record):
     readout: Readout = "head"
     max_new_tokens: int | None = None
     template_digest: str | None = None
+    schema_digest: str | None = added()
 
 
 class Tuning(Record):
@@ -331,6 +333,7 @@ class Lock(Record):
             readout=readout,
             max_new_tokens=spec.max_new_tokens if readout == "text" else None,
             template_digest=base.template_digest if spec.messages else None,
+            schema_digest=digest(spec.json_schema) if spec.json_schema else None,
         )
 
     def final_seeds(self, look: int) -> tuple[int, ...]:
