@@ -166,6 +166,10 @@ def test_what_is_no_adapter_is_named(base, tmp_path):
     with pytest.raises(ModelError, match="no adapter, got no adapter_config.json"):
         merge(base, tmp_path / "out")
     adapter = peft_adapter(base, tmp_path / "adapter")
+    whole = (adapter / "adapter_model.safetensors").read_bytes()
+    (adapter / "adapter_model.safetensors").write_bytes(whole[:-40])
+    with pytest.raises(IntegrityError, match="adapter_model.safetensors: cannot be read, got SafetensorError; restore"):
+        merge(adapter, tmp_path / "out", base_model=str(base))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ModelError, match="got adapter_model.bin, which can run code"):
         merge(adapter, tmp_path / "out", base_model=str(base))

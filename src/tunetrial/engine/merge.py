@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
@@ -128,7 +128,7 @@ def _weights(read: AdapterFolder, base: models.PinnedModel) -> tuple[dict[str, t
         with safe_open(path, framework="pt") as file:
             stated = (file.metadata() or {}).get(FINGERPRINT)
         weights = load_file(path)
-    except Exception as error:
+    except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{path}: cannot be read, got {type(error).__name__}; restore the file") from None
     if stated is not None and stated != base.fingerprint:
         got = f"got {base.name} with fingerprint {base.fingerprint[:12]}"
