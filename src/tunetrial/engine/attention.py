@@ -1,12 +1,14 @@
 """Batches without padding: all rows of a batch laid end to end, so that linear layers and norms see real tokens alone.
 
-Attention is the one place where rows must not meet: there queries, keys and values are laid out in a padded grid,
-attended, and gathered back. What stands to the right of a row's end cannot reach its tokens, by causality or by a mask,
-and the grid's empty cells are never gathered: the result is that of the padded batch.
+Attention is the one place where rows must not meet. On newer GPUs a kernel is told where they begin and end
+(`varlen`). Elsewhere queries, keys and values are laid out in a padded grid, attended, and gathered back: what stands
+to the right of a row's end cannot reach its tokens, by causality or by a mask, and the grid's empty cells are never
+gathered: the result is that of the padded batch.
 
 The number of tokens is rounded up to a bucket, with idle tokens that nothing reads: kernels are prepared once a shape,
-and on a CPU preparing one costs more than running it. On CUDA the grid's columns are rounded up too: cuDNN plans its
-attention anew for each number of them, which took over 0.1 s each on an H200, three times the rest of a step.
+and on a CPU preparing one costs more than running it. On CUDA buckets widen with the number, so that few shapes occur;
+the grid's columns are rounded up too: cuDNN plans its attention anew for each number of them, which took over 0.1 s
+each on an H200, three times the rest of a step.
 
     model = load(folder, AutoModelForCausalLM, torch.float32, torch.device("cpu"))
     layout = lay_out([[5, 6, 7], [8, 9]], model.device)
@@ -27,10 +29,13 @@ from transformers.utils import logging
 
 from tunetrial import models
 from tunetrial.core.errors import ModelError
+from tunetrial.engine import varlen
 
 UNPADDED = "tunetrial_unpadded"
 TOKEN_BUCKET = 64
+IDLE_SHARE = {"cuda": 16}
 COLUMN_BUCKET = {"cuda": 32}
+SHORTEST_MOST = 512
 PROOF_LENGTHS = (24, 1, 9, 17)
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 WITHOUT_EFFECT = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "return_dict"}
@@ -39,7 +44,12 @@ WITHOUT_EFFECT = {"position_ids", "use_cache", "output_attentions", "output_hidd
 @dataclass(frozen=True)
 class Layout:
     """Rows end to end: ids and positions (1, tokens), each real token's cell in the grid, the rows' first and last
-    tokens. Positions count from 0 in each row; idle tokens have id and position 0. `longest` are the grid's columns."""
+    tokens. Positions count from 0 in each row; idle tokens have id and position 0. `longest` are the grid's columns.
+
+    `bounds` are where rows begin, int32, idle tokens being rows of their own, and where the last one ends: there are
+    ceil(rows / 16) of those, empty or not, and no row is longer than `most`, so that shapes follow from the numbers of
+    tokens and rows and from `most` alone.
+    """
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -48,6 +58,8 @@ class Layout:
     last: torch.Tensor
     rows: int
     longest: int
+    bounds: torch.Tensor
+    most: int
     _hidden: dict[tuple[bool, int | None], torch.Tensor] = field(default_factory=dict)
 
     def hidden(self, *, causal: bool, window: int | None) -> torch.Tensor:
@@ -85,10 +97,12 @@ def lay_out(tokens: Sequence[Sequence[int]], device: torch.device) -> Layout:
     longest += -longest % COLUMN_BUCKET.get(device.type, 1)
     positions = np.concatenate([np.arange(length) for length in lengths])
     cells = positions + np.repeat(np.arange(len(lengths)) * longest, lengths)
-    idle = np.zeros(-len(cells) % TOKEN_BUCKET, dtype=np.int64)
+    idle = np.zeros(_rounded(len(cells), device.type) - len(cells), dtype=np.int64)
     ids = np.concatenate([*(np.asarray(row, dtype=np.int64) for row in tokens), idle])
     positions = np.concatenate([positions, idle])
     ends = lengths.cumsum()
+    most = max(SHORTEST_MOST, 1 << int(lengths.max() - 1).bit_length())
+    idle_ends = ends[-1] + np.minimum(np.arange(1, -(-len(lengths) // 16) + 1) * most, len(idle))
     move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
     return Layout(
         ids=move(ids)[None],
@@ -98,7 +112,17 @@ def lay_out(tokens: Sequence[Sequence[int]], device: torch.device) -> Layout:
         last=move(ends - 1),
         rows=len(lengths),
         longest=longest,
+        bounds=move(np.concatenate([[0], ends, idle_ends]).astype(np.int32)),
+        most=most,
     )
+
+
+def _rounded(tokens: int, device_type: str) -> int:
+    """The bucket of so many tokens: the next multiple of 64 or, where buckets widen, of a sixteenth of the largest
+    power of two within them, so that less than a sixteenth is idle from 1,024 tokens up."""
+    share = IDLE_SHARE.get(device_type)
+    bucket = TOKEN_BUCKET if share is None else max(TOKEN_BUCKET, (1 << tokens.bit_length() - 1) // share)
+    return tokens + -tokens % bucket
 
 
 def attend(
@@ -132,8 +156,11 @@ def attend(
         got = ", ".join(sorted(strange)) or "a call without layout, with cached keys, or of unknown direction"
         raise ModelError(f"{type(module).__name__}: attention without padding: not supported, got {got}; use another")
     window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
-    q, k, v = (layout.grid(x[0].transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if causal and softcap is None and varlen.takes(query, query.shape[-1]):
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return varlen.attend(q, k, v, layout.bounds, layout.most, scaling=scaling, window=window)[None], None
+    q, k, v = (layout.grid(x[0].transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
     if query.device.type != "cuda" or softcap is not None:
         mixed = _plain(q, k, v, scaling, hidden=layout.hidden(causal=causal, window=window), softcap=softcap)
     elif causal and window is None:

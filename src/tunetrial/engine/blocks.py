@@ -1,9 +1,9 @@
 """Backbones of Llama's kind, walked by us: transformers' modules and weights, in fewer operations.
 
 A step of a small model is hundreds of small operations, which a CPU pays for in memory traffic and a GPU in launches.
-Here a residual sum goes with the norm after it, rotation with the way into attention's grid, and gradients are written
-by hand. Linear layers stay whatever modules are there, so that every method works on them. A backbone that is not known
-exactly is left to transformers, as is generation.
+Here a residual sum goes with the norm after it, rotation with the way into attention's grid where there is one, and
+gradients are written by hand. Linear layers stay whatever modules are there, so that every method works on them. A
+backbone that is not known exactly is left to transformers, as is generation.
 
     hidden = states(model, lay_out(rows, model.device))
 """
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tunetrial.engine import attention
+from tunetrial.engine import attention, varlen
 from tunetrial.engine.attention import UNPADDED, Layout
 
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -66,17 +66,17 @@ def _proven(backbone: nn.Module) -> bool:
 
 def walk(backbone: PreTrainedModel, layout: Layout) -> torch.Tensor:
     """The last hidden states (tokens, hidden) of a backbone that fits."""
-    ids, real = layout.ids[0], len(layout.cells)
-    if real == len(ids):  # one idle token at least: the grid's empty cells are filled from it
+    ids, flat = layout.ids[0], varlen.takes(backbone.embed_tokens.weight, backbone.layers[0].self_attn.head_dim)
+    if not flat and len(layout.cells) == len(ids):  # one idle token at least: the grid's empty cells are filled from it
         ids = nn.functional.pad(ids, (0, attention.TOKEN_BUCKET))
     x = backbone.embed_tokens(ids)[None]
-    grid = Grid(backbone, layout, len(ids), x)
+    place = Flat(backbone, layout, x) if flat else Grid(backbone, layout, len(ids), x)
     first = backbone.layers[0].input_layernorm
     h = Norm.apply(x, first.weight, first.variance_epsilon)
     norms = [*(layer.input_layernorm for layer in backbone.layers), backbone.norm][1:]
     for layer, following in zip(backbone.layers, norms, strict=True):
         norm = layer.post_attention_layernorm
-        x, h = SumAndNorm.apply(x, attend(layer.self_attn, h, grid), norm.weight, norm.variance_epsilon)
+        x, h = SumAndNorm.apply(x, attend(layer.self_attn, h, place), norm.weight, norm.variance_epsilon)
         x, h = SumAndNorm.apply(x, layer.mlp(h), following.weight, following.variance_epsilon)
     return h[0, : layout.ids.shape[1]]
 
@@ -177,6 +177,23 @@ class Grid:
             self.made["scaled"] = tuple(table * scaling for table in self.angles)
         return self.made["scaled"]
 
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, size: int, scaling: float, window: int | None
+    ) -> torch.Tensor:
+        """Attention of (1, tokens, heads * size), turned by position."""
+        many, few = (self.places(x.shape[2] // size) for x in (q, k))
+        window = window if window is not None and window < self.layout.longest else None
+        shape = self.layout.rows, -1, self.layout.longest, size
+        q = IntoGrid.apply(q, many, size, *self.scaled(scaling)).view(shape)
+        k = IntoGrid.apply(k, few, size, *self.angles).view(shape)
+        v = IntoGrid.apply(v, few, size, None, None).view(shape)
+        if q.is_cuda:
+            hidden = None if window is None else self.layout.hidden(causal=True, window=window)
+            mixed = attention._fused(q, k, v, 1.0, hidden=hidden)
+        else:
+            mixed = Softmax.apply(q, k, v, self.bias(window, q.shape[1] // k.shape[1]))
+        return OutOfGrid.apply(mixed, many)
+
     def bias(self, window: int | None, groups: int) -> torch.Tensor:
         """-inf where a query (groups * longest) does not see a key (longest), else 0."""
         key = window, groups
@@ -187,7 +204,27 @@ class Grid:
         return self.made[key]
 
 
-def attend(module: nn.Module, h: torch.Tensor, grid: Grid) -> torch.Tensor:
+class Flat:
+    """What all layers of one pass share where rows are attended as they lie: angles by token."""
+
+    def __init__(self, backbone: PreTrainedModel, layout: Layout, like: torch.Tensor):
+        self.layout, self.config = layout, backbone.config
+        cos, sin = (table[0, :, None] for table in backbone.rotary_emb(like, layout.positions))
+        half = sin.shape[2] // 2
+        self.angles = cos, torch.cat([-sin[..., :half], sin[..., half:]], 2)
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, size: int, scaling: float, window: int | None
+    ) -> torch.Tensor:
+        """Attention of (1, tokens, heads * size), turned by position."""
+        q, k, v = (x.view(x.shape[1], -1, size) for x in (q, k, v))
+        q, k = (Turn.apply(x, *self.angles) for x in (q, k))
+        window = window if window is not None and window < self.layout.most else None
+        mixed = varlen.attend(q, k, v, self.layout.bounds, self.layout.most, scaling=scaling, window=window)
+        return mixed.flatten(1)[None]
+
+
+def attend(module: nn.Module, h: torch.Tensor, place: Grid | Flat) -> torch.Tensor:
     """Causal attention of h (1, tokens, hidden) within each row, with the module's projections."""
     q, k, v = module.q_proj(h), module.k_proj(h), module.v_proj(h)
     size = module.head_dim
@@ -196,19 +233,32 @@ def attend(module: nn.Module, h: torch.Tensor, grid: Grid) -> torch.Tensor:
             Norm.apply(x.reshape(-1, size), norm.weight, norm.variance_epsilon).view_as(x)
             for x, norm in ((q, module.q_norm), (k, module.k_norm))
         )
-    many, few = (grid.places(x.shape[2] // size) for x in (q, k))
-    window = getattr(module, "sliding_window", getattr(grid.config, "sliding_window", None))
-    window = window if window is not None and window < grid.layout.longest else None
-    shape = grid.layout.rows, -1, grid.layout.longest, size
-    q = IntoGrid.apply(q, many, size, *grid.scaled(module.scaling)).view(shape)
-    k = IntoGrid.apply(k, few, size, *grid.angles).view(shape)
-    v = IntoGrid.apply(v, few, size, None, None).view(shape)
-    if q.is_cuda:
-        hidden = None if window is None else grid.layout.hidden(causal=True, window=window)
-        mixed = attention._fused(q, k, v, 1.0, hidden=hidden)
-    else:
-        mixed = Softmax.apply(q, k, v, grid.bias(window, q.shape[1] // k.shape[1]))
-    return module.o_proj(OutOfGrid.apply(mixed, many))
+    window = getattr(module, "sliding_window", getattr(place.config, "sliding_window", None))
+    return module.o_proj(place.attend(q, k, v, size=size, scaling=module.scaling, window=window))
+
+
+class Turn(torch.autograd.Function):
+    """Heads (tokens, heads, size) turned by their tokens' angles (Su et al. 2021, arXiv:2104.09864).
+
+    Coordinates i and i + size / 2 are a pair; cosines and sines are (tokens, 1, size), sines negative in their first
+    half. The gradient is turned back.
+    """
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, dx):
+        cos, sin = ctx.saved_tensors
+        return turn(dx, cos, -sin), None, None
+
+
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x cos + swap(x) sin, where swap exchanges the halves of the last dimension."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([second, first], -1) * sin
 
 
 def _turned(x: torch.Tensor, swapped: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, sign: int) -> torch.Tensor:
