@@ -1,0 +1,98 @@
+"""Cross-entropy of a language model's tokens, without all logits at once.
+
+Logits are (tokens, vocabulary), in fp32 the largest tensor of a step by far. Here they are made a chunk of tokens at a
+time, and are gone before the next: what is kept is a number a token and, while the output weight is frozen, the
+gradient in the hidden states, which a token's own upstream gradient only scales. Where the weight is trained, chunks
+are made anew in the backward pass, since its gradient sums over tokens that are scaled differently.
+
+    nats = token_losses(states, head.weight, targets, chunk=tokens_at_once(head.weight))
+"""
+
+import torch
+
+CHUNK_LOGITS = 2**26
+
+
+def tokens_at_once(weight: torch.Tensor) -> int:
+    """A chunk whose logits are about 2**26: 256 MiB in fp32."""
+    return max(1, CHUNK_LOGITS // len(weight))
+
+
+def token_losses(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, chunk: int, cap: float | None = None
+) -> torch.Tensor:
+    """Negative log-likelihood of each target in nats, (tokens,) in fp32 (fp64 of fp64).
+
+    What `cross_entropy((hidden @ weight.T).float(), targets, reduction="none")` gives, with gradients in hidden and, if
+    it is trained, in weight. No target is left out: hand over labelled tokens alone.
+
+    Args:
+        hidden: (tokens, hidden), in the compute dtype; logits are rounded to it, as those of a linear layer are.
+        weight: (vocabulary, hidden), of the same dtype.
+        targets: (tokens,), int64.
+        chunk: How many tokens' logits are held at once. Results do not depend on it but for rounding.
+        cap: Logits x are bounded to cap * tanh(x / cap) first (Gemma 2, arXiv:2408.00118).
+    """
+    return TokenLosses.apply(hidden, weight, targets, chunk, cap)
+
+
+class TokenLosses(torch.autograd.Function):
+    """With x the logits, z = logsumexp(x) and t the target: z - x_t, whose gradient in x is softmax(x) - onehot(t)."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, chunk, cap):
+        trained, asked = ctx.needs_input_grad[1], ctx.needs_input_grad[0]
+        nats = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        dhidden = torch.empty_like(hidden) if asked and not trained else None
+        for at in _chunks(len(hidden), chunk):
+            logits = hidden[at] @ weight.T
+            nats[at] = negative_log_likelihood(logits, targets[at], cap)
+            if dhidden is not None:
+                torch.mm(logit_gradient(logits, targets[at], None, cap), weight, out=dhidden[at])
+        ctx.save_for_backward(*((hidden, weight, targets) if trained else (dhidden,)))
+        ctx.trained, ctx.chunk, ctx.cap = trained, chunk, cap
+        return nats
+
+    @staticmethod
+    def backward(ctx, dnats):
+        if not ctx.trained:
+            (dhidden,) = ctx.saved_tensors
+            return (dhidden * dnats[:, None]).to(dhidden.dtype), None, None, None, None
+        hidden, weight, targets = ctx.saved_tensors
+        dhidden = torch.empty_like(hidden)
+        dweight = torch.zeros_like(weight, dtype=dnats.dtype)
+        for at in _chunks(len(hidden), ctx.chunk):
+            dlogits = logit_gradient(hidden[at] @ weight.T, targets[at], dnats[at], ctx.cap)
+            torch.mm(dlogits, weight, out=dhidden[at])
+            dweight += dlogits.T @ hidden[at]
+        return dhidden, dweight.to(weight.dtype), None, None, None
+
+
+def _chunks(tokens: int, chunk: int) -> list[slice]:
+    return [slice(first, first + chunk) for first in range(0, tokens, chunk)]
+
+
+def negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """logsumexp(x) - x_t of logits (tokens, vocabulary), in fp32 or wider."""
+    wide = _wide(logits, cap)
+    return wide.logsumexp(1) - wide.gather(1, targets[:, None])[:, 0]
+
+
+def logit_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, upstream: torch.Tensor | None, cap: float | None
+) -> torch.Tensor:
+    """(softmax(x) - onehot(t)), times tanh's derivative where there is a cap, times a token's upstream gradient; made
+    in fp32 or wider and rounded to the logits' dtype."""
+    wide = _wide(logits, cap)
+    columns = torch.arange(wide.shape[1], device=wide.device)
+    gradient = wide.softmax(1) - (columns == targets[:, None]).to(wide.dtype)
+    if cap is not None:
+        gradient = gradient * (1 - (wide / cap).square())
+    if upstream is not None:
+        gradient = gradient * upstream[:, None]
+    return gradient.to(logits.dtype)
+
+
+def _wide(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide if cap is None else torch.tanh(wide / cap) * cap
