@@ -292,17 +292,6 @@ def test_attention_refuses_what_it_would_not_honour(more, got):
         attention.attend(Module(), q, q, q, None, **{"layout": layout, "scaling": 1.0} | more)
 
 
-@decoders
-def test_text_is_generated_with_a_cache_as_transformers_does(name, tmp_path):
-    model = load(name, tmp_path)
-    prompt = torch.tensor(drawn_rows((9,)))
-    settings = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 8, "do_sample": False}
-    with attention.padding(model):
-        made = model.generate(prompt, **settings)
-    assert model.config._attn_implementation == attention.UNPADDED
-    assert torch.equal(made, reference(model, tmp_path).generate(prompt, **settings))
-
-
 def test_missing_weights_are_never_drawn_at_random(tmp_path):
     model = bases.make("bert", tmp_path)
     weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("pooler")}

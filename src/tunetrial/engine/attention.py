@@ -16,8 +16,7 @@ each on an H200, three times the rest of a step.
     logits(model, states(model, layout)[layout.last])         # (rows, vocabulary)
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -287,18 +286,6 @@ def prove(model: PreTrainedModel) -> None:
         if error <= TOLERANCE[model.dtype]:
             return
     model.set_attn_implementation("eager")
-
-
-@contextmanager
-def padding(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model take padded batches and cached keys, as its own `generate` does."""
-    before = model.config._attn_implementation
-    if before == UNPADDED:
-        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 AttentionInterface.register(UNPADDED, attend)

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from tunetrial.core.evidence import Example, TaskData
-from tunetrial.engine.attention import lay_out, logits, padding
+from tunetrial.engine import generation
+from tunetrial.engine.attention import lay_out, logits
 from tunetrial.engine.blocks import states
 from tunetrial.engine.readout import EVALUATION_BATCH
 from tunetrial.engine.texts import Row, Texts
@@ -47,37 +48,9 @@ class LanguageModel(nn.Module):
         nats = nn.functional.cross_entropy(wide, torch.tensor(targets, device=self.device), reduction="none")
         return nats, torch.tensor(owners, device=self.device)
 
-    @torch.no_grad()
     def complete(self, prompts: Sequence[list[int]], *, longest: int, stops: set[int], context: int) -> list[list[int]]:
-        """Continue each prompt greedily to a stop (not returned), at most `longest` tokens and within the context."""
-        by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-        made: dict[int, list[int]] = {}
-        with padding(self.causal):
-            for first in range(0, len(by_length), EVALUATION_BATCH):
-                rows = by_length[first : first + EVALUATION_BATCH]
-                made.update(zip(rows, self._batch([prompts[r] for r in rows], longest, stops, context), strict=True))
-        return [made[row] for row in range(len(prompts))]
-
-    def _batch(self, prompts: list[list[int]], longest: int, stops: set[int], context: int) -> list[list[int]]:
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for number, prompt in enumerate(prompts):
-            ids[number, width - len(prompt) :] = torch.tensor(prompt)
-            mask[number, width - len(prompt) :] = 1
-        settings = GenerationConfig(
-            max_new_tokens=max(1, min(longest, context - width)),
-            do_sample=False,
-            eos_token_id=sorted(stops),
-            pad_token_id=min(stops),
-        )
-        out = self.causal.generate(ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings)
-        return [_until(row, stops) for row in out[:, width:].tolist()]
-
-
-def _until(tokens: list[int], stops: set[int]) -> list[int]:
-    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
-    return tokens[:end]
+        """Continue each prompt greedily; see `generation.complete`."""
+        return generation.complete(self.causal, prompts, longest=longest, stops=stops, context=context)
 
 
 class TextObjective:
