@@ -2,8 +2,8 @@
 
 A step of a small model is hundreds of small operations, which a CPU pays for in memory traffic and a GPU in launches.
 Here a residual sum goes with the norm after it, rotation with the way into attention's grid where there is one, and
-gradients are written by hand. Linear layers stay whatever modules are there, so that every method works on them. A
-backbone that is not known exactly is left to transformers, as is generation.
+gradients are written by hand (`elementwise`). Linear layers stay whatever modules are there, so that every method works
+on them. A backbone that is not known exactly is left to transformers, as is generation.
 
     hidden = states(model, lay_out(rows, model.device))
 """
@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 
-from tunetrial.engine import attention, varlen
+from tunetrial.engine import attention, fusion, varlen
 from tunetrial.engine.attention import UNPADDED, Layout
+from tunetrial.engine.elementwise import Norm, SumAndNorm, SwiGLU, Turn
 
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 PROVEN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -77,55 +79,15 @@ def walk(backbone: PreTrainedModel, layout: Layout) -> torch.Tensor:
     for layer, following in zip(backbone.layers, norms, strict=True):
         norm = layer.post_attention_layernorm
         x, h = SumAndNorm.apply(x, attend(layer.self_attn, h, place), norm.weight, norm.variance_epsilon)
-        x, h = SumAndNorm.apply(x, layer.mlp(h), following.weight, following.variance_epsilon)
+        x, h = SumAndNorm.apply(x, feed_forward(layer.mlp, h), following.weight, following.variance_epsilon)
     return h[0, : layout.ids.shape[1]]
 
 
-class Norm(torch.autograd.Function):
-    """w * x / rms(x) (Zhang and Sennrich 2019, arXiv:1910.07467), rounded where transformers' rounds it.
-
-    With n = x / rms(x) and g = w * dy: dx = (g - n * mean(g * n)) / rms(x); dw = sum of dy * n over tokens.
-    Where x is so large that its squares overflow, n is 0 and dx is not a number: such a run must end as diverged.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        normed = (wide * scale).to(x.dtype)
-        ctx.save_for_backward(normed, scale, weight)
-        return normed * weight
-
-    @staticmethod
-    def backward(ctx, dy):
-        dx, dweight = _norm_gradients(ctx, dy, trained=ctx.needs_input_grad[1])
-        return dx.to(dy.dtype), dweight, None
-
-
-def _norm_gradients(ctx, dy: torch.Tensor, *, trained: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Gradients in x (fp32 or wider) and, where it is trained, in w."""
-    normed, scale, weight = ctx.saved_tensors
-    wide_normed, dy, wide_weight = (tensor.to(scale.dtype) for tensor in (normed, dy, weight))
-    products = dy * wide_normed
-    mean = (products @ wide_weight).div_(len(weight))[..., None]
-    scale = scale.masked_fill(scale == 0, torch.nan)
-    dx = (dy * wide_weight).addcmul_(wide_normed, mean, value=-1).mul_(scale)
-    return dx, products.flatten(0, -2).sum(0).to(weight.dtype) if trained else None
-
-
-class SumAndNorm(torch.autograd.Function):
-    """The residual stream x + y, and its norm."""
-
-    @staticmethod
-    def forward(ctx, x, y, weight, eps):
-        sum_ = x + y
-        return sum_, Norm.forward(ctx, sum_, weight, eps)
-
-    @staticmethod
-    def backward(ctx, dsum, dnormed):
-        dx, dweight = _norm_gradients(ctx, dnormed, trained=ctx.needs_input_grad[2])
-        dx = dx.add_(dsum).to(dnormed.dtype)
-        return dx, dx, dweight, None
+def feed_forward(module: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    """down(silu(gate(h)) * up(h)), by the module itself where nothing is compiled or it is another function."""
+    if not (fusion.fuses(h) and _is(module, "MLP") and isinstance(module.act_fn, nn.SiLU | SiLUActivation)):
+        return module(h)
+    return module.down_proj(SwiGLU.apply(module.gate_proj(h), module.up_proj(h)))
 
 
 @dataclass(frozen=True)
@@ -235,30 +197,6 @@ def attend(module: nn.Module, h: torch.Tensor, place: Grid | Flat) -> torch.Tens
         )
     window = getattr(module, "sliding_window", getattr(place.config, "sliding_window", None))
     return module.o_proj(place.attend(q, k, v, size=size, scaling=module.scaling, window=window))
-
-
-class Turn(torch.autograd.Function):
-    """Heads (tokens, heads, size) turned by their tokens' angles (Su et al. 2021, arXiv:2104.09864).
-
-    Coordinates i and i + size / 2 are a pair; cosines and sines are (tokens, 1, size), sines negative in their first
-    half. The gradient is turned back.
-    """
-
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return turn(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx, dx):
-        cos, sin = ctx.saved_tensors
-        return turn(dx, cos, -sin), None, None
-
-
-def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x cos + swap(x) sin, where swap exchanges the halves of the last dimension."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([second, first], -1) * sin
 
 
 def _turned(x: torch.Tensor, swapped: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, sign: int) -> torch.Tensor:

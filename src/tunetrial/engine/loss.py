@@ -10,6 +10,8 @@ are made anew in the backward pass, since its gradient sums over tokens that are
 
 import torch
 
+from tunetrial.engine.fusion import fused
+
 CHUNK_LOGITS = 2**26
 
 
@@ -72,12 +74,14 @@ def _chunks(tokens: int, chunk: int) -> list[slice]:
     return [slice(first, first + chunk) for first in range(0, tokens, chunk)]
 
 
+@fused(0, 0, None)
 def negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
     """logsumexp(x) - x_t of logits (tokens, vocabulary), in fp32 or wider."""
     wide = _wide(logits, cap)
     return wide.logsumexp(1) - wide.gather(1, targets[:, None])[:, 0]
 
 
+@fused(0, 0, 0, None)
 def logit_gradient(
     logits: torch.Tensor, targets: torch.Tensor, upstream: torch.Tensor | None, cap: float | None
 ) -> torch.Tensor:

@@ -1,0 +1,95 @@
+"""Chains of elementwise operations as one kernel each, on CUDA: compiled by torch, from the formulas that a CPU runs.
+
+A kernel serves any number of tokens, and is always compiled for the same number, so that it does not depend on which
+batch came first. It rounds less often than the operations one by one. Where nothing can be compiled (no Triton, no C
+compiler) the operations run one by one, and `why_not` says so.
+
+    @fused(0, None)
+    def scaled(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x * weight
+"""
+
+import subprocess
+from collections.abc import Callable
+from functools import cache, lru_cache, wraps
+
+import torch
+
+COMPILED_FOR = 1024
+MOST_VARIANTS = 64
+OPTIONS = {"deterministic": True}
+
+
+def fused(*tokens: int | None) -> Callable[[Callable], Callable]:
+    """Run a function of tensors and constants as one kernel where that can be.
+
+    It must not write into its arguments, and has no gradient: it is a part of one written by hand.
+
+    Args:
+        tokens: For each argument the dimension of tokens, which takes any size, or None.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        known: set[tuple] = set()
+
+        @wraps(function)
+        def either(*args):
+            if not fuses(args[0]):
+                return function(*args)
+            compiled, args = _compiled(function), [_plain(arg) for arg in args]
+            kind = tuple(_kind(arg, dim) for arg, dim in zip(args, tokens, strict=True))
+            if kind not in known:
+                compiled(*(_example(arg, dim) for arg, dim in zip(args, tokens, strict=True)))
+                known.add(kind)
+            return compiled(*args)
+
+        return either
+
+    return decorate
+
+
+def fuses(like: torch.Tensor) -> bool:
+    """Whether functions of such tensors are compiled."""
+    return like.is_cuda and why_not() is None
+
+
+@lru_cache(maxsize=1)
+def why_not() -> str | None:
+    """Why nothing is compiled for the CUDA device, if so; tried once."""
+    try:
+        torch.compile(torch.neg, fullgraph=True, options=OPTIONS)(torch.ones(8, device="cuda"))
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+        return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_VARIANTS)
+    return None
+
+
+@cache
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, fullgraph=True, options=OPTIONS)
+
+
+def _plain(arg: object) -> object:
+    """A tensor without history and without gaps: whether it had them would be another variant."""
+    return arg.detach().contiguous() if isinstance(arg, torch.Tensor) else arg
+
+
+def _kind(arg: object, dim: int | None) -> tuple:
+    """What a compiled variant is for."""
+    if not isinstance(arg, torch.Tensor):
+        return (arg,)
+    shape = list(arg.shape)
+    if dim is not None:
+        shape[dim] = None
+    return arg.dtype, arg.device, *shape
+
+
+def _example(arg: object, dim: int | None) -> object:
+    """An argument of the same kind, of the number of tokens that is compiled for, and told to take others."""
+    if not isinstance(arg, torch.Tensor) or dim is None:
+        return arg
+    shape = list(arg.shape)
+    shape[dim] = COMPILED_FOR
+    example = arg.new_zeros(shape)
+    torch._dynamo.mark_dynamic(example, dim % arg.ndim)
+    return example

@@ -1,0 +1,135 @@
+"""Passes of a training step recorded as CUDA graphs: a thousand launches become one.
+
+A pass is forward, backward and the adding of gradients to buffers that stay where they are. One of a shape seen for the
+second time is recorded; from the third on it is replayed with the numbers of its batch: the same kernels on the same
+shapes, so the same bytes as without. Whatever cannot be recorded is computed as before, for good, and `why_not` says
+so.
+
+    compute = Replay(compute, CudaGraphs(), abandon=trainables.drop) if device.type == "cuda" else compute
+    losses = compute(batch, factors)
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+import torch
+
+MOST_GRAPHS = 64
+
+Pass = Callable[[], torch.Tensor]
+
+
+class Batch(Protocol):
+    """What a pass reads beside weights. Its tensors are its own: later batches of its key are copied into them.
+
+    `key` fixes all shapes, and every number of Python's that the pass depends on; None for a pass that is not to be
+    recorded.
+    """
+
+    tensors: tuple[torch.Tensor, ...]
+    key: Hashable | None
+
+
+class Recorder(Protocol):
+    """Runs passes, and records them."""
+
+    def run(self, pass_: Pass) -> torch.Tensor: ...
+
+    def record(self, pass_: Pass) -> Pass:
+        """What gives the same as the pass, called again and again.
+
+        Raises:
+            RuntimeError: It cannot be recorded.
+        """
+
+
+class CudaGraphs:
+    """Records into graphs that share one pool of memory: they run one after the other, and keep nothing but results.
+
+    Passes run beside the default stream even when they are not recorded: a gradient is added on the stream that its
+    leaf was first used on, which must be the recorded one, and memory is then cached for one stream alone.
+    """
+
+    def __init__(self) -> None:
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def run(self, pass_: Pass) -> torch.Tensor:
+        outside = torch.cuda.current_stream()
+        self.stream.wait_stream(outside)
+        with torch.cuda.stream(self.stream):
+            made = pass_()
+        outside.wait_stream(self.stream)
+        return made
+
+    def record(self, pass_: Pass) -> Pass:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(torch.cuda.current_stream()):  # back to it even when a recording breaks off
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                made = pass_()
+
+        def again() -> torch.Tensor:
+            graph.replay()
+            return made.clone()
+
+        return again
+
+
+class Replay:
+    """`compute(batch, factors) -> losses`, recorded by `batch.key`.
+
+    What `compute` does to the world must be done by the device alone and in place: a pass that is replayed runs no
+    Python. It keeps no tensor that it made.
+
+    Args:
+        abandon: Called when a recording broke off, to drop what was left of it (gradients of parameters that were not
+            yet added to their buffers).
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Batch, torch.Tensor], torch.Tensor],
+        recorder: Recorder,
+        *,
+        abandon: Callable[[], None],
+    ):
+        self.compute, self.recorder, self.abandon = compute, recorder, abandon
+        self.visits: Counter[Hashable] = Counter()
+        self.recorded: dict[Hashable, tuple[Batch, torch.Tensor, Pass]] = {}
+        self.replayed = 0
+        self.why_not: str | None = None
+
+    def __call__(self, batch: Batch, factors: torch.Tensor) -> torch.Tensor:
+        """The losses of a batch, as `compute` gives them; gradients are added as it adds them."""
+        if batch.key in self.recorded:
+            return self._again(batch, factors)
+        losses = self.recorder.run(lambda: self.compute(batch, factors))
+        if batch.key is not None and self.why_not is None and len(self.recorded) < MOST_GRAPHS:
+            self.visits[batch.key] += 1
+            if self.visits[batch.key] == 2:
+                self._record(batch, factors)
+        return losses
+
+    def forget(self, reason: str) -> bool:
+        """Let all recordings go, with the memory that they hold, and make no more; whether there were any."""
+        held = bool(self.recorded)
+        self.recorded.clear()
+        self.why_not = self.why_not or reason
+        return held
+
+    def _again(self, batch: Batch, factors: torch.Tensor) -> torch.Tensor:
+        kept, kept_factors, again = self.recorded[batch.key]
+        for target, tensor in zip((*kept.tensors, kept_factors), (*batch.tensors, factors), strict=True):
+            target.copy_(tensor, non_blocking=True)
+        self.replayed += 1
+        return again()
+
+    def _record(self, batch: Batch, factors: torch.Tensor) -> None:
+        factors = factors.clone()
+        try:
+            again = self.recorder.record(lambda: self.compute(batch, factors))
+        except RuntimeError as error:
+            self.abandon()
+            self.forget(f"recording failed: {str(error).partition(chr(10))[0]}")
+        else:
+            self.recorded[batch.key] = batch, factors, again

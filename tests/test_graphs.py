@@ -1,0 +1,123 @@
+"""What is recorded, when, and with which numbers it is replayed; a list of calls stands for a graph."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from tunetrial.engine import graphs
+from tunetrial.engine.graphs import Replay
+
+
+@dataclass
+class Batch:
+    tensors: tuple[torch.Tensor, ...]
+    key: object
+
+
+class Calls:
+    """A recording calls the pass again; it was handed its tensors once and for all, as a graph was."""
+
+    def __init__(self, fault=None):
+        self.fault, self.recordings, self.runs = fault, 0, 0
+
+    def run(self, pass_):
+        self.runs += 1
+        return pass_()
+
+    def record(self, pass_):
+        self.recordings += 1
+        if self.fault is not None:
+            raise self.fault
+        return pass_
+
+
+class World:
+    """A weight w and the pass sum(factor * w * x), whose gradient is added to a buffer."""
+
+    def __init__(self, fault=None):
+        self.weight, self.gradient, self.abandoned = torch.tensor(2.0), torch.zeros(()), 0
+        self.recorder = Calls(fault)
+        self.replay = Replay(self.compute, self.recorder, abandon=self.abandon)
+
+    def compute(self, batch, factors):
+        (x,) = batch.tensors
+        self.gradient += (factors * x).sum()
+        return factors * self.weight * x
+
+    def abandon(self):
+        self.abandoned += 1
+
+    def step(self, numbers, factors=1.0, *, key="as long"):
+        self.gradient.zero_()
+        key = len(numbers) if key == "as long" else key
+        x, factors = torch.tensor(numbers), torch.full((len(numbers),), factors)
+        losses = self.replay(Batch((x,), key), factors)
+        torch.testing.assert_close(losses, factors * self.weight * x)
+        torch.testing.assert_close(self.gradient, (factors * x).sum())
+
+
+def test_a_shape_is_recorded_at_its_second_visit_and_replayed_with_the_numbers_at_hand():
+    world = World()
+    counts = []
+    for number in range(5):
+        world.weight.fill_(number)
+        world.step([number, 1.0], 1.0 + number)
+        counts.append((world.recorder.runs, world.recorder.recordings, world.replay.replayed))
+    assert counts == [(1, 0, 0), (2, 1, 0), (2, 1, 1), (2, 1, 2), (2, 1, 3)]
+    assert world.replay.why_not is None
+
+
+def test_every_key_has_its_own_recording():
+    world = World()
+    for _ in range(4):
+        world.step([1.0, 2.0])
+        world.step([3.0])
+        world.step([4.0, 5.0], key=("of the same shape", 2))
+    assert world.recorder.recordings == 3 and world.replay.replayed == 6
+
+
+def test_a_batch_without_a_key_is_never_recorded():
+    world = World()
+    for _ in range(4):
+        world.step([1.0, 2.0], key=None)
+    assert world.recorder.recordings == 0 and world.recorder.runs == 4
+
+
+def test_no_more_are_recorded_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    world = World()
+    for _ in range(3):
+        for length in (1, 2, 3):
+            world.step([1.0] * length)
+    assert world.recorder.recordings == 2 and world.replay.replayed == 2 and world.recorder.runs == 7
+
+
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("CUDA out of memory\nmore"), RuntimeError("not permitted")])
+def test_what_cannot_be_recorded_is_computed_as_before_for_good(fault):
+    world = World(fault)
+    for _ in range(4):
+        world.step([1.0, 2.0])
+        world.step([3.0])
+    assert world.recorder.recordings == 1 and world.abandoned == 1 and world.replay.replayed == 0
+    assert world.replay.why_not == f"recording failed: {str(fault).splitlines()[0]}"
+
+
+def test_a_fault_of_the_program_is_not_taken_for_a_recording_that_failed():
+    world = World(KeyError("a bug"))
+    world.step([1.0])
+    with pytest.raises(KeyError):
+        world.step([1.0])
+
+
+def test_recordings_are_let_go_when_memory_is_short():
+    world = World()
+    assert not world.replay.forget("no memory at first")
+    world = World()
+    for _ in range(3):
+        world.step([1.0, 2.0])
+    assert world.replay.forget("out of memory") and not world.replay.recorded
+    for _ in range(3):
+        world.step([1.0, 2.0])
+    assert world.recorder.recordings == 1 and world.replay.replayed == 1 and world.replay.why_not == "out of memory"
+    assert not world.replay.forget("again")
