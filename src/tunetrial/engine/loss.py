@@ -66,8 +66,13 @@ class TokenLosses(torch.autograd.Function):
         for at in _chunks(len(hidden), ctx.chunk):
             dlogits = logit_gradient(hidden[at] @ weight.T, targets[at], dnats[at], ctx.cap)
             torch.mm(dlogits, weight, out=dhidden[at])
-            dweight += dlogits.T @ hidden[at]
+            dweight += _product(dlogits.T, hidden[at], dweight.dtype)
         return dhidden, dweight.to(weight.dtype), None, None, None
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """a b, on CUDA without rounding to the inputs' dtype."""
+    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda and a.dtype != dtype else a @ b
 
 
 def _chunks(tokens: int, chunk: int) -> list[slice]:

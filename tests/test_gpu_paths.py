@@ -1,0 +1,197 @@
+"""The short ways that a CUDA device takes, each against the long one: rows as they lie, compiled chains, replayed
+passes."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import bases
+from test_varlen import plainly
+from tunetrial.engine import attention, blocks, fusion, varlen
+from tunetrial.engine.graphs import CudaGraphs, Replay
+from tunetrial.engine.loss import token_losses
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: these tests measure one"),
+]
+
+NO_FURTHER = 1.25  # times the error of the padded path, both against the same in fp64
+LENGTHS = (190, 64, 1, 333, 17, 128)
+HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+KNOWN = pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+
+
+@pytest.fixture(autouse=True)
+def needs_flash():
+    if torch.cuda.get_device_capability() < varlen.CAPABILITY:
+        pytest.skip("rows are laid in a grid on this device")
+
+
+def drawn(lengths=LENGTHS, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(3, 97, (n,), generator=generator).tolist() for n in lengths]
+    return attention.lay_out(rows, torch.device("cuda"))
+
+
+def error(found, exact):
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+def with_gradients(out, inputs, upstream):
+    return out.detach(), *torch.autograd.grad(out, inputs, upstream.to(out.dtype))
+
+
+@HALF
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("heads", "of_keys", "size"), [(32, 4, 64), (8, 8, 128), (4, 2, 8)])
+def test_rows_as_they_lie_are_attended_as_in_the_grid(heads, of_keys, size, window, dtype):
+    torch.manual_seed(0)
+    layout = drawn()
+    tokens, real = layout.ids.shape[1], len(layout.cells)
+    inputs = [torch.randn(tokens, n, size, device="cuda").to(dtype) for n in (heads, of_keys, of_keys)]
+    upstream = torch.randn(tokens, heads, size, device="cuda").to(dtype)
+    upstream[real:] = 0
+    torch.full((32 * tokens * heads * size,), torch.nan, device="cuda")  # what new memory may hold
+
+    def flat():
+        fresh = [x.clone().requires_grad_(True) for x in inputs]
+        how = {"scaling": size**-0.5, "window": window}
+        return with_gradients(varlen.attend(*fresh, layout.bounds, layout.most, **how), fresh, upstream)
+
+    def gridded():
+        fresh = [x.clone().requires_grad_(True) for x in inputs]
+        q, k, v = (layout.grid(x).transpose(1, 2) for x in fresh)
+        hidden = layout.hidden(causal=True, window=window)
+        out = layout.flat(attention._fused(q, k, v, size**-0.5, hidden=hidden).transpose(1, 2))
+        return with_gradients(out, fresh, upstream)
+
+    exact = [x.double().cpu().requires_grad_(True) for x in inputs]
+    right = plainly(*exact, layout.bounds.cpu(), layout.most, size**-0.5, window)
+    expected = with_gradients(right, exact, upstream.cpu())
+    once, again, padded = flat(), flat(), gridded()
+    for ours, twice, theirs, truth in zip(once, again, padded, expected, strict=True):
+        assert ours.isfinite().all() and torch.equal(ours, twice)
+        assert error(ours[:real].cpu(), truth[:real]) <= NO_FURTHER * error(theirs[:real].cpu(), truth[:real])
+
+
+@KNOWN
+@pytest.mark.parametrize("compiled", [True, False])
+def test_states_and_gradients_are_no_further_from_the_truth_than_padded_ones(name, compiled, tmp_path, monkeypatch):
+    """And the same bytes twice. The truth is fp32 by transformers' own modules and eager attention."""
+    bases.make(name, tmp_path)
+    load = lambda dtype: attention.load(tmp_path, AutoModelForCausalLM, dtype, torch.device("cuda"))  # noqa: E731
+    model, exact, layout = load(torch.bfloat16), load(torch.float32), drawn((33, 64, 1, 90))
+    exact.load_state_dict(model.state_dict())
+    exact.set_attn_implementation("eager")
+    assert fusion.why_not() is None, fusion.why_not()
+    if not compiled:
+        monkeypatch.setattr(fusion, "fuses", lambda like: False)
+    real, weights = len(layout.cells), torch.randn(len(layout.cells), 32, device="cuda")
+
+    def run(model, way):
+        model.requires_grad_(True).zero_grad(set_to_none=True)
+        states = way(model.base_model, layout)[:real]
+        (states.float() * weights).sum().backward()
+        return states.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    truth, right = run(exact, attention.states)
+    assert blocks.fits(model.base_model)
+    (states, found), (again, found_again) = run(model, blocks.states), run(model, blocks.states)
+    model.set_attn_implementation("eager")
+    padded, theirs = run(model, attention.states)
+    assert torch.equal(states, again) and all(torch.equal(found[n], found_again[n]) for n in found)
+    assert error(states, truth) <= NO_FURTHER * error(padded, truth)
+    moved = [n for n in right if right[n].norm() > 0]
+    ours, other = (sum(error(g[n], right[n]) for n in moved) for g in (found, theirs))
+    assert ours <= NO_FURTHER * other
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_chunked_losses_are_those_of_all_logits(trained):
+    torch.manual_seed(0)
+    hidden = torch.randn(300, 64, device="cuda").bfloat16().requires_grad_(True)
+    weight = torch.randn(5000, 64, device="cuda").bfloat16().requires_grad_(trained)
+    targets, upstream = torch.randint(5000, (300,), device="cuda"), torch.rand(300, device="cuda")
+
+    def plain(hidden, weight):
+        logits = hidden @ weight.T
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return nn.functional.cross_entropy(wide, targets, reduction="none")
+
+    def run(way, hidden, weight):
+        return with_gradients(way(hidden, weight), [x for x in (hidden, weight) if x.requires_grad], upstream)
+
+    exact = [x.detach().double().requires_grad_(x.requires_grad) for x in (hidden, weight)]
+    ours = run(lambda h, w: token_losses(h, w, targets, chunk=128), hidden, weight)
+    for found, other, truth in zip(ours, run(plain, hidden, weight), run(plain, *exact), strict=True):
+        assert error(found, truth) <= NO_FURTHER * error(other, truth)
+
+
+@dataclass
+class Batch:
+    tensors: tuple[torch.Tensor, ...]
+    key: object
+    layout: attention.Layout | None = None
+
+
+def rows(lengths, *, seed, key):
+    layout = drawn(lengths, seed)
+    return Batch((layout.ids, layout.positions, layout.bounds, layout.last), key, layout)
+
+
+def trained(folder, *, replayed: bool):
+    """Twelve steps of plain descent over batches of two shapes, the gradient added to buffers that stay."""
+    model = attention.load(folder, AutoModelForCausalLM, torch.bfloat16, torch.device("cuda")).requires_grad_(True)
+    parameters = [p for n, p in model.named_parameters() if "lm_head" not in n]
+    gradients = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+
+    def compute(batch, factors):
+        losses = blocks.states(model, batch.layout)[batch.layout.last].float().square().mean(1)
+        (losses * factors).sum().backward()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            gradient.add_(parameter.grad)
+            parameter.grad = None
+        return losses.detach()
+
+    def drop():
+        for parameter in parameters:
+            parameter.grad = None
+
+    step, curve = Replay(compute, CudaGraphs(), abandon=drop) if replayed else compute, []
+    for number in range(12):
+        lengths = ((40, 20, 3), (100, 90, 80))[number % 2]
+        batch = rows([n - number // 2 for n in lengths[:2]] + [lengths[2]], seed=number, key=lengths)
+        curve.append(step(batch, torch.full((3,), 0.5 + number, device="cuda")).tolist())
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.sub_(1e-4 * gradient)
+                gradient.zero_()
+    return curve, [p.detach().cpu() for p in parameters], step
+
+
+def test_replayed_passes_give_the_bytes_of_computed_ones(tmp_path):
+    bases.make("llama", tmp_path)
+    curve, weights, step = trained(tmp_path, replayed=True)
+    assert step.why_not is None and step.replayed == 8
+    expected_curve, expected, _ = trained(tmp_path, replayed=False)
+    assert curve == expected_curve
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights, expected, strict=True))
+
+
+def test_a_pass_that_asks_the_device_is_computed_as_before():
+    weight, dropped = torch.ones(3, device="cuda", requires_grad=True), []
+
+    def compute(batch, factors):
+        assert batch.tensors[0].sum().item() > 0
+        return (weight * batch.tensors[0] * factors).detach()
+
+    step = Replay(compute, CudaGraphs(), abandon=lambda: dropped.append(1))
+    for number in range(1, 5):
+        batch = Batch((torch.full((3,), float(number), device="cuda"),), key=3)
+        assert step(batch, torch.ones(3, device="cuda")).tolist() == [number] * 3
+    assert step.replayed == 0 and dropped == [1] and "recording failed" in step.why_not
+    assert torch.ones(2, device="cuda").sum().item() == 2
