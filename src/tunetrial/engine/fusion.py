@@ -57,7 +57,7 @@ def fuses(like: torch.Tensor) -> bool:
 def why_not() -> str | None:
     """Why nothing is compiled for the CUDA device, if so; tried once."""
     try:
-        torch.compile(torch.neg, fullgraph=True, options=OPTIONS)(torch.ones(8, device="cuda"))
+        torch.compile(lambda x: -x, fullgraph=True, options=OPTIONS)(torch.ones(8, device="cuda"))
     except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
         return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_VARIANTS)
