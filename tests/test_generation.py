@@ -102,6 +102,7 @@ def test_states_are_those_of_each_row_read_anew(name, made):
                 found.append((rows[2:], grids.read(rows[2:])))
             tokens = torch.randint(3, 97, (len(rows),), generator=fed)
             rows = [[*row, token] for row, token in zip(rows, tokens.tolist(), strict=True)]
+            grids.widen()
             found.append((rows, grids.step(tokens, torch.ones(len(rows), dtype=torch.bool))))
     for rows, states in found:
         anew = [attention.states(model, attention.lay_out([row], CPU))[len(row) - 1] for row in rows]
@@ -135,6 +136,54 @@ def test_little_room_and_rare_looks_change_nothing(tokens, steps, padded, made, 
         model.set_attn_implementation(attention.UNPADDED)
 
 
+class Recorder:
+    """Stands in for CUDA's graphs: what is replayed runs again, on tensors that must lie where they lay."""
+
+    def __init__(self):
+        self.ran, self.recorded, self.replayed = 0, 0, 0
+
+    def run(self, pass_):
+        self.ran += 1
+        return pass_()
+
+    def record(self, pass_):
+        self.recorded += 1
+        places = self.places(pass_.__self__)
+
+        def again():
+            self.replayed += 1
+            assert self.places(pass_.__self__) == places
+            return pass_()
+
+        return again
+
+    def places(self, completions):
+        state = [value for value in vars(completions).values() if isinstance(value, torch.Tensor)]
+        grids = [grid for [pair] in completions.cache.kept.values() for grid in pair]
+        return [tensor.data_ptr() for tensor in (*state, completions.cache.lengths, *grids)]
+
+
+@pytest.mark.parametrize("tokens", [200, 2**14])
+def test_steps_are_recorded_anew_only_when_rows_or_columns_have_changed(tokens, made, monkeypatch):
+    model, _, prompts, stops, _ = made("llama")
+    recorder = Recorder()
+    monkeypatch.setattr(generation, "_recorder", lambda device: recorder)
+    monkeypatch.setitem(generation.CACHE_TOKENS, "cpu", tokens)
+    assert_same(made("llama"), complete(model, prompts, stops))
+    assert recorder.ran == recorder.recorded and recorder.replayed > 5
+
+
+def test_what_cannot_be_recorded_is_computed_step_by_step(made, monkeypatch):
+    class Refuses(Recorder):
+        def record(self, pass_):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    recorder = Refuses()
+    monkeypatch.setattr(generation, "_recorder", lambda device: recorder)
+    assert_same(made("llama"), complete(made("llama")[0], *made("llama")[2:4]))
+    assert recorder.ran == 1
+
+
 def test_rows_that_have_ended_are_not_computed(made, monkeypatch):
     model, _, prompts, stops, expected = made("llama")
     fed, call = [], attention._call
@@ -144,7 +193,7 @@ def test_rows_that_have_ended_are_not_computed(made, monkeypatch):
     complete(model, prompts, stops)
     assert fed[1:] == sorted(fed[1:], reverse=True) and fed[1] < len(prompts)
     needed = sum(max(min(len(tokens) + 1, LONGEST) - 1, 0) for tokens in expected)
-    assert sum(fed[1:]) <= needed / generation.LEFT
+    assert sum(fed[1:]) <= needed / generation.LEFT["cpu"]
     fed.clear()
     monkeypatch.setitem(generation.CACHE_TOKENS, "cpu", 200)
     complete(model, prompts, stops)
@@ -170,3 +219,25 @@ def test_out_of_memory_fewer_rows_are_completed_at_a_time(made, monkeypatch):
 def test_no_prompts_have_no_completions(made):
     model, *_ = made("llama")
     assert complete(model, [], {0}) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recorded_steps_complete_to_the_same_tokens_on_cuda(dtype, tmp_path, monkeypatch):
+    vary(bases.make("llama", tmp_path, max_position_embeddings=512)).save_pretrained(tmp_path)
+    model = attention.load(tmp_path, AutoModelForCausalLM, dtype, torch.device("cuda"))
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 97, (1 + 7 * n,), generator=generator).tolist() for n in range(40)]
+    replayed, record, found = [], generation.CudaGraphs.record, []
+
+    def counted(self, pass_):
+        again = record(self, pass_)
+        return lambda: replayed.append(1) or again()
+
+    monkeypatch.setattr(generation.CudaGraphs, "record", counted)
+    for recorder in (generation._recorder, lambda device: None):
+        monkeypatch.setattr(generation, "_recorder", recorder)
+        found.append(generation.complete(model, prompts, longest=200, stops={5, 7}, context=512))
+    assert found[0] == found[1] and len(replayed) > 50
+    assert len({len(tokens) for tokens in found[0]}) > 5

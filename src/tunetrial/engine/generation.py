@@ -2,8 +2,11 @@
 
 Rows without padding read their prompts as training reads rows (`attention`), and then hand the model one token each a
 step, end to end again. Keys and values of what was read lie in a grid a layer, where every row has its own length. Rows
-that have ended leave as soon as they are a quarter, and prompts that wait take their places. A base whose attention
-pads is fed padded rows with transformers' own cache, by the same loop.
+that have ended leave as soon as they are a quarter (on CUDA half), and prompts that wait take their places. A base
+whose attention pads is fed padded rows with transformers' own cache, by the same loop.
+
+On CUDA a step without padding is recorded as a graph when the rows in hand or their columns have changed, and replayed
+until they change again: launching a step's kernels one by one takes longer than they do.
 
     made = complete(causal, [[5, 6, 7], [8, 9]], longest=64, stops={0}, context=512)
 """
@@ -18,14 +21,15 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from tunetrial.core.errors import DoesNotFitError
 from tunetrial.engine import attention
 from tunetrial.engine.attention import UNPADDED, lay_out, logits
+from tunetrial.engine.graphs import CudaGraphs, Pass
 from tunetrial.engine.loop import is_out_of_memory
 
 CACHED = "tunetrial_cached"
 CACHE_TOKENS = {"cpu": 2**14, "cuda": 2**17}
 PROMPT_TOKENS = {"cpu": 2**11, "cuda": 2**14}
-COLUMNS = 64
+COLUMNS = {"cpu": 64, "cuda": 128}
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
-LEFT = 0.75
+LEFT = {"cpu": 0.75, "cuda": 0.5}
 
 
 @torch.no_grad()
@@ -72,22 +76,24 @@ class _Completions:
         self.rows = self.counts[:0]
         known = causal.base_model.config._attn_implementation == CACHED
         self.cache = Grids(causal) if known else Padded(causal)
+        self.recorder = _recorder(device) if known else None
+        self.again: Pass | None = None
 
     def made(self, cache_tokens: int) -> list[list[int]]:
         """Complete all prompts, with keys and values of about so many tokens at a time."""
         while len(self.rows) or self.waiting:
             going = (~self.ended[self.rows]).nonzero()[:, 0]
-            if len(going) <= LEFT * len(self.rows):
+            if len(going) <= LEFT[self.device.type] * len(self.rows):
                 self._keep(going)
                 self._admit(cache_tokens)
                 continue
             for _ in range(STEPS_BETWEEN_LOOKS[self.device.type]):
-                self._step()
+                self._advance()
         counts = self.counts.tolist()
         return [row[:count] for row, count in zip(self.tokens.tolist(), counts, strict=True)]
 
     def _keep(self, going: torch.Tensor) -> None:
-        self.rows = self.rows[going]
+        self.rows, self.again = self.rows[going], None
         self.cache.keep(going)
 
     def _admit(self, cache_tokens: int) -> None:
@@ -102,19 +108,35 @@ class _Completions:
             self._note(new, states)
             self.rows = torch.cat([self.rows, new])
 
-    def _step(self) -> None:
-        """One more token of each row; a row that has ended repeats its last step."""
-        going = ~self.ended[self.rows]
-        self._note(self.rows, self.cache.step(self.last[self.rows], going))
+    def _advance(self) -> None:
+        """One more token of each row; where it can be, by a step that is recorded as soon as its shape is new."""
+        if self.cache.widen():
+            self.again = None
+        if self.recorder is None:
+            self._step()
+        elif self.again is not None:
+            self.again()
+        else:
+            self.recorder.run(self._step)
+            try:
+                self.again = self.recorder.record(self._step)
+            except RuntimeError:  # such as angles that are chosen by the numbers of a batch
+                self.recorder = None
 
-    def _note(self, rows: torch.Tensor, states: torch.Tensor) -> None:
+    def _step(self) -> torch.Tensor:
+        """The next token of each row; one that has ended repeats its last step. All state is changed in place."""
+        going = ~self.ended[self.rows]
+        return self._note(self.rows, self.cache.step(self.last[self.rows], going))
+
+    def _note(self, rows: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Take the likeliest token after each row's last state (rows, hidden)."""
         best, count, ended = logits(self.causal, states).argmax(-1), self.counts[rows], self.ended[rows]
         self.tokens[rows, count] = best
-        ended = ended | torch.isin(best, self.stops)
+        ended = ended | (best[:, None] == self.stops).any(1)
         self.counts[rows] = count + ~ended
         self.ended[rows] = ended | (self.counts[rows] >= self.limits[rows])
         self.last[rows] = best
+        return best
 
 
 class Grids:
@@ -132,7 +154,8 @@ class Grids:
 
     def read(self, prompts: list[Sequence[int]]) -> torch.Tensor:
         """Add rows; return the state of each one's last token (rows, hidden)."""
-        self._widen(max(map(len, prompts)))
+        self.longest = max(self.longest, *map(len, prompts))
+        self._fit()
         made = []
         for part in _parts(prompts, PROMPT_TOKENS[self.device.type]):
             self.layout = lay_out(part, self.device)
@@ -145,11 +168,11 @@ class Grids:
         return torch.cat(made)
 
     def step(self, tokens: torch.Tensor, going: torch.Tensor) -> torch.Tensor:
-        """Feed each row one token; return its states (rows, hidden). Rows that do not go on grow no longer."""
-        self._widen(self.longest + 1)
-        self.hidden.clear()
+        """Feed each row one token, after `widen`; return its states (rows, hidden). Rows that do not go on stay as long
+        as they are."""
         states = attention._call(self.backbone, tokens[None], self.lengths[None], layout=self)[0]
-        self.lengths = self.lengths + going
+        self.lengths += going
+        self.hidden.clear()
         return states
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -158,12 +181,17 @@ class Grids:
         self.longest = max(self.lengths.tolist(), default=0)
         self._replace(lambda grid: grid[rows])
 
-    def _widen(self, longest: int) -> None:
-        self.longest = max(self.longest, longest)
-        more = self.longest + -self.longest % COLUMNS - self.columns
+    def widen(self) -> bool:
+        """Make room for one more token of each row; whether grids had to grow."""
+        self.longest += 1
+        return self._fit()
+
+    def _fit(self) -> bool:
+        more = self.longest + -self.longest % COLUMNS[self.device.type] - self.columns
         if more > 0:
             self._replace(lambda grid: nn.functional.pad(grid, (0, 0, 0, more)))
             self.columns += more
+        return more > 0
 
     def _replace(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Change every grid, one layer after the other: both forms of all of them might not fit."""
@@ -212,8 +240,12 @@ class Padded:
         self.cache, self.mask = DynamicCache(config=self.backbone.config), (places >= 0).long()
         return self._call(ids, places.clamp(min=0))
 
-    def step(self, tokens: torch.Tensor, going: torch.Tensor) -> torch.Tensor:
+    def widen(self) -> bool:
+        """Make room for one more token of each row."""
         self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
+        return True
+
+    def step(self, tokens: torch.Tensor, going: torch.Tensor) -> torch.Tensor:
         states = self._call(tokens[:, None], self.lengths[:, None])
         self.lengths = self.lengths + going
         return states
@@ -258,6 +290,10 @@ def attend(
     else:
         mixed = attention._plain(q, keys, values, scaling, hidden=hidden, softcap=softcap)
     return mixed.flatten(1, 2)[None], None
+
+
+def _recorder(device: torch.device) -> CudaGraphs | None:
+    return CudaGraphs() if device.type == "cuda" else None
 
 
 def _parts(prompts: list[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:
