@@ -21,7 +21,7 @@ def main(base: str, room_mib: int) -> None:
     data = TaskData(name="tiny", kind="classify", labels=("a", "b"), splits={"train": rows, "validation": rows[:2]})
     session = TorchEngine(device="cpu").open(Path(base), "fp32")
     run = session.start(make_trial("lora", epochs=2), data)
-    run.loop.step([0], 0.0)  # libraries take their own memory at first use
+    run.loop.step([[0]], [0.0])  # libraries take their own memory at first use
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + room_mib * MIB, resource.RLIM_INFINITY))
     try:

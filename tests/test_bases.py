@@ -359,11 +359,11 @@ def test_a_family_is_trained_saved_and_read_back_by_transformers_and_peft(name, 
     run = session.start(tiny.make_trial(method, epochs=1), data)
     assert all(math.isfinite(step.loss) for step in run.steps(None))
     shape, made = models.shape(base), run.measurements()["trainable_parameters"].value
-    assert made == methods.find(run.trial.arm).trainable_parameters(shape, 3)
+    assert made == methods.find(run.trials[0].arm).trainable_parameters(shape, 3)
     rows = data.splits["validation"]
     layout = attention.lay_out(session.texts.prompts(rows), CPU)
     with torch.no_grad():
-        expected = run.model(layout)
+        expected = run.model(layout)[0]
     run.save(tmp_path / "artifact")
     theirs = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "artifact" if method == "full" else base, num_labels=3, dtype=torch.float32

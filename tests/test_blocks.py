@@ -162,7 +162,7 @@ def test_training_is_that_of_transformers_modules(settings, tmp_path, monkeypatc
         run = TorchEngine(device="cpu").open(base, "fp32").start(trial, data, micro_batch=6)
         losses = [step.loss for step in run.steps(None)]
         assert run.facts()["blocks"] == ("tunetrial" if way else "transformers")
-        found = losses, run.predict(data.splits["validation"]), list(run.trainables.masters)
+        found = losses, run.predict(data.splits["validation"]), list(run.trainables.member(0))
         assert found == made.setdefault(way, found)
     assert made[True][2] == made[False][2]
     assert made[True][0] == pytest.approx(made[False][0], rel=1e-5)

@@ -111,7 +111,7 @@ def losses_of(run, checkpoint=None) -> list[float]:
 
 
 def masters(run) -> dict[str, torch.Tensor]:
-    return {name: master.detach().cpu().clone() for name, master in run.trainables.masters.items()}
+    return {name: master.detach().cpu().clone() for name, master in run.trainables.member(0).items()}
 
 
 @PRECISIONS
@@ -149,7 +149,7 @@ def test_fp16_follows_fp32_with_fp32_masters(base, method):
 def test_an_overflow_in_fp16_repeats_its_step(base, method):
     expected = losses_of(start(base, "cuda", method, precision="fp16", **TWENTY_STEPS))
     run = start(base, "cuda", method, precision="fp16", **TWENTY_STEPS)
-    run.loop.scaler.scale = 2.0**40
+    run.loop.courses[0].scaler.scale = 2.0**40
     found = losses_of(run)
     assert run.facts()["overflows"] > 5 and run.facts()["loss_scale"] < 2.0**40
     assert len(found) == len(expected) and found == pytest.approx(expected, rel=1e-2)
@@ -223,7 +223,7 @@ def test_rows_without_padding_give_what_a_padded_forward_gives(base, method, tmp
     losses_of(run)
     rows = run.session.texts.prompts(make_data("classify", rows=32).splits["validation"])
     with torch.no_grad():
-        ours = run.model(lay_out(rows, torch.device("cuda")))
+        ours = run.model(lay_out(rows, torch.device("cuda")))[0]
         theirs = padded(run, base, tmp_path).cuda().eval()
         ids, mask = grid(rows)
         expected = theirs(input_ids=ids.cuda(), attention_mask=mask.cuda()).logits
@@ -266,16 +266,16 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(wide_base, metho
     peaks = {}
     for micro_batch in (2, 16):
         run = session.start(trial, data, micro_batch=micro_batch)
-        run.loop.step(run.loop.order[0], 0.0)
+        run.loop.step([run.loop.courses[0].order[0]], [0.0])
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_reserved()
-        run.loop.step(run.loop.order[0], 0.0)
+        run.loop.step([run.loop.courses[0].order[0]], [0.0])
         peaks[micro_batch] = torch.cuda.max_memory_reserved() - before
     found = []
     for room in (None, (peaks[2] + peaks[16]) // 2):
         run = session.start(trial, data)
-        run.loop.step(run.loop.order[0], 0.0)  # the moments take their memory at the first step
+        run.loop.step([run.loop.courses[0].order[0]], [0.0])  # the moments take their memory at the first step
         if room:
             scarce(room)
         found.append((losses_of(run), run.token_digest, run.facts()["micro_batch"]))

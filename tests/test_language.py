@@ -66,7 +66,7 @@ def test_loss_curve_equals_a_plain_padded_language_models(base, data, method):
         with warnings.catch_warnings():  # PEFT asks transformers for a name that is deprecated there
             warnings.simplefilter("ignore", FutureWarning)
             plain = get_peft_model(plain, config, autocast_adapter_dtype=False)
-        ours = dict(run.model.named_parameters())
+        ours = run.trainables.member(0)
         for name, parameter in plain.named_parameters():
             if ".lora_A." in name:
                 mine = name.removeprefix("base_model.model.").replace(".default.weight", "")
@@ -76,7 +76,7 @@ def test_loss_curve_equals_a_plain_padded_language_models(base, data, method):
     rows = session.texts.rows(data.splits["train"])
     theirs, found = [], []
     for number, step in enumerate(run.steps(None)):
-        batch = [rows[row] for row in run.loop.order[number]]
+        batch = [rows[row] for row in run.loop.courses[0].order[number]]
         ids, mask, labels = padded(batch)
         logits, wanted = plain(input_ids=ids, attention_mask=mask).logits[:, :-1], labels[:, 1:]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
@@ -166,7 +166,7 @@ def test_a_session_serves_heads_and_texts_in_turn(base, data):
     losses = [step.loss for step in first.steps(None)]
     classify = make_data("classify", rows=32)
     list(session.start(make_trial("full", epochs=1), classify).steps(None))
-    again = session.start(first.trial, data)
+    again = session.start(first.trials[0], data)
     assert [step.loss for step in again.steps(None)] == losses
 
 

@@ -44,7 +44,7 @@ def test_it_trains_in_our_loop_and_loads_in_peft(base, settings, tmp_path):
         theirs = PeftModel.from_pretrained(plain, tmp_path).eval()
     tokens = session.texts.prompts(data.splits["validation"])
     with torch.no_grad():
-        ours = run.model(lay_out(tokens, torch.device("cpu")))
+        ours = run.model(lay_out(tokens, torch.device("cpu")))[0]
         for row, ids in enumerate(tokens):
             assert torch.allclose(ours[row], theirs(input_ids=torch.tensor([ids])).logits[0], atol=1e-5)
     session.prepare(make_trial("lora"))

@@ -34,7 +34,7 @@ def test_fp16_follows_fp32_with_fp32_masters(base, data, method):
     run = start(base, data, method)
     losses = [step.loss for step in run.steps(None)]
     assert run.facts()["compute_dtype"] == "fp16" and run.facts()["loss_scale"] == 2.0**16
-    assert {m.dtype for m in run.trainables.masters.values()} == {torch.float32}
+    assert {m.dtype for m in run.trainables.member(0).values()} == {torch.float32}
     assert losses == pytest.approx(exact, rel=5e-3)
     assert losses != exact
 
@@ -43,7 +43,7 @@ def test_an_overflow_halves_the_scale_and_repeats_the_step(base, data):
     calm = start(base, data)
     expected = [step.loss for step in calm.steps(None)]
     run = start(base, data)
-    run.loop.scaler.scale = 2.0**40
+    run.loop.courses[0].scaler.scale = 2.0**40
     found = [step.loss for step in run.steps(None)]
     assert run.facts()["overflows"] > 5 and run.facts()["loss_scale"] < 2.0**40
     assert len(found) == len(expected) and found == pytest.approx(expected, rel=5e-3)
@@ -51,7 +51,7 @@ def test_an_overflow_halves_the_scale_and_repeats_the_step(base, data):
 
 def test_what_is_no_overflow_of_the_scale_diverges(base, data):
     run = start(base, data)
-    next(iter(run.trainables.masters.values())).data.fill_(math.inf)
+    next(iter(run.trainables.member(0).values())).data.fill_(math.inf)
     run.trainables.publish()
     with pytest.raises(DivergedError, match="no longer finite"):
         list(run.steps(None))
@@ -72,7 +72,7 @@ def test_a_checkpoint_holds_scale_and_moments(base, data, tmp_path, settings):
     first = start(base, data, "full", settings=settings, checkpoint_every_s=0.0)
     for step in first.steps(tmp_path):
         if step.step == 9:
-            first.loop.scaler.scale = 4.0
+            first.loop.courses[0].scaler.scale = 4.0
         if step.step == 10:
             break
     second = start(base, data, "full", settings=settings)
@@ -88,16 +88,17 @@ def test_moments_in_8_bits_take_a_quarter_and_train_alike(base, data, method):
     run = start(base, data, method, "fp32", {"optimizer_bits": 8, **rank})
     losses = [step.loss for step in run.steps(None)]
     assert losses == pytest.approx(exact, rel=0.05) and losses != exact
-    states = run.loop.optimiser.state
-    large = {name: m for name, m in run.trainables.masters.items() if m.numel() >= 4096}
-    assert large and all(states[m]["state1"].dtype == torch.uint8 for m in large.values())
+    states = run.loop.optimisers[0].state
+    pieces = [piece for group in run.loop.optimisers[0].param_groups for piece in group["params"]]
+    large = [piece for piece in pieces if piece.numel() >= 4096]
+    assert large and all(states[piece]["state1"].dtype == torch.uint8 for piece in large)
     counted = sum(
         t.numel() * t.element_size()
-        for m in large.values()
+        for m in large
         for key, t in states[m].items()
         if key in ("state1", "state2", "absmax1", "absmax2")
     )
-    weights = sum(m.numel() for m in large.values())
+    weights = sum(m.numel() for m in large)
     assert counted == pytest.approx(2 * (1 + 4 / 256) * weights, rel=1e-3)
 
 

@@ -36,7 +36,7 @@ def attached(base, method: str, dtype=torch.float32, /, **settings) -> nn.Module
     """The backbone of a trial of this method, its B no longer zero."""
     found, shape, model = find(method, **settings), models.shape(base), load(base, dtype)
     adapters.quantise(model, found.storage, tuple(shape.projections), device=CPU)
-    adapters.attach(model, found.adapter(shape), seed=1)
+    adapters.attach(model, [found.adapter(shape)], seeds=[1])
     return disturbed(model)
 
 
@@ -89,7 +89,7 @@ def test_it_is_lora_over_the_dequantised_weights(base, method, settings):
         if isinstance(module, QuantisedLinear):
             plain.get_submodule(name.removesuffix(".base")).weight.copy_(matrix(module))
     spec = find(method, **settings).adapter(shape)
-    adapters.attach(plain, spec, seed=1)
+    adapters.attach(plain, [spec], seeds=[1])
     disturbed(plain)
     assert torch.allclose(stored(input_ids=IDS).last_hidden_state, plain(input_ids=IDS).last_hidden_state, atol=1e-6)
     ours, theirs = gradients(stored), gradients(plain)
@@ -164,7 +164,7 @@ def test_forward_and_gradients_are_those_of_peft(base, dora, family):
                 nn.init.normal_(module.bias)
     ours, theirs = copy.deepcopy(plain), plain
     spec = methods.AdapterSpec(rank=4, scaling=2.0, targets=targets, dora=dora)
-    adapters.attach(ours, spec, seed=1)
+    adapters.attach(ours, [spec], seeds=[1])
     config = LoraConfig(r=4, lora_alpha=8, target_modules=list(targets), use_dora=dora, fan_in_fan_out=family == "gpt2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -174,18 +174,18 @@ def test_forward_and_gradients_are_those_of_peft(base, dora, family):
     names = {name: name.replace(".default", "").removesuffix(".weight") for name in trained(theirs)}
     assert set(names.values()) == set(own)
     for name, plain_name in names.items():
-        theirs.get_parameter(name).data.copy_(own[plain_name].detach())
+        theirs.get_parameter(name).data.copy_(own[plain_name][0].detach())
     difference = ours(input_ids=IDS).last_hidden_state - theirs(input_ids=IDS).last_hidden_state
     assert difference.abs().max() < 5e-6
     mine, other = gradients(ours), gradients(theirs)
     for name, plain_name in names.items():
-        assert torch.allclose(mine[plain_name], other[name], atol=1e-6, rtol=1e-5), name
+        assert torch.allclose(mine[plain_name][0], other[name], atol=1e-6, rtol=1e-5), name
 
 
 def test_dora_computes_what_the_base_does_at_the_start(base):
     for dtype in (torch.float32, torch.bfloat16):
         plain, tuned = load(base, dtype), load(base, dtype)
-        adapters.attach(tuned, find("lora", dora=True).adapter(models.shape(base)), seed=1)
+        adapters.attach(tuned, [find("lora", dora=True).adapter(models.shape(base))], seeds=[1])
         assert torch.equal(plain(input_ids=IDS).last_hidden_state, tuned(input_ids=IDS).last_hidden_state)
 
 

@@ -45,18 +45,18 @@ def trainer_losses(base, data, trial, run, session, folder) -> list[float]:
         base, dtype=dtype, num_labels=readout.outputs, attn_implementation="eager", pad_token_id=0
     )
     model.config.problem_type = "single_label_classification" if readout.labels else "regression"
-    model.score.weight.data.copy_(run.model.score.weight.detach())
+    model.score.weight.data.copy_(run.model.score.weight[0].detach())
     if trial.arm.method == "lora":
         config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
         with warnings.catch_warnings():  # PEFT asks transformers for a name that is deprecated there
             warnings.simplefilter("ignore", FutureWarning)
             model = get_peft_model(model, config, autocast_adapter_dtype=False)
-        ours = dict(run.model.named_parameters())
+        ours = run.trainables.member(0)
         for name, parameter in model.named_parameters():
             if ".lora_A." in name or ".lora_B." in name:
                 plain = name.removeprefix("base_model.model.").replace(".default.weight", "")
                 parameter.data.copy_(ours[plain].detach())
-    rows = [row for step in run.loop.order for row in step]
+    rows = [row for step in run.loop.courses[0].order for row in step]
     tokens = session.texts.prompts(data.splits["train"])
     targets = readout.encode([e.target for e in data.splits["train"]], torch.device("cpu"))
     dataset = [{"input_ids": tokens[row], "labels": targets[row]} for row in rows]
@@ -123,7 +123,7 @@ def test_loss_curve_equals_hf_trainer_with_peft(base, data, method, precision, t
 
 
 def weights(run) -> dict[str, torch.Tensor]:
-    return {name: master.detach().clone() for name, master in run.trainables.masters.items()}
+    return {name: master.detach().clone() for name, master in run.trainables.member(0).items()}
 
 
 def same(first: dict, second: dict) -> bool:
@@ -250,7 +250,7 @@ def test_probe_of_qlora_finds_the_bytes_of_its_formula(base, tmp_path):
 
 
 def moments_bytes(run) -> int:
-    states = run.loop.optimiser.state.values()
+    states = run.loop.optimisers[0].state.values()
     return sum(state[key].numel() * state[key].element_size() for state in states for key in ("exp_avg", "exp_avg_sq"))
 
 
@@ -258,7 +258,7 @@ def test_full_trains_every_weight_of_the_backbone(base):
     session, data = open_session(base), make_data("classify", rows=16)
     run = session.start(make_trial("full"), data)
     next(iter(run.steps(None)))
-    method, shape = methods.find(run.trial.arm), models.shape(base)
+    method, shape = methods.find(run.trials[0].arm), models.shape(base)
     assert run.trainables.count() == method.trainable_parameters(shape, 3) == shape.parameters + 3 * shape.hidden
     assert moments_bytes(run) == method.state_bytes(shape, 3)
 
@@ -268,7 +268,7 @@ def test_update_of_lora_has_at_most_its_rank(base):
     run = session.start(make_trial("lora", precision="fp64", settings={"rank": 3}), data)
     list(run.steps(None))
     layer = run.model.model.layers[1].mlp.up_proj
-    update = layer.scaling * (layer.lora_B @ layer.lora_A).detach()
+    update = layer.scaling[0] * (layer.lora_B[0] @ layer.lora_A[0]).detach()
     singular = torch.linalg.svdvals(update)
     assert singular[2] > 1e-6
     assert (singular[3:] < 1e-12 * singular[0]).all()
@@ -302,7 +302,7 @@ def assert_same_logits(run, theirs, session, data, *, tolerance):
 
     tokens = session.texts.prompts(data.splits["validation"])
     with torch.no_grad():
-        ours = run.model(lay_out(tokens, torch.device("cpu")))
+        ours = run.model(lay_out(tokens, torch.device("cpu")))[0]
         for row, ids in enumerate(tokens):
             assert torch.allclose(ours[row], theirs(input_ids=torch.tensor([ids])).logits[0], atol=tolerance)
     assert ours.std() > 0.03
@@ -314,10 +314,10 @@ def test_bf16_keeps_fp32_masters_and_scores_what_is_saved(tmp_path):
     run = session.start(make_trial("full", rate=1e-5, precision="bf16", epochs=1), data)
     before = weights(run)
     next(iter(run.steps(None)))  # the first step of the warm-up has rate 0
-    run.loop.step(run.loop.order[0], 1e-5)
+    run.loop.step([run.loop.courses[0].order[0]], [1e-5])
     name = "model.layers.0.mlp.up_proj.weight"
-    changed = (run.trainables.masters[name] != before[name]).float().mean()
-    assert run.trainables.masters[name].dtype == torch.float32 and changed > 0.99
+    changed = (run.trainables.member(0)[name] != before[name]).float().mean()
+    assert run.trainables.member(0)[name].dtype == torch.float32 and changed > 0.99
     list(run.steps(None))
     run.save(tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "model.safetensors")

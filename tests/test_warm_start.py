@@ -47,12 +47,12 @@ def test_the_merged_model_computes_what_adapter_and_base_did(base, precision, wi
     steps = run.steps(None)
     for _ in range(run.loop.merge_at):
         next(steps)
-    assert any("lora_" in name for name in run.trainables.masters)
+    assert any("lora_" in name for name in run.trainables.member(0))
     before, untrained = logits(run), logits(start(base, precision=precision))
     run.loop.merge()
     assert logits(run) == pytest.approx(before, abs=within)
     assert (before - untrained).abs().max() > 5 * within
-    assert run.trainables.masters.keys() == dict(run.model.named_parameters()).keys()
+    assert run.trainables.member(0).keys() == dict(run.model.named_parameters()).keys()
 
 
 def test_masters_of_a_narrow_base_hold_the_merged_sum_in_fp32(base):
@@ -60,10 +60,10 @@ def test_masters_of_a_narrow_base_hold_the_merged_sum_in_fp32(base):
     for _ in zip(range(run.loop.merge_at), run.steps(None), strict=False):
         pass
     name = "model.layers.0.self_attn.q_proj"
-    a, b = (run.trainables.masters[f"{name}.lora_{side}"].double() for side in "AB")
+    a, b = (run.trainables.member(0)[f"{name}.lora_{side}"].double() for side in "AB")
     run.loop.merge()
     stored = load_file(base / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].double()
-    assert run.trainables.masters[f"{name}.weight"].double() == pytest.approx(stored + 2 * b @ a, abs=1e-7)
+    assert run.trainables.member(0)[f"{name}.weight"].double() == pytest.approx(stored + 2 * b @ a, abs=1e-7)
 
 
 def test_its_first_steps_are_loras_at_the_adapters_rate_and_a_share_near_none_is_full(base):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from tunetrial.core.engine import Step
+from tunetrial.core.engine import Step, Together
 from tunetrial.core.errors import IntegrityError
 from tunetrial.engine.sim import SimEngine, SimRun, SimSession, Truth, World
 
@@ -71,6 +71,9 @@ class HookSession:
 
         run.steps = hooked
         return run
+
+    def start_pack(self, trials, data, *, micro_batch=None, at_once=None):
+        return Together([self.start(trial, data, micro_batch=micro_batch) for trial in trials])
 
     def probe(self, trial, data, folder):
         self.hook.before_probe()

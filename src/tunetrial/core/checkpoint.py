@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tunetrial.core import files, manifest
@@ -59,6 +59,16 @@ def _make_room(folder: Path) -> None:
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
     """Find the newest checkpoint whose files are all as sealed; `damaged_checkpoints` says what was passed over."""
     return next(((step, path) for step, path in _saved(folder) if _damage(path) is None), None)
+
+
+def common_checkpoint(folders: Sequence[Path]) -> tuple[int, list[Path]] | None:
+    """Find the newest step of which all these folders have a checkpoint whose files are all as sealed.
+
+    Of those saved one folder after the other, a kill meanwhile leaves that of the step before in all.
+    """
+    sound = [{step: path for step, path in _saved(folder) if _damage(path) is None} for folder in folders]
+    shared = set.intersection(*(set(own) for own in sound))
+    return (max(shared), [own[max(shared)] for own in sound]) if shared else None
 
 
 def damaged_checkpoints(folder: Path) -> tuple[str, ...]:

@@ -1,77 +1,169 @@
 """Low-rank adapters: attached beside frozen linear layers, and written as PEFT reads them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.functional import grouped_mm
 from transformers.pytorch_utils import Conv1D
 
 from tunetrial.engine import tensors
 from tunetrial.engine.quantised import QuantisedLinear, is_linear, matrix, sizes
+from tunetrial.engine.segments import Segments, current
 from tunetrial.engine.streams import stream
 from tunetrial.methods import AdapterSpec
 from tunetrial.methods.storage import Storage
 from tunetrial.models.adapters import CONFIG, FINGERPRINT, WEIGHTS
 
+GROUPED_ALIGNMENT = 8  # grouped products want rows of a multiple of 16 bytes
+
 
 class LoraLinear(nn.Module):
     """W x + scaling * B A x with W frozen: the sum that PEFT's Linear computes, without dropout; then W's bias.
+
+    It holds the adapters of all members of a pack, A (members, rank, in) and B (members, out, rank), and applies to
+    each token those of its member (`segments`). Lower ranks are filled up with zeros, which stay zeros: where a row of A
+    and the column of B beside it are 0, so are their gradients. A member that does not adapt this layer has rank 0.
 
     With DoRA (Liu et al. 2024, arXiv:2402.09353) each output is times its magnitude over the norm of its row of
     W + scaling * B A, a norm that is not differentiated (section 4.3) and is the magnitude itself at the start.
     """
 
-    def __init__(self, base: nn.Linear | Conv1D | QuantisedLinear, spec: AdapterSpec, *, generator: torch.Generator):
+    def __init__(
+        self,
+        base: nn.Linear | Conv1D | QuantisedLinear,
+        specs: Sequence[AdapterSpec | None],
+        *,
+        generators: Sequence[torch.Generator],
+    ):
+        """`specs` has None for a member that does not adapt this layer."""
         super().__init__()
-        self.base, self.scaling = base, spec.scaling
         inputs, outputs = sizes(base)
         weight = matrix(base)
-        drawn = torch.empty(spec.rank, inputs).uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
-        self.lora_A = nn.Parameter(drawn.to(weight))
-        self.lora_B = nn.Parameter(torch.zeros(outputs, spec.rank).to(weight))
-        self.lora_magnitude_vector = nn.Parameter(_row_norms(weight)) if spec.dora else None
+        self.base = base
+        self.ranks = tuple(0 if spec is None else spec.rank for spec in specs)
+        self.scaling = tuple(0.0 if spec is None else spec.scaling for spec in specs)
+        rank = max(self.ranks)
+        if weight.is_cuda and len(specs) > 1:
+            rank += -rank % GROUPED_ALIGNMENT
+        a = torch.zeros(len(specs), rank, inputs)
+        for drawn, own, generator in zip(a, self.ranks, generators, strict=True):
+            if own:
+                drawn[:own].uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+        self.lora_A = nn.Parameter(a.to(weight))
+        self.lora_B = nn.Parameter(torch.zeros(len(specs), outputs, rank).to(weight))
+        dora = any(spec is not None and spec.dora for spec in specs)
+        norms = _row_norms(weight).expand(len(specs), -1).clone() if dora else None
+        self.lora_magnitude_vector = nn.Parameter(norms) if dora else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        sum_ = FrozenPlusLowRank.apply(x.flatten(0, -2), self.lora_A, self.lora_B, self.base, self.scaling)
+        segments, flat = current(), x.flatten(0, -2)
+        a, b, scaling = self.lora_A, self.lora_B, self.scaling
+        if len(segments.members) < len(self.ranks):
+            chosen = slice(segments.members.start, segments.members.stop)
+            a, b, scaling = a[chosen], b[chosen], scaling[chosen]
+        product = Grouped if flat.is_cuda and flat.dtype == torch.bfloat16 and len(scaling) > 1 else FrozenPlusLowRank
+        sum_ = product.apply(flat, a, b, self.base, scaling, segments)
         if self.lora_magnitude_vector is not None:
-            sum_ = sum_ * (self.lora_magnitude_vector / self._norms()).to(sum_.dtype)
+            sum_ = sum_ * self._growth(segments, a, b, scaling, len(flat)).to(sum_.dtype)
         if self.base.bias is not None:
             sum_ = sum_ + self.base.bias
         return sum_.unflatten(0, x.shape[:-1])
 
-    @torch.no_grad()
-    def _norms(self) -> torch.Tensor:
-        return _row_norms(torch.addmm(matrix(self.base), self.lora_B, self.lora_A, alpha=self.scaling))
+    def _growth(
+        self, segments: Segments, a: torch.Tensor, b: torch.Tensor, scaling: Sequence[float], count: int
+    ) -> torch.Tensor:
+        """DoRA's factor of each output, (1, out) for one member, else (count, out)."""
+        magnitudes = self.lora_magnitude_vector[segments.members.start : segments.members.stop]
+        with torch.no_grad():
+            weight = matrix(self.base)
+            grown = (torch.addmm(weight, b[k], a[k], alpha=factor) for k, factor in enumerate(scaling))
+            norms = torch.stack([_row_norms(one) for one in grown])
+        factors = magnitudes / norms
+        if len(factors) == 1:
+            return factors
+        own = [end - start for _, start, end in segments.bounds(count)]
+        return torch.cat([factor.expand(tokens, -1) for factor, tokens in zip(factors, own, strict=True)])
 
 
 class FrozenPlusLowRank(torch.autograd.Function):
     """x W^T + scaling * (x A^T) B^T with its gradients in x, A and B; sums are made in place, W has no gradient.
 
-    W is asked of its layer anew in the backward pass: what was dequantised for the forward pass is not kept.
+    A (members, rank, in) and B (members, out, rank) are multiplied member by member, each with its own tokens alone:
+    what is not finite in one member stays there. W is asked of its layer anew in the backward pass: what was
+    dequantised for the forward pass is not kept.
     """
 
     @staticmethod
-    def forward(ctx, x, a, b, layer, scaling):
-        low = (x @ a.T).mul_(scaling)
+    def forward(ctx, x, a, b, layer, scaling, segments):
+        out = x @ matrix(layer).T
+        low = x.new_empty(len(x), a.shape[1])
+        for k, (_, start, end) in enumerate(segments.bounds(len(x))):
+            torch.mm(x[start:end], a[k].T, out=low[start:end]).mul_(scaling[k])
+            out[start:end].addmm_(low[start:end], b[k].T)
         ctx.save_for_backward(x, a, b, low)
-        ctx.layer, ctx.scaling = layer, scaling
-        return (x @ matrix(layer).T).addmm_(low, b.T)
+        ctx.layer, ctx.scaling, ctx.segments = layer, scaling, segments
+        return out
 
     @staticmethod
     def backward(ctx, dy):
         x, a, b, low = ctx.saved_tensors
-        dlow = (dy @ b).mul_(ctx.scaling)
-        dx = (dy @ matrix(ctx.layer)).addmm_(dlow, a) if ctx.needs_input_grad[0] else None
-        return dx, dlow.T @ x, dy.T @ low, None, None
+        dx = dy @ matrix(ctx.layer) if ctx.needs_input_grad[0] else None
+        da, db = torch.empty_like(a), torch.empty_like(b)
+        for k, (_, start, end) in enumerate(ctx.segments.bounds(len(x))):
+            dlow = (dy[start:end] @ b[k]).mul_(ctx.scaling[k])
+            if dx is not None:
+                dx[start:end].addmm_(dlow, a[k])
+            torch.mm(dlow.T, x[start:end], out=da[k])
+            torch.mm(dy[start:end].T, low[start:end], out=db[k])
+        return dx, da, db, None, None, None
 
 
-def attach(model: nn.Module, spec: AdapterSpec, *, seed: int) -> None:
-    """Replace every target by a LoraLinear; A is uniform within 1/sqrt(in), from the trial's stream "adapter"."""
-    generator = torch.Generator().manual_seed(stream(seed, "adapter"))
-    for parent, name in list(_slots(model, spec.targets)):
-        setattr(parent, name, LoraLinear(getattr(parent, name), spec, generator=generator))
+class Grouped(torch.autograd.Function):
+    """The same product in grouped multiplications, one launch for all members; bf16 on CUDA."""
+
+    @staticmethod
+    def forward(ctx, x, a, b, layer, scaling, segments):
+        ends = segments.offsets(len(x), x.device)
+        factor = _factor(scaling, ends, x)
+        low = grouped_mm(x, a.mT, offs=ends).mul_(factor)
+        ctx.save_for_backward(x, a, b, low, ends)
+        ctx.layer, ctx.factor = layer, factor
+        return (x @ matrix(layer).T).add_(grouped_mm(low, b.mT, offs=ends))
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, a, b, low, ends = ctx.saved_tensors
+        dy = dy.contiguous()
+        dlow = grouped_mm(dy, b, offs=ends).mul_(ctx.factor)
+        dx = (dy @ matrix(ctx.layer)).add_(grouped_mm(dlow, a, offs=ends)) if ctx.needs_input_grad[0] else None
+        return dx, grouped_mm(dlow.mT, x, offs=ends), grouped_mm(dy.mT, low, offs=ends), None, None, None
+
+
+def _factor(scaling: Sequence[float], ends: torch.Tensor, x: torch.Tensor) -> float | torch.Tensor:
+    """What a token's low-rank product is times: one number, or (tokens, 1) where members differ."""
+    if len(set(scaling)) == 1:
+        return scaling[0]
+    owner = torch.bucketize(torch.arange(len(x), device=x.device, dtype=ends.dtype), ends, right=True)
+    factors = torch.stack([torch.full((), factor, dtype=x.dtype, device=x.device) for factor in scaling])
+    return factors[owner.clamp_max(len(scaling) - 1)][:, None]
+
+
+def attach(model: nn.Module, specs: Sequence[AdapterSpec], *, seeds: Sequence[int]) -> None:
+    """Replace every target of any member by a LoraLinear; A is uniform within 1/sqrt(in), from the stream "adapter" of
+    the member's seed, which is drawn from as if the member were alone."""
+    generators = [torch.Generator().manual_seed(stream(seed, "adapter")) for seed in seeds]
+    targets = tuple({name: None for spec in specs for name in spec.targets})
+    for parent, name, place in list(_slots(model, targets)):
+        own = [spec if _is_target(place, spec.targets) else None for spec in specs]
+        setattr(parent, name, LoraLinear(getattr(parent, name), own, generators=generators))
+
+
+def ranks(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The rank of each member in every adapted layer, by the layer's path."""
+    return {path: module.ranks for path, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def detach(model: nn.Module) -> None:
@@ -88,12 +180,12 @@ def merge(
 ) -> None:
     """Add scaling * B A to the weight beside it, for every LoraLinear, and put the layer back.
 
-    A and B are taken from `masters`, by their names in `model`, and multiplied in their dtype. `weights`, where given,
+    A and B of the one member are taken from `masters`, by their names in `model`, and multiplied in their dtype. `weights`, where given,
     are what is added to, by the names of the layers' weights: more digits than the layers hold. No magnitudes of DoRA.
     """
     for path, module in list(model.named_modules()):
         if isinstance(module, LoraLinear):
-            delta = module.scaling * (masters[f"{path}.lora_B"] @ masters[f"{path}.lora_A"])
+            delta = module.scaling[0] * (masters[f"{path}.lora_B"] @ masters[f"{path}.lora_A"])
             weight = module.base.weight if weights is None else weights[f"{path}.weight"]
             weight += (delta.T if isinstance(module.base, Conv1D) else delta).to(weight)
     detach(model)
@@ -104,17 +196,21 @@ def quantise(model: nn.Module, storage: Storage, targets: tuple[str, ...], *, de
 
     A session does this once for all trials of one storage: `detach` leaves the layers as stored.
     """
-    for parent, name in list(_slots(model, targets)) if storage != "plain" else ():
+    for parent, name, _ in list(_slots(model, targets)) if storage != "plain" else ():
         setattr(parent, name, QuantisedLinear(getattr(parent, name), storage, device))
 
 
-def _slots(model: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[nn.Module, str]]:
-    """Where the linear layers of these names are: a name is the end of a path, as for PEFT."""
+def _slots(model: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, str]]:
+    """Where the linear layers of these names are, and their paths."""
     for path, parent in model.named_modules():
         for name, child in parent.named_children():
-            place = f".{path}.{name}"
-            if is_linear(child) and any(place.endswith(f".{target}") for target in targets):
-                yield parent, name
+            if is_linear(child) and _is_target(f"{path}.{name}", targets):
+                yield parent, name, f"{path}.{name}"
+
+
+def _is_target(path: str, targets: tuple[str, ...]) -> bool:
+    """A name is the end of a path, as for PEFT."""
+    return any(f".{path}".endswith(f".{target}") for target in targets)
 
 
 def _row_norms(weight: torch.Tensor) -> torch.Tensor:

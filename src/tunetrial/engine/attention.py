@@ -29,6 +29,7 @@ from transformers.utils import logging
 from tunetrial import models
 from tunetrial.core.errors import ModelError
 from tunetrial.engine import varlen
+from tunetrial.engine.segments import Segments, over
 
 UNPADDED = "tunetrial_unpadded"
 TOKEN_BUCKET = 64
@@ -47,7 +48,7 @@ class Layout:
 
     `bounds` are where rows begin, int32, idle tokens being rows of their own, and where the last one ends: there are
     ceil(rows / 16) of those, empty or not, and no row is longer than `most`, so that shapes follow from the numbers of
-    tokens and rows and from `most` alone.
+    tokens and rows and from `most` alone. `segments` say which rows and tokens are of which member of a pack.
     """
 
     ids: torch.Tensor
@@ -59,6 +60,7 @@ class Layout:
     longest: int
     bounds: torch.Tensor
     most: int
+    segments: Segments
     _hidden: dict[tuple[bool, int | None], torch.Tensor] = field(default_factory=dict)
 
     def hidden(self, *, causal: bool, window: int | None) -> torch.Tensor:
@@ -89,8 +91,11 @@ class Layout:
         return nn.functional.pad(gathered, (*(0, 0) * (gathered.ndim - 1), 0, idle))
 
 
-def lay_out(tokens: Sequence[Sequence[int]], device: torch.device) -> Layout:
-    """Lay rows of tokens end to end, and idle tokens after them up to the next bucket."""
+def lay_out(tokens: Sequence[Sequence[int]], device: torch.device, *, members: range = range(1)) -> Layout:
+    """Lay rows of tokens end to end, and idle tokens after them up to the next bucket.
+
+    `members` of a pack have equally many rows, the first those of the first member.
+    """
     lengths = np.array([len(row) for row in tokens])
     longest = int(lengths.max())
     longest += -longest % COLUMN_BUCKET.get(device.type, 1)
@@ -102,6 +107,9 @@ def lay_out(tokens: Sequence[Sequence[int]], device: torch.device) -> Layout:
     ends = lengths.cumsum()
     most = max(SHORTEST_MOST, 1 << int(lengths.max() - 1).bit_length())
     idle_ends = ends[-1] + np.minimum(np.arange(1, -(-len(lengths) // 16) + 1) * most, len(idle))
+    owned = lengths.reshape(len(members), -1).sum(1)
+    stops = owned.cumsum().astype(np.int32)
+    stops[-1] = len(ids)
     move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
     return Layout(
         ids=move(ids)[None],
@@ -113,6 +121,9 @@ def lay_out(tokens: Sequence[Sequence[int]], device: torch.device) -> Layout:
         longest=longest,
         bounds=move(np.concatenate([[0], ends, idle_ends]).astype(np.int32)),
         most=most,
+        segments=Segments(
+            members, (len(lengths) // len(members),) * len(members), tuple(owned.tolist()), ends=move(stops)
+        ),
     )
 
 
@@ -203,9 +214,11 @@ def states(model: PreTrainedModel, layout: Layout) -> torch.Tensor:
     backbone = model.base_model
     positions = layout.positions + first_position(backbone)
     if backbone.config._attn_implementation == UNPADDED:
-        return _call(backbone, layout.ids, positions, layout=layout)[0]
+        with over(layout.segments):
+            return _call(backbone, layout.ids, positions, layout=layout)[0]
     mask = (~layout.empty()).long()
-    padded = _call(backbone, layout.grid(layout.ids[0]), layout.grid(positions[0]), attention_mask=mask)
+    with over(layout.segments.by_rows()):
+        padded = _call(backbone, layout.grid(layout.ids[0]), layout.grid(positions[0]), attention_mask=mask)
     return layout.flat(padded)
 
 

@@ -20,6 +20,7 @@ from transformers.activations import SiLUActivation
 from tunetrial.engine import attention, fusion, varlen
 from tunetrial.engine.attention import UNPADDED, Layout
 from tunetrial.engine.elementwise import Norm, SumAndNorm, SwiGLU, Turn
+from tunetrial.engine.segments import over
 
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 PROVEN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -27,7 +28,10 @@ PROVEN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 def states(model: PreTrainedModel, layout: Layout) -> torch.Tensor:
     """What `attention.states` gives, by the shorter way where the backbone is known."""
-    return walk(model.base_model, layout) if fits(model.base_model) else attention.states(model, layout)
+    if not fits(model.base_model):
+        return attention.states(model, layout)
+    with over(layout.segments):
+        return walk(model.base_model, layout)
 
 
 def fits(backbone: nn.Module) -> bool:

@@ -5,12 +5,15 @@ through its own pretrained pooler, RoBERTa and DistilBERT through a layer that i
 Dropout is left out.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from tunetrial.engine.attention import Layout
 from tunetrial.engine.blocks import states
+from tunetrial.engine.segments import current, over
 from tunetrial.models import ModelShape
 
 INITIAL_SD = 0.02
@@ -23,35 +26,59 @@ def summaries(backbone: PreTrainedModel, layout: Layout, shape: ModelShape) -> t
     picked = states(backbone, layout)[at]
     if shape.encoding is None or not shape.encoding.pooled:
         return picked
-    return ACTIVATIONS[shape.encoding.activation](backbone.base_model.pooler.dense(picked))
+    with over(layout.segments.by_rows()):
+        return ACTIVATIONS[shape.encoding.activation](backbone.base_model.pooler.dense(picked))
+
+
+class MemberLinear(nn.Module):
+    """A linear layer for each member of a pack: weights (members, outputs, inputs), biases (members, outputs)."""
+
+    def __init__(self, members: int, inputs: int, outputs: int, *, bias: bool = True, **place: object):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(members, outputs, inputs, **place))
+        self.bias = nn.Parameter(torch.empty(members, outputs, **place)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (members in the batch, rows, inputs) -> (members in the batch, rows, outputs)."""
+        members = current().members
+        chosen = slice(members.start, members.stop)
+        product = torch.bmm(x, self.weight[chosen].mT)
+        return product if self.bias is None else product + self.bias[chosen, None]
 
 
 class EncoderHead(nn.Module):
     """The new layers after an encoder; `dense` is missing where the backbone has its own."""
 
-    def __init__(self, shape: ModelShape, outputs: int, **place: object):
+    def __init__(self, shape: ModelShape, members: int, outputs: int, **place: object):
         super().__init__()
         encoding = shape.encoding
         self.activation = ACTIVATIONS[encoding.activation]
-        self.output = nn.Linear(shape.hidden, outputs, **place)
-        self.dense = None if encoding.pooled else nn.Linear(shape.hidden, shape.hidden, **place)
+        self.output = MemberLinear(members, shape.hidden, outputs, **place)
+        self.dense = None if encoding.pooled else MemberLinear(members, shape.hidden, shape.hidden, **place)
 
     def forward(self, summaries: torch.Tensor) -> torch.Tensor:
         return self.output(summaries if self.dense is None else self.activation(self.dense(summaries)))
 
 
 def make_head(
-    shape: ModelShape, outputs: int, *, generator: torch.Generator, dtype: torch.dtype, device: torch.device
+    shape: ModelShape,
+    outputs: int,
+    *,
+    generators: Sequence[torch.Generator],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> nn.Module:
-    """A head (rows, hidden) -> (rows, outputs): weights normal with sd 0.02 from the generator, biases 0."""
+    """A head (members, rows, hidden) -> (members, rows, outputs), a member for each generator: weights normal with
+    sd 0.02 from it, biases 0."""
     place = {"dtype": dtype, "device": device}
     if shape.encoding is None:
-        head = nn.Linear(shape.hidden, outputs, bias=False, **place)
+        head = MemberLinear(len(generators), shape.hidden, outputs, bias=False, **place)
     else:
-        head = EncoderHead(shape, outputs, **place)
-    for weight in head.parameters():
-        drawn = torch.zeros(weight.shape)
-        weight.data.copy_(drawn.normal_(0, INITIAL_SD, generator=generator) if weight.ndim > 1 else drawn)
+        head = EncoderHead(shape, len(generators), outputs, **place)
+    for number, generator in enumerate(generators):
+        for weight in head.parameters():
+            drawn = torch.zeros(weight.shape[1:])
+            weight.data[number] = drawn.normal_(0, INITIAL_SD, generator=generator) if drawn.ndim > 1 else drawn
     return head
 
 

@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from tunetrial.core.evidence import Example, TaskData
 from tunetrial.engine import generation
-from tunetrial.engine.attention import lay_out, logits
+from tunetrial.engine.attention import Layout, lay_out, logits
 from tunetrial.engine.blocks import states
-from tunetrial.engine.readout import EVALUATION_BATCH
+from tunetrial.engine.readout import batches_of
+from tunetrial.engine.segments import Segments, over
 from tunetrial.engine.texts import Row, Texts
 
 
@@ -28,14 +31,12 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         return self.causal.device
 
-    def losses(self, rows: Sequence[Row], *, last_alone: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Negative log-likelihood in nats, fp32, of each answered token, and the row that each belongs to.
-
-        With `last_alone` the answers before the last one are not asked for.
-        """
-        layout = lay_out([row.tokens for row in rows], self.device)
+    def batch(self, rows: Sequence[Sequence[Row]], members: range, *, last_alone: bool = False) -> "AnswerBatch":
+        """Lay out the rows of each member; with `last_alone` the answers before the last one are not asked for."""
+        every = [row for own in rows for row in own]
+        layout = lay_out([row.tokens for row in every], self.device, members=members)
         at, targets, owners, offset = [], [], [], 0
-        for number, row in enumerate(rows):
+        for number, row in enumerate(every):
             first = row.prompt if last_alone else 1
             for place in range(max(first, 1), len(row.tokens)):
                 if row.answers_T[place]:
@@ -43,14 +44,33 @@ class LanguageModel(nn.Module):
                     targets.append(row.tokens[place])
                     owners.append(number)
             offset += len(row.tokens)
-        raw = logits(self.causal, states(self.causal, layout)[torch.tensor(at, device=self.device)])
-        wide = raw if raw.dtype == torch.float64 else raw.float()
-        nats = nn.functional.cross_entropy(wide, torch.tensor(targets, device=self.device), reduction="none")
-        return nats, torch.tensor(owners, device=self.device)
+        return AnswerBatch(layout, *(torch.tensor(numbers, device=self.device) for numbers in (at, targets, owners)))
 
-    def complete(self, prompts: Sequence[list[int]], *, longest: int, stops: set[int], context: int) -> list[list[int]]:
-        """Continue each prompt greedily; see `generation.complete`."""
-        return generation.complete(self.causal, prompts, longest=longest, stops=stops, context=context)
+    def losses(self, batch: "AnswerBatch") -> torch.Tensor:
+        """Negative log-likelihood in nats, fp32, of each answered token."""
+        raw = logits(self.causal, states(self.causal, batch.layout)[batch.at])
+        wide = raw if raw.dtype == torch.float64 else raw.float()
+        return nn.functional.cross_entropy(wide, batch.targets, reduction="none")
+
+    def complete(
+        self, prompts: Sequence[list[int]], *, members: range, longest: int, stops: set[int], context: int
+    ) -> list[list[list[int]]]:
+        """Continue each prompt greedily, once for each member; see `generation.complete`."""
+        made = []
+        for member in members:
+            with over(Segments(range(member, member + 1), (1,))):
+                made.append(generation.complete(self.causal, prompts, longest=longest, stops=stops, context=context))
+        return made
+
+
+@dataclass(frozen=True)
+class AnswerBatch:
+    """Rows laid out; of each answered token the place of the one before it, itself, and its row's number."""
+
+    layout: Layout
+    at: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
 
 
 class TextObjective:
@@ -64,45 +84,53 @@ class TextObjective:
     def weight(self, rows: Sequence[int]) -> int:
         return sum(self.answered[row] for row in rows)
 
-    def loss(self, rows: Sequence[int]) -> torch.Tensor:
-        return self.model.losses([self.rows[row] for row in rows])[0].sum()
+    def batch(self, rows: Sequence[Sequence[int]], members: range) -> AnswerBatch:
+        return self.model.batch([[self.rows[row] for row in own] for own in rows], members)
+
+    def losses(self, batch: AnswerBatch) -> torch.Tensor:
+        nats, segments = self.model.losses(batch), batch.layout.segments
+        member = batch.owners // segments.rows[0]
+        numbers = torch.arange(len(segments.members), device=member.device)[:, None]
+        return torch.where(member == numbers, nats, 0.0).sum(1)
 
 
 class TextReader:
-    """Reads what the model writes."""
+    """Reads what the model writes, of all members of a pack at once."""
 
     task_type = "CAUSAL_LM"
 
-    def __init__(self, causal: PreTrainedModel, texts: Texts, data: TaskData, *, longest: int, context: int):
+    def __init__(
+        self, causal: PreTrainedModel, texts: Texts, data: TaskData, *, members: int, longest: int, context: int
+    ):
         self.model, self.texts, self.longest, self.context = LanguageModel(causal), texts, longest, context
+        self.members = range(members)
 
     def objective(self, examples: Sequence[Example]) -> TextObjective:
         return TextObjective(self.model, self.texts.rows(examples))
 
-    def predict(self, examples: Sequence[Example]) -> list[str]:
+    def predict(self, examples: Sequence[Example]) -> list[list[str]]:
         """Complete each prompt, greedily."""
         rows = self.texts.rows(examples)
         prompts = [row.tokens[: row.prompt] for row in rows]
-        stops = self.texts.stops(rows)
-        made = self.model.complete(prompts, longest=self.longest, stops=stops, context=self.context)
-        return [self.texts.decode(tokens) for tokens in made]
+        within = {"longest": self.longest, "stops": self.texts.stops(rows), "context": self.context}
+        made = self.model.complete(prompts, members=self.members, **within)
+        return [[self.texts.decode(tokens) for tokens in own] for own in made]
 
-    def likelihoods(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+    def likelihoods(self, examples: Sequence[Example]) -> list[list[tuple[float, int]]]:
         return self._likelihoods(self.texts.rows(examples))
 
     @torch.no_grad()
-    def _likelihoods(self, rows: Sequence[Row]) -> list[tuple[float, int]]:
-        """Nats and tokens of the last answer of each row."""
-        by_length = sorted(range(len(rows)), key=lambda row: len(rows[row].tokens))
-        made: dict[int, tuple[float, int]] = {}
-        for first in range(0, len(by_length), EVALUATION_BATCH):
-            batch = by_length[first : first + EVALUATION_BATCH]
-            nats, owners = self.model.losses([rows[row] for row in batch], last_alone=True)
-            nats, owners = nats.double().tolist(), owners.tolist()
-            for number, row in enumerate(batch):
-                own = [value for value, owner in zip(nats, owners, strict=True) if owner == number]
-                made[row] = math.fsum(own), len(own)
-        return [made[row] for row in range(len(rows))]
+    def _likelihoods(self, rows: Sequence[Row]) -> list[list[tuple[float, int]]]:
+        """Nats and tokens of the last answer of each row, for each member."""
+        made: list[dict[int, tuple[float, int]]] = [{} for _ in self.members]
+        for chosen in batches_of([row.tokens for row in rows], len(self.members)):
+            batch = self.model.batch([[rows[row] for row in chosen] for _ in self.members], self.members, last_alone=True)
+            own: list[list[float]] = [[] for _ in range(len(chosen) * len(self.members))]
+            for value, owner in zip(self.model.losses(batch).double().tolist(), batch.owners.tolist(), strict=True):
+                own[owner].append(value)
+            for number, values in enumerate(own):
+                made[number // len(chosen)][chosen[number % len(chosen)]] = math.fsum(values), len(values)
+        return [[one[row] for row in range(len(rows))] for one in made]
 
     def exported(self, name: str) -> str:
         """The name of a weight in the artifact."""
@@ -121,12 +149,15 @@ class LabelReader(TextReader):
     What is trained is the likelihood of the right label's text.
     """
 
-    def __init__(self, causal: PreTrainedModel, texts: Texts, data: TaskData, *, context: int):
-        super().__init__(causal, texts, data, longest=1, context=context)
+    def __init__(self, causal: PreTrainedModel, texts: Texts, data: TaskData, *, members: int, context: int):
+        super().__init__(causal, texts, data, members=members, longest=1, context=context)
         self.labels = data.labels
 
-    def predict(self, examples: Sequence[Example]) -> list[str]:
+    def predict(self, examples: Sequence[Example]) -> list[list[str]]:
         rows = [self.texts.row(example, label) for example in examples for label in self.labels]
-        nats = iter(self._likelihoods(rows))
-        best = [min((next(nats)[0], place) for place in range(len(self.labels)))[1] for _ in examples]
-        return [self.labels[place] for place in best]
+        return [self._best([nats for nats, _ in own]) for own in self._likelihoods(rows)]
+
+    def _best(self, nats: Sequence[float]) -> list[str]:
+        """The likeliest label of each example, of equals the first."""
+        count = len(self.labels)
+        return [self.labels[int(np.argmin(nats[first : first + count]))] for first in range(0, len(nats), count)]

@@ -1,4 +1,4 @@
-"""The one training loop: every method, every engine pack of one, every device."""
+"""The one training loop: every method, alone or in a pack, every device."""
 
 import json
 import math
@@ -11,37 +11,61 @@ from typing import Protocol
 import torch
 from safetensors.torch import load_file
 
-from tunetrial.core.checkpoint import newest_checkpoint, save_checkpoint
+from tunetrial.core.checkpoint import common_checkpoint, save_checkpoint
 from tunetrial.core.engine import Step
-from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
+from tunetrial.core.errors import DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import Trial
 from tunetrial.engine.batches import examples_digest, first_steps, learning_rate, order, token_digest
 from tunetrial.engine.tensors import write
 from tunetrial.engine.trainables import Trainables, WarmStart
 
+CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
 
 class Objective(Protocol):
-    """What is minimised: over an optimiser step, the sum of its rows' losses divided by the sum of their weights."""
+    """What is minimised: over an optimiser step of a member, the sum of its rows' losses divided by the sum of their
+    weights."""
 
     tokens: list[list[int]]
 
     def weight(self, rows: Sequence[int]) -> int:
         """How much these rows weigh: their number, or their answered tokens."""
 
-    def loss(self, rows: Sequence[int]) -> torch.Tensor:
-        """The summed loss of these rows."""
+    def batch(self, rows: Sequence[Sequence[int]], members: range) -> object:
+        """Rows of each of these members, on the device."""
+
+    def losses(self, batch: object) -> torch.Tensor:
+        """The summed loss of each member's rows (members,)."""
+
+
+class Course:
+    """What is one trial's own in a loop: which rows each step sees, and how far the rate goes up."""
+
+    def __init__(self, trial: Trial, examples: Sequence[Example], tokens: Sequence[list[int]]):
+        controls = trial.controls
+        self.trial, self.peak_rate = trial, trial.learning_rate
+        self.order = order(
+            len(examples), epochs=controls.epochs, batch_examples=controls.batch_examples, seed=trial.seed
+        )
+        self.token_digest = token_digest(self.order, examples, tokens)
+        self.examples_digest = examples_digest(self.order, examples)
+        self.scaler = Scaler() if controls.precision == "fp16" else None
 
 
 class Loop:
-    """AdamW over the examples of one trial, a step at a time.
+    """AdamW over the examples of a trial, or of all trials of a pack, a step at a time.
 
-    A step is `batch_examples` examples whatever the memory: they are computed in micro-batches of like lengths, and
-    when memory runs out the micro-batch is halved and the same step begun again.
+    Members of a pack share passes over the base and nothing else: each has its own rows, rate, loss, norm, clipping,
+    moments and scale. One whose numbers are no longer finite is left as it was before that step and takes no further
+    one; the others do not notice.
+
+    A step is `batch_examples` examples of each member whatever the memory: they are computed in micro-batches of like
+    lengths, and when memory runs out fewer members are computed at once, then fewer examples, and the same step is begun
+    again.
 
     In fp16 losses are scaled so that small gradients survive (Micikevicius et al. 2018, arXiv:1710.03740). Where a
-    gradient overflows, the scale is halved and the same step begun again: no step is left out, so that all arms take
-    equally many.
+    gradient overflows, the member's scale is halved and the same step begun again: no step is left out, so that all
+    arms take equally many.
 
     With a warm start the trainables it is given are trained in the first steps alone; then those that it merges into,
     with moments begun anew. Rows, their order and the schedule know nothing of it. What a checkpoint holds is told by
@@ -54,150 +78,215 @@ class Loop:
         trainables: Trainables,
         examples: Sequence[Example],
         *,
-        trial: Trial,
+        trials: Sequence[Trial],
         micro_batch: int | None,
+        at_once: int | None,
         checkpoint_every_s: float,
         warm_start: WarmStart | None = None,
     ):
-        controls = trial.controls
+        controls = trials[0].controls
         self.objective, self.trainables, self.tokens = objective, trainables, objective.tokens
-        self.trial_id, self.controls, self.peak_rate = trial.id, controls, trial.learning_rate
-        self.order = order(
-            len(examples), epochs=controls.epochs, batch_examples=controls.batch_examples, seed=trial.seed
-        )
-        self.token_digest = token_digest(self.order, examples, self.tokens)
-        self.examples_digest = examples_digest(self.order, examples)
+        self.controls = controls
+        self.courses = [Course(trial, examples, self.tokens) for trial in trials]
+        self.steps_in_all = len(self.courses[0].order)
         self.micro_batch = min(micro_batch or controls.batch_examples, controls.batch_examples)
+        self.at_once = min(at_once or len(trials), len(trials))
         self.checkpoint_every_s = checkpoint_every_s
         self.first_step = 0
-        self.scaler = Scaler() if controls.precision == "fp16" else None
-        self.device = next(iter(trainables.masters.values())).device
+        self.diverged: dict[int, str] = {}
+        self.device = trainables.masters.device
         self.warm_start = warm_start
-        self.merge_at = 0 if warm_start is None else first_steps(warm_start.share, len(self.order))
-        self.optimizer_bits = trial.arm.settings.get("optimizer_bits", 32)
-        self.optimiser = self._optimiser()
+        self.merge_at = 0 if warm_start is None else first_steps(warm_start.share, self.steps_in_all)
+        self.optimizer_bits = trials[0].arm.settings.get("optimizer_bits", 32)
+        self.optimisers = self._optimisers()
 
-    def _optimiser(self) -> torch.optim.Optimizer:
-        return optimiser(self.trainables.groups(self.controls.weight_decay), bits=self.optimizer_bits)
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        """One a member, over its rows of masters and gradients."""
+        made = []
+        for member in range(len(self.courses)):
+            groups = []
+            for master, gradient, decays in self.trainables.pieces(member, whole=self.optimizer_bits == 32):
+                master.grad = gradient
+                groups.append({"params": [master], "weight_decay": self.controls.weight_decay if decays else 0.0})
+            made.append(optimiser(groups, bits=self.optimizer_bits))
+        return made
 
     def merge(self) -> None:
         """End a warm start: from now on the weights that it is merged into are trained."""
         self.trainables.clear()
-        self.trainables = self.warm_start.merge(self.trainables.masters)
-        self.optimiser, self.warm_start = self._optimiser(), None
+        self.trainables = self.warm_start.merge(self.trainables.member(0))
+        self.optimisers, self.warm_start = self._optimisers(), None
 
-    def rate(self, number: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        peak = self.peak_rate * (1 if self.warm_start is None else self.warm_start.rate_factor)
-        return learning_rate(number, len(self.order), peak=peak, warmup_share=self.controls.warmup_share)
+    def rate(self, member: int, number: int) -> float:
+        """The learning rate of a member's step, counted from 0."""
+        peak = self.courses[member].peak_rate * (1 if self.warm_start is None else self.warm_start.rate_factor)
+        return learning_rate(number, self.steps_in_all, peak=peak, warmup_share=self.controls.warmup_share)
 
-    def steps(self, checkpoint: Path | None, *, most: int | None = None) -> Iterator[Step]:
-        """Train to the end, yielding each step; see `core.engine.Run.steps`."""
-        if checkpoint is not None:
-            self._resume(checkpoint)
+    def steps(self, checkpoints: Sequence[Path] | None, *, most: int | None = None) -> Iterator[list[Step]]:
+        """Train to the end, yielding each step of every member; see `core.engine.Pack.steps`."""
+        if checkpoints is not None:
+            self._resume(checkpoints)
         saved = time.perf_counter()
-        merge_at = self.merge_at if most is None else min(most, len(self.order)) // 2
-        for number in range(len(self.order))[self.first_step : most]:
+        merge_at = self.merge_at if most is None else min(most, self.steps_in_all) // 2
+        for number in range(self.steps_in_all)[self.first_step : most]:
             started = time.perf_counter()
             if self.warm_start is not None and number >= merge_at:
                 self.merge()
-            rate = self.rate(number)
-            loss, grad_norm = self.step(self.order[number], rate)
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                found = f"loss {loss}, gradient norm {grad_norm}"
-                raise DivergedError(f"step {number + 1}: numbers are no longer finite, got {found}; lower the rate")
-            tokens = sum(len(self.tokens[row]) for row in self.order[number])
-            seconds = time.perf_counter() - started
-            yield Step(number + 1, len(self.order), loss, grad_norm, rate, tokens, seconds)
-            if checkpoint is not None and time.perf_counter() - saved >= self.checkpoint_every_s:
-                save_checkpoint(checkpoint, number + 1, self._write)
+            rows = [course.order[number] for course in self.courses]
+            rates = [self.rate(member, number) for member in range(len(rows))]
+            found = self.step(rows, rates)
+            seconds = (time.perf_counter() - started) / len(rows)
+            for member, (loss, norm) in enumerate(found):
+                if member not in self.diverged and not (math.isfinite(loss) and math.isfinite(norm)):
+                    got = f"loss {loss}, gradient norm {norm}"
+                    what = f"step {number + 1}: numbers are no longer finite, got {got}; lower the rate"
+                    self.diverged[member] = what
+            if len(self.diverged) == len(rows):
+                return
+            yield [
+                Step(
+                    number + 1,
+                    self.steps_in_all,
+                    *(found[member] if member not in self.diverged else (math.nan, math.nan)),
+                    rates[member],
+                    sum(len(self.tokens[row]) for row in rows[member]),
+                    seconds,
+                )
+                for member in range(len(rows))
+            ]
+            if checkpoints is not None and time.perf_counter() - saved >= self.checkpoint_every_s:
+                for member, folder in enumerate(checkpoints):
+                    save_checkpoint(folder, number + 1, lambda into, member=member: self._write(into, member))
                 saved = time.perf_counter()
 
-    def step(self, rows: Sequence[int], rate: float) -> tuple[float, float]:
-        """Take one optimiser step over these rows; return its mean loss and the gradient norm before clipping."""
-        ordered = sorted(rows, key=lambda row: len(self.tokens[row]))
-        masters = list(self.trainables.masters.values())
+    def step(self, rows: Sequence[Sequence[int]], rates: Sequence[float]) -> list[tuple[float, float]]:
+        """Take one optimiser step over these rows of each member; return each one's mean loss and the norm of its
+        gradient before clipping."""
+        ordered = [sorted(own, key=lambda row: len(self.tokens[row])) for own in rows]
+        gradients, accepted = self.trainables.gradients, set(self.diverged)
         while True:
             losses = self._accumulate(ordered)
-            gradients = [m.grad for m in masters if m.grad is not None]
-            if self.scaler is not None:
-                torch._foreach_div_(gradients, self.scaler.scale)
-            norm = torch.nn.utils.get_total_norm(gradients)
-            loss, grad_norm = torch.stack([losses.double(), norm.double()]).tolist()
-            if self.scaler is None or self.scaler.accepts(grad_norm):
+            for course, gradient in zip(self.courses, gradients, strict=True):
+                if course.scaler is not None:
+                    gradient.div_(course.scaler.scale)
+            norms = self.trainables.norms()
+            found = list(zip(*torch.stack([losses.double(), norms.double()]).tolist(), strict=True))
+            for member, course in enumerate(self.courses):
+                if member not in accepted and (course.scaler is None or course.scaler.accepts(found[member][1])):
+                    accepted.add(member)
+            if len(accepted) == len(rows):
                 break
             self.trainables.clear()
-        torch.nn.utils.clip_grads_with_norm_(masters, self.controls.clip_norm, norm)
-        if math.isfinite(loss) and math.isfinite(grad_norm):
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            self.optimiser.step()
-            self.trainables.publish()
+        for member, (loss, norm) in enumerate(found):
+            if member not in self.diverged and math.isfinite(loss) and math.isfinite(norm):
+                if norm + CLIP_EPSILON > self.controls.clip_norm:
+                    gradients[member].mul_(self.controls.clip_norm / (norm + CLIP_EPSILON))
+                for group in self.optimisers[member].param_groups:
+                    group["lr"] = rates[member]
+                self.optimisers[member].step()
+        self.trainables.publish()
         self.trainables.clear()
-        return loss, grad_norm
+        return found
 
-    def _accumulate(self, rows: list[int]) -> torch.Tensor:
-        """Sum the gradients of all micro-batches into the masters; return the mean loss, by the rows' weights."""
-        weight = self.objective.weight(rows)
+    def _accumulate(self, rows: list[list[int]]) -> torch.Tensor:
+        """Sum the gradients of all micro-batches into the masters'; return each member's mean loss, by its rows'
+        weights."""
+        weights = torch.tensor([float(self.objective.weight(own)) for own in rows])
+        scales = torch.tensor([1.0 if c.scaler is None else c.scaler.scale for c in self.courses])
         while True:
             try:
-                total = torch.zeros((), device=self.device)
-                for first in range(0, len(rows), self.micro_batch):
-                    loss = self.objective.loss(rows[first : first + self.micro_batch]) / weight
-                    (loss if self.scaler is None else loss * self.scaler.scale).backward()
-                    self.trainables.collect()
-                    total = total + loss.detach()
-                return total
+                totals = torch.zeros(len(rows), dtype=self.trainables.masters.dtype, device=self.device)
+                for first in range(0, len(rows), self.at_once):
+                    members = range(first, min(first + self.at_once, len(rows)))
+                    factors = (scales / weights)[first : members.stop].to(totals)
+                    for start in range(0, len(rows[0]), self.micro_batch):
+                        chosen = [rows[member][start : start + self.micro_batch] for member in members]
+                        losses = self._pass(self.objective.batch(chosen, members), factors)
+                        totals[first : members.stop] += losses
+                self.trainables.settle()
+                return totals / weights.to(totals)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self.trainables.clear()
-                if self.micro_batch == 1:
+                if self.micro_batch == 1 and self.at_once == 1:
                     raise DoesNotFitError(
                         "train step: out of memory at one example, got a micro-batch of 1; use a smaller base or method"
                     ) from None
-            self.micro_batch //= 2
+            if self.at_once > 1:
+                self.at_once //= 2
+            else:
+                self.micro_batch //= 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _write(self, folder: Path) -> None:
-        """Put masters, moments and the step into a checkpoint; no pickle."""
-        tensors = {f"master.{name}": master.detach() for name, master in self.trainables.masters.items()}
+    def _pass(self, batch: object, factors: torch.Tensor) -> torch.Tensor:
+        """Forward and backward over a batch; gradients are of losses times factors. Returns the losses (members,)."""
+        losses = self.objective.losses(batch)
+        (losses * factors.to(losses)).sum().backward()
+        self.trainables.collect()
+        return losses.detach()
+
+    def _write(self, folder: Path, member: int) -> None:
+        """Put a member's masters, moments and step into a checkpoint; no pickle."""
+        held: dict[str, torch.Tensor] = {"masters": self.trainables.masters[member]}
         counts = {}
-        for name, master in self.trainables.masters.items():
-            for key, value in self.optimiser.state[master].items():
-                kept = tensors if isinstance(value, torch.Tensor) else counts
-                kept[f"{key}.{name}"] = value
-        write(folder / "state.safetensors", tensors)
-        scaler = None if self.scaler is None else vars(self.scaler)
-        state = {"micro_batch": self.micro_batch, "trial": self.trial_id, "counts": counts, "scaler": scaler}
+        for place, group in enumerate(self.optimisers[member].param_groups):
+            for key, value in self.optimisers[member].state[group["params"][0]].items():
+                kept = held if isinstance(value, torch.Tensor) else counts
+                kept[f"{place}.{key}"] = value
+        write(folder / "state.safetensors", held)
+        course = self.courses[member]
+        state = {
+            "trial": course.trial.id,
+            "pack": self.pack,
+            "micro_batch": self.micro_batch,
+            "at_once": self.at_once,
+            "counts": counts,
+            "scaler": None if course.scaler is None else vars(course.scaler),
+            "diverged": self.diverged.get(member),
+        }
         (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
 
-    def _resume(self, checkpoint: Path) -> None:
-        """Continue from the newest valid checkpoint, if there is one."""
-        found = newest_checkpoint(checkpoint)
+    @property
+    def pack(self) -> list[str]:
+        """The trials that are trained together."""
+        return [course.trial.id for course in self.courses]
+
+    def _resume(self, checkpoints: Sequence[Path]) -> None:
+        """Continue from the newest valid checkpoint that all members have, if there is one."""
+        found = common_checkpoint(checkpoints)
         if found is None:
             return
-        step, folder = found
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if state["trial"] != self.trial_id:
-            raise IntegrityError(f"{folder}: of another trial, got {state['trial']}; remove it")
+        step, folders = found
+        states = [json.loads((folder / "state.json").read_text(encoding="utf-8")) for folder in folders]
+        for folder, state in zip(folders, states, strict=True):
+            if state.get("pack") != self.pack:
+                kind = "pack" if state["trial"] in self.pack else "trial"
+                raise IntegrityError(f"{folder}: of another {kind}, got {state['trial']}; remove it")
         if self.warm_start is not None and step > self.merge_at:
             self.merge()
-        tensors = load_file(folder / "state.safetensors", device=str(self.device))
-        states: dict[str, dict] = {name: {} for name in self.trainables.masters}
-        for key, value in (tensors | state["counts"]).items():
-            kind, name = key.split(".", 1)
-            states[name][kind] = value
-        with torch.no_grad():
-            for name, master in self.trainables.masters.items():
-                master.copy_(states[name].pop("master"))
-                if states[name]:
-                    self.optimiser.state[master] = states[name]
-        if self.scaler is not None:
-            vars(self.scaler).update(state["scaler"])
+        for member, (folder, state) in enumerate(zip(folders, states, strict=True)):
+            self._read(folder, state, member)
+            self.at_once = min(self.at_once, state["at_once"])
+            self.micro_batch = min(self.micro_batch, state["micro_batch"])
         self.trainables.publish()
-        self.micro_batch, self.first_step = min(self.micro_batch, state["micro_batch"]), step
+        self.first_step = step
+
+    def _read(self, folder: Path, state: dict, member: int) -> None:
+        tensors = load_file(folder / "state.safetensors", device=str(self.device))
+        self.trainables.masters[member].copy_(tensors.pop("masters"))
+        moments: dict[int, dict] = {}
+        for key, value in (tensors | state["counts"]).items():
+            place, kind = key.split(".", 1)
+            moments.setdefault(int(place), {})[kind] = value
+        for place, group in enumerate(self.optimisers[member].param_groups):
+            if place in moments:
+                self.optimisers[member].state[group["params"][0]] = moments[place]
+        if state["scaler"] is not None:
+            vars(self.courses[member].scaler).update(state["scaler"])
+        if state["diverged"] is not None:
+            self.diverged[member] = state["diverged"]
 
 
 class Scaler:

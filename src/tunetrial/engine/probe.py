@@ -45,7 +45,8 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     save_s = clock.time(lambda: run.save(folder))
     artifact_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     shutil.rmtree(folder)
-    moments = sum(t.numel() * t.element_size() for s in run.loop.optimiser.state.values() for t in s.values() if t.ndim)
+    states = run.loop.optimisers[0].state.values()
+    moments = sum(tensor.numel() * tensor.element_size() for kept in states for tensor in kept.values() if tensor.ndim)
     found = {
         "load_s": Measurement(value=load_s, unit="s"),
         "base_bytes": Measurement(value=memory.base_bytes, unit="bytes"),
@@ -82,15 +83,15 @@ def train(loop: Loop, clock: "Clock", *, rate: float) -> Pace:
     """Take steps of a loop, of a warm start on both sides of its merge."""
     if loop.warm_start is None:
         return _pace(loop, clock, rate)
-    share = loop.merge_at / len(loop.order)
+    share = loop.merge_at / loop.steps_in_all
     first = _pace(loop, clock, rate)
     loop.merge()
     return first.then(_pace(loop, clock, rate), share)
 
 
 def _pace(loop: Loop, clock: "Clock", rate: float) -> Pace:
-    order, blocks = loop.order, MOST_BLOCKS if clock.cuda else 0
-    timed = settled(lambda number: clock.time(lambda: loop.step(order[number % len(order)], rate)), blocks=blocks)
+    order, blocks = loop.courses[0].order, MOST_BLOCKS if clock.cuda else 0
+    timed = settled(lambda number: clock.time(lambda: loop.step([order[number % len(order)]], [rate])), blocks=blocks)
     step_s = [seconds for _, seconds in timed]
     tokens = sum(len(loop.tokens[row]) for number, _ in timed for row in order[number % len(order)])
     return Pace(statistics.median(step_s), tokens / sum(step_s), len(step_s))

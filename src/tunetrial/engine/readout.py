@@ -5,6 +5,7 @@ A reader makes the objective that is trained on examples, and predicts. All read
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,11 +16,20 @@ from tunetrial.core.evidence import Example, TaskData
 from tunetrial.core.records import Record
 from tunetrial.engine.attention import Layout, lay_out
 from tunetrial.engine.heads import classifier_name, make_head, summaries
+from tunetrial.engine.segments import over
 from tunetrial.engine.streams import stream
 from tunetrial.engine.texts import Texts
 from tunetrial.models import ModelShape
 
 EVALUATION_BATCH = 32
+
+
+def batches_of(tokens: Sequence[Sequence[int]], members: int) -> list[list[int]]:
+    """Rows of like lengths, as they are evaluated together: a batch is some 32 rows, over all members of a pack, and 4
+    of each at least."""
+    by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
+    size = max(EVALUATION_BATCH // members, 4)
+    return [by_length[first : first + size] for first in range(0, len(by_length), size)]
 
 
 class Readout(Record):
@@ -59,30 +69,44 @@ class Readout(Record):
 
 
 class Classifier(nn.Module):
-    """A backbone `model` and a head `score`; `heads` says how they are read and what Hugging Face calls them."""
+    """A backbone `model` and a head `score`, for each member of a pack its own; `heads` says how they are read and
+    what Hugging Face calls them."""
 
-    def __init__(self, backbone: nn.Module, shape: ModelShape, readout: Readout, *, seed: int):
+    def __init__(self, backbone: nn.Module, shape: ModelShape, readout: Readout, *, seeds: Sequence[int]):
         super().__init__()
         weight = next(backbone.parameters())
         self.wide = weight.dtype if weight.dtype == torch.float64 else torch.float32
-        generator = torch.Generator().manual_seed(stream(seed, "head"))
+        place = {"dtype": self.wide, "device": weight.device}
+        generators = [torch.Generator().manual_seed(stream(seed, "head")) for seed in seeds]
         self.model, self.shape, self.readout = backbone, shape, readout
-        self.score = make_head(shape, readout.outputs, generator=generator, dtype=self.wide, device=weight.device)
+        self.score = make_head(shape, readout.outputs, generators=generators, **place)
 
     @property
     def device(self) -> torch.device:
         return next(self.score.parameters()).device
 
     def forward(self, layout: Layout) -> torch.Tensor:
-        """Logits (rows, outputs) at the token that is read of each row."""
-        return self.score(summaries(self.model, layout, self.shape).to(self.wide))
+        """Logits (members, rows of each, outputs) at the token that is read of each row."""
+        read = summaries(self.model, layout, self.shape).to(self.wide)
+        with over(layout.segments):
+            return self.score(read.unflatten(0, (len(layout.segments.members), -1)))
 
     def losses(self, layout: Layout, targets: torch.Tensor) -> torch.Tensor:
-        """One loss an example: cross-entropy in nats, or squared error in units of the target's variance."""
+        """One loss an example (members, rows of each): cross-entropy in nats, or squared error in units of the target's
+        variance."""
         logits = self(layout)
         if self.readout.kind == "classify":
-            return nn.functional.cross_entropy(logits, targets, reduction="none")
-        return (logits[:, 0] - targets.to(logits)) ** 2
+            flat = nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="none")
+            return flat.view(logits.shape[:2])
+        return (logits[..., 0] - targets.view(logits.shape[:2]).to(logits)) ** 2
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Rows of members laid out, and their targets, encoded, row after row."""
+
+    layout: Layout
+    targets: torch.Tensor
 
 
 class HeadObjective:
@@ -95,19 +119,23 @@ class HeadObjective:
     def weight(self, rows: Sequence[int]) -> int:
         return len(rows)
 
-    def loss(self, rows: Sequence[int]) -> torch.Tensor:
-        layout = lay_out([self.tokens[row] for row in rows], self.model.device)
-        return self.model.losses(layout, self.targets[rows]).sum()
+    def batch(self, rows: Sequence[Sequence[int]], members: range) -> LabelledBatch:
+        every = [row for own in rows for row in own]
+        layout = lay_out([self.tokens[row] for row in every], self.model.device, members=members)
+        return LabelledBatch(layout, self.targets[every])
+
+    def losses(self, batch: LabelledBatch) -> torch.Tensor:
+        return self.model.losses(batch.layout, batch.targets).sum(1)
 
 
 class HeadReader:
-    """Reads labels or numbers from a trained head."""
+    """Reads labels or numbers from trained heads, those of all members of a pack at once."""
 
     task_type = "SEQ_CLS"
 
-    def __init__(self, backbone: nn.Module, shape: ModelShape, texts: Texts, data: TaskData, *, seed: int):
-        self.texts, self.readout = texts, Readout.of(data)
-        self.model = Classifier(backbone, shape, self.readout, seed=seed)
+    def __init__(self, backbone: nn.Module, shape: ModelShape, texts: Texts, data: TaskData, *, seeds: Sequence[int]):
+        self.texts, self.readout, self.members = texts, Readout.of(data), range(len(seeds))
+        self.model = Classifier(backbone, shape, self.readout, seeds=seeds)
 
     def exported(self, name: str) -> str:
         """The name of a weight in the artifact."""
@@ -117,15 +145,14 @@ class HeadReader:
         return HeadObjective(self.model, self.texts.prompts(examples), [example.target for example in examples])
 
     @torch.no_grad()
-    def predict(self, examples: Sequence[Example]) -> list[str] | list[float]:
+    def predict(self, examples: Sequence[Example]) -> list[list[str] | list[float]]:
         tokens = self.texts.prompts(examples)
-        by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
-        made: dict[int, str | float] = {}
-        for first in range(0, len(by_length), EVALUATION_BATCH):
-            rows = by_length[first : first + EVALUATION_BATCH]
-            layout = lay_out([tokens[row] for row in rows], self.model.device)
-            made.update(zip(rows, self.readout.decode(self.model(layout)), strict=True))
-        return [made[row] for row in range(len(tokens))]
+        made: list[dict[int, str | float]] = [{} for _ in self.members]
+        for rows in batches_of(tokens, len(self.members)):
+            layout = lay_out([tokens[row] for _ in self.members for row in rows], self.model.device, members=self.members)
+            for own, logits in zip(made, self.model(layout), strict=True):
+                own.update(zip(rows, self.readout.decode(logits), strict=True))
+        return [[own[row] for row in range(len(tokens))] for own in made]
 
     def write(self, folder: Path) -> None:
         self.readout.write(folder)

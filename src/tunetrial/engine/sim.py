@@ -25,7 +25,7 @@ from scipy.special import ndtr, ndtri
 
 from tunetrial import methods, models
 from tunetrial.core.checkpoint import newest_checkpoint, save_checkpoint
-from tunetrial.core.engine import Description, Step
+from tunetrial.core.engine import Description, Step, Together
 from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.records import Record, canonical
@@ -173,6 +173,11 @@ class SimSession:
 
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> "SimRun":
         return SimRun(self, trial, data, micro_batch)
+
+    def start_pack(
+        self, trials: Sequence[Trial], data: TaskData, *, micro_batch: int | None = None, at_once: int | None = None
+    ) -> Together:
+        return Together([SimRun(self, trial, data, micro_batch) for trial in trials])
 
     def probe(self, trial: Trial, data: TaskData, folder: Path) -> dict[str, Measurement]:
         """The planted costs, with 1 % of luck on what is timed."""

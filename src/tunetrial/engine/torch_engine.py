@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from tunetrial import methods, models
-from tunetrial.core.engine import Description, Step
+from tunetrial.core.engine import Alone, Description, Step, Together
 from tunetrial.core.errors import DoesNotFitError, IntegrityError, ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Precision, Readout, Trial
@@ -22,12 +22,12 @@ from tunetrial.engine.loop import Loop, does_not_fit
 from tunetrial.engine.readout import HeadReader
 from tunetrial.engine.texts import Texts
 from tunetrial.engine.trainables import Trainables, WarmStart
-from tunetrial.engine.untuned import TfidfRun, UntunedRun
 from tunetrial.methods.storage import Storage
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
 BASE = ("model.", "causal.")
+PASS_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 
 class TorchEngine:
@@ -101,14 +101,17 @@ class TorchSession:
     def describe(self, examples: Sequence[Example], *, readout: Readout = "head") -> Description:
         return self.texts.describe(examples, readout=readout)
 
-    def start(
-        self, trial: Trial, data: TaskData, *, micro_batch: int | None = None
-    ) -> "TorchRun | UntunedRun | TfidfRun":
-        with does_not_fit(f"{trial.arm.name}: weights and optimiser states"):
-            self.prepare(trial)
-            if not methods.find(trial.arm).tuned:
-                return untuned.start(self, trial, data)
-            return TorchRun(self, trial, data, micro_batch)
+    def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> Alone:
+        return Alone(self.start_pack([trial], data, micro_batch=micro_batch))
+
+    def start_pack(
+        self, trials: Sequence[Trial], data: TaskData, *, micro_batch: int | None = None, at_once: int | None = None
+    ) -> "TorchPack | Together":
+        with does_not_fit(f"{trials[0].arm.name}: weights and optimiser states"):
+            self.prepare(trials[0])
+            if not methods.find(trials[0].arm).tuned:
+                return Together([untuned.start(self, trial, data) for trial in trials])
+            return TorchPack(self, trials, data, micro_batch=micro_batch, at_once=at_once)
 
     def prepare(self, trial: Trial) -> None:
         """Bring the base to what is on disk as the trial wants it: with or without its language-model head, its frozen
@@ -123,6 +126,7 @@ class TorchSession:
             return
         adapters.detach(self.model)
         self.model.requires_grad_(False)
+        self.model.zero_grad()
         if self.dirty:
             self.model.load_state_dict(self.load(DTYPES[self.precision]).state_dict())
             self.dirty = False
@@ -132,14 +136,14 @@ class TorchSession:
             return untuned.measure(self, trial, data, folder)
         return probe.measure(self, trial, data, folder)
 
-    def reader(self, trial: Trial, data: TaskData) -> HeadReader | TextReader:
-        """What reads answers from the base as it now is."""
-        controls, context = trial.controls, self.shape.context
+    def reader(self, trials: Sequence[Trial], data: TaskData) -> HeadReader | TextReader:
+        """What reads answers from the base as it now is, those of each trial."""
+        controls, of = trials[0].controls, {"members": len(trials), "context": self.shape.context}
         if controls.readout == "text":
-            return TextReader(self.model, self.texts, data, longest=controls.max_new_tokens, context=context)
+            return TextReader(self.model, self.texts, data, longest=controls.max_new_tokens, **of)
         if controls.readout == "labels":
-            return LabelReader(self.model, self.texts, data, context=context)
-        return HeadReader(self.model, self.shape, self.texts, data, seed=trial.seed)
+            return LabelReader(self.model, self.texts, data, **of)
+        return HeadReader(self.model, self.shape, self.texts, data, seeds=[trial.seed for trial in trials])
 
     def facts(self) -> dict[str, Fact]:
         """How the base is executed."""
@@ -155,44 +159,61 @@ class TorchSession:
         }
 
 
-class TorchRun:
-    """One trial in hand: the attached model, its loop, and what it made."""
+class TorchPack:
+    """Trials in hand: the attached model, their loop, and what they made."""
 
-    def __init__(self, session: TorchSession, trial: Trial, data: TaskData, micro_batch: int | None):
-        self.session, self.trial = session, trial
-        method = methods.find(trial.arm)
-        self.adapter, self.peft = method.adapter(session.shape), None
+    def __init__(
+        self,
+        session: TorchSession,
+        trials: Sequence[Trial],
+        data: TaskData,
+        *,
+        micro_batch: int | None,
+        at_once: int | None,
+    ):
+        self.session, self.trials = session, trials
+        found = [methods.find(trial.arm) for trial in trials]
+        self.specs, self.peft = [method.adapter(session.shape) for method in found], None
+        self.adapter = self.specs[0]
+        seeds = [trial.seed for trial in trials]
         if isinstance(self.adapter, methods.PeftSpec):
             from tunetrial.engine.peft_arms import PeftArm  # seconds that other arms' workers need not wait for
 
             session.storage = None  # PEFT changes the modules of the base for good
-            self.peft = PeftArm(session.model, self.adapter, seed=trial.seed)
+            self.peft = PeftArm(session.model, self.adapter, seed=seeds[0])
         elif self.adapter is not None:
-            adapters.attach(session.model, self.adapter, seed=trial.seed)
+            adapters.attach(session.model, self.specs, seeds=seeds)
         else:
             session.dirty = True
-        warm_start = self._warm_start(method) if self.adapter is None and method.warm_start else None
-        self.reader = session.reader(trial, data)
+        warm_start = self._warm_start(found[0]) if self.adapter is None and found[0].warm_start else None
+        self.reader = session.reader(trials, data)
         all_of_it = self.adapter is None and warm_start is None
         trainables = self._all_weights(self._exact()) if all_of_it else self._adapter_and_head()
         examples = data.splits["train"]
         objective = self.reader.objective(examples)
         empty = [e.id for e, row in zip(examples, objective.tokens, strict=True) if not row]
         if empty:
-            raise ModelError(f"{trial.task}: row {empty[0]}: the tokenizer made no token of its prompt; remove the row")
+            what = f"{data.name}: row {empty[0]}: the tokenizer made no token of its prompt"
+            raise ModelError(f"{what}; remove the row")
         self.loop = Loop(
             objective,
             trainables,
             examples,
-            trial=trial,
+            trials=trials,
             micro_batch=micro_batch,
+            at_once=min(at_once or len(trials), self._room(objective.tokens)),
             checkpoint_every_s=session.checkpoint_every_s,
             warm_start=warm_start,
         )
 
+    def _room(self, tokens: Sequence[Sequence[int]]) -> int:
+        """How many members' steps make a pass of a good size: beyond it a pass costs memory and gains no time."""
+        step = self.trials[0].controls.batch_examples * sum(map(len, tokens)) / len(tokens)
+        return max(1, int(PASS_TOKENS[self.session.device.type] // step))
+
     def _warm_start(self, method: methods.Full) -> WarmStart:
         """Attach the adapter that is trained first."""
-        adapters.attach(self.session.model, method.first_adapter(self.session.shape), seed=self.trial.seed)
+        adapters.attach(self.session.model, [method.first_adapter(self.session.shape)], seeds=[self.trials[0].seed])
         return WarmStart(method.frozen_share, method.rate_factor(self.session.shape.parameters), self._merged)
 
     def _merged(self, masters: Mapping[str, torch.Tensor]) -> Trainables:
@@ -204,22 +225,27 @@ class TorchRun:
         return trainables
 
     def _all_weights(self, exact: Mapping[str, torch.Tensor] | None) -> Trainables:
-        return Trainables(dict(self.model.named_parameters()), exact)
+        parameters = dict(self.model.named_parameters())
+        return Trainables(parameters, stacked=dict.fromkeys(_heads(parameters)), exact=exact)
 
     def _exact(self) -> dict[str, torch.Tensor] | None:
         """The base's weights in fp32, for masters of a full model with more digits than the compute dtype holds."""
         if self.session.precision not in ("bf16", "fp16"):
             return None
-        prefix = "model" if self.trial.controls.readout == "head" else "causal"
+        prefix = "model" if self.trials[0].controls.readout == "head" else "causal"
         return {f"{prefix}.{n}": weight for n, weight in self.session.load(torch.float32).named_parameters()}
 
     def _adapter_and_head(self) -> Trainables:
-        """The adapter's weights and the head's, which are all that are not of the base's model."""
+        """The adapters' weights and the heads', which are all that are not of the base's model."""
         parameters = dict(self.model.named_parameters())
-        head = {name: p for name, p in parameters.items() if not name.startswith(BASE)}
+        heads = _heads(parameters)
         if self.peft is not None:
-            return Trainables({**self.peft.trained, **head})
-        return Trainables({**{name: p for name, p in parameters.items() if "lora_" in name}, **head})
+            return Trainables({**self.peft.trained, **heads}, stacked=dict.fromkeys(heads))
+        low = {name: p for name, p in parameters.items() if "lora_" in name}
+        ranks = adapters.ranks(self.model)
+        stacked = {name: ranks[name.rpartition(".")[0]] for name in low if name.endswith(("lora_A", "lora_B"))}
+        stacked |= dict.fromkeys((low | heads).keys() - stacked.keys())
+        return Trainables({**low, **heads}, stacked=stacked, members=len(self.trials))
 
     @property
     def trainables(self) -> Trainables:
@@ -235,17 +261,17 @@ class TorchRun:
         return self.loop.first_step
 
     @property
-    def token_digest(self) -> str:
-        return self.loop.token_digest
+    def diverged(self) -> dict[int, str]:
+        return self.loop.diverged
 
-    @property
-    def examples_digest(self) -> str:
-        return self.loop.examples_digest
+    def digests(self, member: int) -> tuple[str, str]:
+        course = self.loop.courses[member]
+        return course.token_digest, course.examples_digest
 
-    def steps(self, checkpoint: Path | None, *, most: int | None = None) -> Iterator[Step]:
+    def steps(self, checkpoints: Sequence[Path] | None, *, most: int | None = None) -> Iterator[list[Step]]:
         """Train; a full model is then rounded to the base's dtype, since that is what is saved and must be scored."""
-        with does_not_fit(f"{self.trial.arm.name}: training"):
-            yield from self.loop.steps(checkpoint, most=most)
+        with does_not_fit(f"{self.trials[0].arm.name}: training"):
+            yield from self.loop.steps(checkpoints, most=most)
         if self.adapter is None:
             self.trainables.publish(through=self._saved_dtype())
 
@@ -255,30 +281,31 @@ class TorchRun:
         stored = config.get("dtype") or config.get("torch_dtype")
         return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(stored)
 
-    def predict(self, examples: Sequence[Example]) -> list[str] | list[float]:
+    def predict(self, examples: Sequence[Example]) -> list[list[str] | list[float]]:
         return self.reader.predict(examples)
 
-    def likelihoods(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+    def likelihoods(self, examples: Sequence[Example]) -> list[list[tuple[float, int]]]:
         return self.reader.likelihoods(examples)
 
-    def save(self, folder: Path) -> None:
+    def save(self, member: int, folder: Path) -> None:
         """Write a PEFT adapter, or a full model in the base's dtype with tokenizer; a head stays fp32."""
         folder.mkdir(parents=True, exist_ok=True)
         self.reader.write(folder)
-        peft = {} if self.peft is None else self.peft.trained
-        exported = {n: n if n in peft else self.reader.exported(n) for n in self.trainables.masters}
-        masters = {exported[n]: master.detach() for n, master in self.trainables.masters.items()}
+        peft, trial, made = {} if self.peft is None else self.peft.trained, self.trials[member], self.trainables.member(member)
+        exported = {n: n if n in peft else self.reader.exported(n) for n in made}
+        masters = {exported[n]: master.detach() for n, master in made.items()}
         if self.adapter is not None:
             masters = {name: master.cpu() for name, master in masters.items()}
-        of = {"base": str(self.session.base), "base_fingerprint": self.trial.controls.base_fingerprint}
+        of = {"base": str(self.session.base), "base_fingerprint": trial.controls.base_fingerprint}
         if self.peft is not None:
             head = {name: master for name, master in masters.items() if name not in self.peft.trained}
             self.peft.save({n: masters[n] for n in self.peft.trained}, head, folder, **of)
             return
         if self.adapter is not None:
             wide = {name: master.float() for name, master in masters.items()}
-            told = {"settings": self.trial.arm.settings, "task_type": self.reader.task_type, **of}
-            adapters.save_peft(wide, folder, spec=self.adapter, transposed=self.session.shape.transposed, **told)
+            told = {"settings": trial.arm.settings, "task_type": self.reader.task_type, **of}
+            transposed = self.session.shape.transposed
+            adapters.save_peft(wide, folder, spec=self.specs[member], transposed=transposed, **told)
             return
         dtype = self._saved_dtype() or torch.float32
         heads = {name for ours, name in exported.items() if ours.startswith("score.")}
@@ -288,32 +315,40 @@ class TorchRun:
         (folder / "config.json").write_text(json.dumps(self.reader.config(config), indent=1) + "\n", encoding="utf-8")
         self.session.tokenizer.save_pretrained(folder)
 
-    def verify(self, folder: Path) -> None:
+    def verify(self, member: int, folder: Path) -> None:
         read: dict[torch.Size, list[torch.Tensor]] = {}
         for path in sorted(folder.glob("*.safetensors")):
             for tensor in load_file(path).values():
                 read.setdefault(tensor.shape, []).append(tensor)
-        for name, master in self.trainables.masters.items():
+        for name, master in self.trainables.member(member).items():
             made = master.detach().cpu()
             if not any(torch.equal(tensor, made.to(tensor.dtype)) for tensor in read.get(made.shape, ())):
                 raise IntegrityError(
                     f"{folder}: {name} is not what was trained; report this, and do not use the artifact"
                 )
 
-    def facts(self) -> dict[str, Fact]:
+    def facts(self, member: int) -> dict[str, Fact]:
+        scaler = self.loop.courses[member].scaler
         return {
             **self.session.facts(),
             "master_dtype": "fp64" if self.session.precision == "fp64" else "fp32",
             "micro_batch": self.loop.micro_batch,
-            "pack": 1,
+            "pack": len(self.trials),
+            "pack_at_once": self.loop.at_once,
             "compiled": False,
-            **({} if self.loop.scaler is None else self.loop.scaler.facts()),
+            **({} if scaler is None else scaler.facts()),
         }
 
-    def measurements(self) -> dict[str, Measurement]:
-        tokens = sum(len(self.loop.tokens[row]) for step in self.loop.order for row in step)
+    def measurements(self, member: int) -> dict[str, Measurement]:
+        order = self.loop.courses[member].order
+        tokens = sum(len(self.loop.tokens[row]) for step in order for row in step)
         return {
-            "trainable_parameters": Measurement(value=self.trainables.count(), unit="weights"),
+            "trainable_parameters": Measurement(value=self.trainables.count(member), unit="weights"),
             "tokens": Measurement(value=tokens, unit="tokens"),
-            "steps": Measurement(value=len(self.loop.order), unit="steps"),
+            "steps": Measurement(value=len(order), unit="steps"),
         }
+
+
+def _heads(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+    """The weights of heads, which have a first dimension for members."""
+    return {name: p for name, p in parameters.items() if not name.startswith(BASE)}

@@ -4,7 +4,7 @@ One policy for every method: the model computes in one dtype, gradients are summ
 each step the masters are rounded into the model. (In pure bf16 most updates at small rates would be lost.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,51 +12,120 @@ from torch import nn
 
 
 class Trainables:
-    """Named parameters and their masters; in fp32 and fp64 a parameter is its own master."""
+    """Named parameters and their masters, of one run or of all members of a pack.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], exact: Mapping[str, torch.Tensor] | None = None):
-        """`exact` gives masters of more digits than the compute dtype holds (a base stored in fp32)."""
-        self.parameters = dict(parameters)
-        self.masters: dict[str, torch.Tensor] = {}
+    Masters and gradients lie in two matrices (members, weights): norms, clipping and steps are a few operations on
+    rows, however many layers there are, and a row is a member's alone. Parameters of one member in fp32 and fp64 lie in
+    the matrix themselves; the others are rounded copies. In a row matrices come first, vectors last: those decay, these
+    do not.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        stacked: Mapping[str, Sequence[int] | None] | None = None,
+        members: int = 1,
+        exact: Mapping[str, torch.Tensor] | None = None,
+    ):
+        """
+        Args:
+            parameters: All that is trained, by name.
+            stacked: Those with a first dimension for the members, with the rank of each member where that is less than
+                the parameter's (0 for a member that lacks it), or None.
+            exact: Masters of more digits than the compute dtype holds (of a base stored in fp32).
+        """
+        self.parameters, self.members = dict(parameters), members
+        self.stacked = dict(stacked or {})
+        self.shapes = {n: p.shape[1:] if n in self.stacked else p.shape for n, p in self.parameters.items()}
+        first = next(iter(self.parameters.values()))
+        wide = torch.promote_types(first.dtype, torch.float32)
+        ordered = sorted(self.parameters, key=lambda name: len(self.shapes[name]) < 2)
+        ends = torch.tensor([0, *(self.shapes[name].numel() for name in ordered)]).cumsum(0).tolist()
+        self._places = {name: (start, end) for name, start, end in zip(ordered, ends, ends[1:], strict=False)}
+        self.decayed = sum(self.shapes[name].numel() for name in ordered if len(self.shapes[name]) > 1)
+        self.masters = torch.empty(members, ends[-1], dtype=wide, device=first.device)
+        self.gradients = torch.zeros_like(self.masters)
+        self.copies = [name for name, p in self.parameters.items() if members > 1 or p.dtype != wide]
+        self._written: set[str] = set()
         for name, parameter in self.parameters.items():
-            parameter.requires_grad_(True)
-            wide = parameter.dtype in (torch.float32, torch.float64)
             source = parameter.detach() if exact is None or name not in exact else exact[name]
-            self.masters[name] = parameter if wide else source.to(parameter.device, torch.float32, copy=True)
-        self.narrow = [name for name in self.parameters if self.masters[name] is not self.parameters[name]]
+            self._of(self.masters, name).copy_(source)
+            if name not in self.copies:
+                parameter.data = self._of(self.masters, name)
+            parameter.requires_grad_(True)
+        self.clear()
+
+    def _of(self, matrix: torch.Tensor, name: str) -> torch.Tensor:
+        """What is a parameter's in a matrix (members, weights), in the parameter's shape."""
+        start, end = self._places[name]
+        return matrix[:, start:end].view(self.parameters[name].shape)
+
+    def member(self, number: int) -> dict[str, torch.Tensor]:
+        """The masters of one member by name, of its own rank and without the dimension of members."""
+        found = {}
+        for name, (start, end) in self._places.items():
+            ranks = self.stacked.get(name)
+            rank = None if ranks is None else ranks[number]
+            master = self.masters[number, start:end].view(self.shapes[name])
+            if rank is None:
+                found[name] = master
+            elif rank:
+                found[name] = master[:rank] if name.endswith("lora_A") else master[:, :rank]
+        return {name: found[name] for name in self.parameters if name in found}
 
     def collect(self) -> None:
         """Add the gradients of one micro-batch to those of the masters, in fp32."""
-        for name in self.narrow:
-            parameter, master = self.parameters[name], self.masters[name]
+        for name in self.copies:
+            parameter = self.parameters[name]
             if parameter.grad is not None:
-                gradient = parameter.grad.float()
-                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                into = self._of(self.gradients, name)
+                if name in self._written:
+                    into.add_(parameter.grad)
+                else:
+                    into.copy_(parameter.grad)
+                    self._written.add(name)
                 parameter.grad = None
+
+    def settle(self) -> None:
+        """After the last micro-batch of a step: what got no gradient has that of 0."""
+        for name in self.copies:
+            if name not in self._written:
+                self._of(self.gradients, name).zero_()
 
     def clear(self) -> None:
         """Forget all gradients."""
-        for tensor in (*self.parameters.values(), *self.masters.values()):
-            tensor.grad = None
+        self._written.clear()
+        for name, parameter in self.parameters.items():
+            if name in self.copies:
+                parameter.grad = None
+            else:
+                parameter.grad = self._of(self.gradients, name)
+                parameter.grad.zero_()
+
+    def norms(self) -> torch.Tensor:
+        """Euclidean norm of each member's gradient, (members,)."""
+        return torch.linalg.vector_norm(self.gradients, dim=1)
 
     @torch.no_grad()
     def publish(self, *, through: torch.dtype | None = None) -> None:
         """Round the masters into the model, first through another dtype if asked (that of the saved artifact)."""
         for name, parameter in self.parameters.items():
-            master = self.masters[name]
-            if name in self.narrow or through is not None:
+            master = self._of(self.masters, name)
+            if name in self.copies or through is not None:
                 parameter.copy_(master if through is None else master.to(through))
 
-    def count(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters.values())
+    def count(self, number: int = 0) -> int:
+        """The weights that a member trains."""
+        return sum(master.numel() for master in self.member(number).values())
 
-    def groups(self, weight_decay: float) -> list[dict]:
-        """Optimiser groups: matrices decay, vectors do not."""
-        masters = list(self.masters.values())
-        return [
-            {"params": [m for m in masters if m.ndim > 1], "weight_decay": weight_decay},
-            {"params": [m for m in masters if m.ndim < 2], "weight_decay": 0.0},
-        ]
+    def pieces(self, number: int, *, whole: bool) -> list[tuple[torch.Tensor, torch.Tensor, bool]]:
+        """A member's masters and gradients as an optimiser is given them, and whether they decay: the matrices as one
+        piece and the vectors as another, or a piece a parameter."""
+        end = self.masters.shape[1]
+        cuts = [(0, self.decayed), (self.decayed, end)] if whole else self._places.values()
+        row, gradient = self.masters[number], self.gradients[number]
+        return [(row[start:stop], gradient[start:stop], start < self.decayed) for start, stop in cuts if stop > start]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class UntunedRun:
         Raises:
             SpecError: There are fewer training rows than shots.
         """
-        self.session, self.reader = session, session.reader(trial, data)
+        self.session, self.reader = session, session.reader([trial], data)
         train, wanted = data.splits["train"], methods.find(trial.arm).shots
         if wanted > len(train):
             raise SpecError(f"arms.{trial.arm.name}.shots: more than there are training rows, got {wanted}; use fewer")
@@ -55,10 +55,10 @@ class UntunedRun:
         yield from ()
 
     def predict(self, examples: Sequence[Example]) -> list[str]:
-        return self.reader.predict(self._asked(examples))
+        return self.reader.predict(self._asked(examples))[0]
 
     def likelihoods(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
-        return self.reader.likelihoods(self._asked(examples))
+        return self.reader.likelihoods(self._asked(examples))[0]
 
     def _asked(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with the shots before them.
@@ -209,7 +209,7 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     clock = Clock(session.device)
     session.prepare(trial)
     memory, own = Peak(session), not methods.find(trial.arm).uses_base
-    run = session.start(trial, data)
+    run = start(session, trial, data)
     train_s = clock.time(lambda: list(run.steps(None)))
     examples = data.splits["validation"]
     run.predict(examples[:1])
