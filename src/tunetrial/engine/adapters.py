@@ -24,8 +24,8 @@ class LoraLinear(nn.Module):
     """W x + scaling * B A x with W frozen: the sum that PEFT's Linear computes, without dropout; then W's bias.
 
     It holds the adapters of all members of a pack, A (members, rank, in) and B (members, out, rank), and applies to
-    each token those of its member (`segments`). Lower ranks are filled up with zeros, which stay zeros: where a row of A
-    and the column of B beside it are 0, so are their gradients. A member that does not adapt this layer has rank 0.
+    each token those of its member (`segments`). Lower ranks are filled up with zeros, which stay zeros: where a row of
+    A and the column of B beside it are 0, so are their gradients. A member that does not adapt this layer has rank 0.
 
     With DoRA (Liu et al. 2024, arXiv:2402.09353) each output is times its magnitude over the norm of its row of
     W + scaling * B A, a norm that is not differentiated (section 4.3) and is the magnitude itself at the start.
@@ -38,8 +38,10 @@ class LoraLinear(nn.Module):
         *,
         generators: Sequence[torch.Generator],
     ):
-        """`specs` has None for a member that does not adapt this layer."""
+        """`specs` has None for a member that does not adapt this layer; with DoRA all do."""
         super().__init__()
+        if any(spec is not None and spec.dora for spec in specs) and not all(spec and spec.dora for spec in specs):
+            raise ValueError("members of a pack adapt the same layers with DoRA, or none does")
         inputs, outputs = sizes(base)
         weight = matrix(base)
         self.base = base
@@ -54,7 +56,7 @@ class LoraLinear(nn.Module):
                 drawn[:own].uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
         self.lora_A = nn.Parameter(a.to(weight))
         self.lora_B = nn.Parameter(torch.zeros(len(specs), outputs, rank).to(weight))
-        dora = any(spec is not None and spec.dora for spec in specs)
+        dora = all(spec and spec.dora for spec in specs)
         norms = _row_norms(weight).expand(len(specs), -1).clone() if dora else None
         self.lora_magnitude_vector = nn.Parameter(norms) if dora else None
 
@@ -180,8 +182,9 @@ def merge(
 ) -> None:
     """Add scaling * B A to the weight beside it, for every LoraLinear, and put the layer back.
 
-    A and B of the one member are taken from `masters`, by their names in `model`, and multiplied in their dtype. `weights`, where given,
-    are what is added to, by the names of the layers' weights: more digits than the layers hold. No magnitudes of DoRA.
+    A and B of the one member are taken from `masters`, by their names in `model`, and multiplied in their dtype.
+    `weights`, where given, are what is added to, by the names of the layers' weights: more digits than the layers hold.
+    No magnitudes of DoRA.
     """
     for path, module in list(model.named_modules()):
         if isinstance(module, LoraLinear):

@@ -124,7 +124,9 @@ class TextReader:
         """Nats and tokens of the last answer of each row, for each member."""
         made: list[dict[int, tuple[float, int]]] = [{} for _ in self.members]
         for chosen in batches_of([row.tokens for row in rows], len(self.members)):
-            batch = self.model.batch([[rows[row] for row in chosen] for _ in self.members], self.members, last_alone=True)
+            batch = self.model.batch(
+                [[rows[row] for row in chosen] for _ in self.members], self.members, last_alone=True
+            )
             own: list[list[float]] = [[] for _ in range(len(chosen) * len(self.members))]
             for value, owner in zip(self.model.losses(batch).double().tolist(), batch.owners.tolist(), strict=True):
                 own[owner].append(value)

@@ -22,6 +22,7 @@ from tunetrial.engine.trainables import Trainables, WarmStart
 
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
 
+
 class Objective(Protocol):
     """What is minimised: over an optimiser step of a member, the sum of its rows' losses divided by the sum of their
     weights."""
@@ -60,8 +61,8 @@ class Loop:
     one; the others do not notice.
 
     A step is `batch_examples` examples of each member whatever the memory: they are computed in micro-batches of like
-    lengths, and when memory runs out fewer members are computed at once, then fewer examples, and the same step is begun
-    again.
+    lengths, and when memory runs out fewer members are computed at once, then fewer examples, and the same step is
+    begun again.
 
     In fp16 losses are scaled so that small gradients survive (Micikevicius et al. 2018, arXiv:1710.03740). Where a
     gradient overflows, the member's scale is halved and the same step begun again: no step is left out, so that all

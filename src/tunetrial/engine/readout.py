@@ -149,7 +149,9 @@ class HeadReader:
         tokens = self.texts.prompts(examples)
         made: list[dict[int, str | float]] = [{} for _ in self.members]
         for rows in batches_of(tokens, len(self.members)):
-            layout = lay_out([tokens[row] for _ in self.members for row in rows], self.model.device, members=self.members)
+            layout = lay_out(
+                [tokens[row] for _ in self.members for row in rows], self.model.device, members=self.members
+            )
             for own, logits in zip(made, self.model(layout), strict=True):
                 own.update(zip(rows, self.readout.decode(logits), strict=True))
         return [[own[row] for row in range(len(tokens))] for own in made]

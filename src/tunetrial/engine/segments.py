@@ -7,7 +7,7 @@ a pass is over is said around it, since between us and such a layer stand transf
         backbone(...)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -20,8 +20,8 @@ class Segments:
     """Consecutive members of a pack, the rows of each in the batch, and the tokens of these rows.
 
     Without `tokens` every row has as many as any other: a padded batch, or one token a row. Tokens beyond all rows,
-    which nothing reads, belong to the last member. `ends` (members,), int32 on the device, is where each member's tokens
-    end, where that is known beforehand.
+    which nothing reads, belong to the last member. `ends` (members,), int32 on the device, is where each member's
+    tokens end, where that is known beforehand.
     """
 
     members: range
@@ -66,4 +66,3 @@ def over(segments: Segments) -> Iterator[None]:
 def current() -> Segments:
     """Whose tokens the pass under way is over."""
     return _CURRENT.get()
-

@@ -291,7 +291,11 @@ class TorchPack:
         """Write a PEFT adapter, or a full model in the base's dtype with tokenizer; a head stays fp32."""
         folder.mkdir(parents=True, exist_ok=True)
         self.reader.write(folder)
-        peft, trial, made = {} if self.peft is None else self.peft.trained, self.trials[member], self.trainables.member(member)
+        peft, trial, made = (
+            {} if self.peft is None else self.peft.trained,
+            self.trials[member],
+            self.trainables.member(member),
+        )
         exported = {n: n if n in peft else self.reader.exported(n) for n in made}
         masters = {exported[n]: master.detach() for n, master in made.items()}
         if self.adapter is not None:
