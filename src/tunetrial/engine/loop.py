@@ -204,7 +204,6 @@ class Loop:
                         chosen = [rows[member][start : start + self.micro_batch] for member in members]
                         losses = self._pass(self.objective.batch(chosen, members), factors)
                         totals[first : members.stop] += losses
-                self.trainables.settle()
                 return totals / weights.to(totals)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):

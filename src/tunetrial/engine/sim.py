@@ -358,15 +358,13 @@ class SimRun:
 
     @property
     def token_digest(self) -> str | None:
-        if self.trial.learning_rate is None:
-            return None
-        return token_digest(self._order, self.data.splits["train"], self._tokens)
+        untrained = self.trial.learning_rate is None
+        return None if untrained else token_digest(self._order, self.data.splits["train"], self._tokens)
 
     @property
     def examples_digest(self) -> str | None:
-        if self.trial.learning_rate is None:
-            return None
-        return examples_digest(self._order, self.data.splits["train"])
+        untrained = self.trial.learning_rate is None
+        return None if untrained else examples_digest(self._order, self.data.splits["train"])
 
     @cached_property
     def _order(self) -> list[NDArray[np.int64]]:

@@ -47,7 +47,6 @@ class Trainables:
         self.masters = torch.empty(members, ends[-1], dtype=wide, device=first.device)
         self.gradients = torch.zeros_like(self.masters)
         self.copies = [name for name, p in self.parameters.items() if members > 1 or p.dtype != wide]
-        self._written: set[str] = set()
         for name, parameter in self.parameters.items():
             source = parameter.detach() if exact is None or name not in exact else exact[name]
             self._of(self.masters, name).copy_(source)
@@ -77,31 +76,29 @@ class Trainables:
     def collect(self) -> None:
         """Add the gradients of one micro-batch to those of the masters, in fp32."""
         for name in self.copies:
-            parameter = self.parameters[name]
-            if parameter.grad is not None:
-                into = self._of(self.gradients, name)
-                if name in self._written:
-                    into.add_(parameter.grad)
-                else:
-                    into.copy_(parameter.grad)
-                    self._written.add(name)
-                parameter.grad = None
+            into, gradient = self._of(self.gradients, name), self.parameters[name].grad
+            if self._fresh:
+                into.zero_() if gradient is None else into.copy_(gradient)
+            elif gradient is not None:
+                into.add_(gradient)
+        self._fresh = False
+        self.drop()
 
-    def settle(self) -> None:
-        """After the last micro-batch of a step: what got no gradient has that of 0."""
+    def drop(self) -> None:
+        """Forget the gradients that were not yet added."""
         for name in self.copies:
-            if name not in self._written:
-                self._of(self.gradients, name).zero_()
+            self.parameters[name].grad = None
 
     def clear(self) -> None:
-        """Forget all gradients."""
-        self._written.clear()
-        for name, parameter in self.parameters.items():
-            if name in self.copies:
-                parameter.grad = None
-            else:
-                parameter.grad = self._of(self.gradients, name)
-                parameter.grad.zero_()
+        """Forget all gradients. On CUDA they are 0 from then on, so that every micro-batch does the same."""
+        self.drop()
+        self._fresh = not self.gradients.is_cuda
+        if not self._fresh:
+            self.gradients.zero_()
+        for name in self.parameters.keys() - set(self.copies):
+            self.parameters[name].grad = self._of(self.gradients, name)
+            if self._fresh:
+                self.parameters[name].grad.zero_()
 
     def norms(self) -> torch.Tensor:
         """Euclidean norm of each member's gradient, (members,)."""
