@@ -22,8 +22,8 @@ test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m gpu
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check src tools tests
-	$(BIN)/ruff format --check src tools tests
+	$(BIN)/ruff check src tools tests benchmarks
+	$(BIN)/ruff format --check src tools tests benchmarks
 
 # torch comes first and by exact number, so that an index that serves a CPU build of it is asked for just that one.
 $(VENV)/.installed: pyproject.toml constraints.txt

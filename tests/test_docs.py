@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("src/**/README.md")]
+    path
+    for where in ("*.md", "docs/*.md", "benchmarks/*.md", "examples/**/*.md", "src/**/README.md")
+    for path in ROOT.glob(where)
 )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "src" / "tunetrial"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TOOLS = sorted((PACKAGE.parent.parent / "tools").glob("*.py"))
+ROOT = PACKAGE.parent.parent
+TOOLS = sorted([*ROOT.glob("tools/*.py"), *ROOT.glob("benchmarks/*.py")])
 
 
 def test_imports_go_to_lower_levels_only():

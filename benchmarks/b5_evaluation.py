@@ -1,0 +1,173 @@
+"""B5: many adapters of one base evaluated on the same examples: labels read by heads, and text generated.
+
+    python benchmarks/b5_evaluation.py --device cuda
+    python benchmarks/b5_evaluation.py --small
+
+`example_s` is the time of one example with one adapter, the median of repeats after the first. Every contender takes
+the same adapters and examples; how many completions end early is told by `new_tokens`, their mean length.
+"""
+
+import itertools
+import statistics
+
+import torch
+
+import lengths
+import ours
+import peers
+import shapes
+from contest import OURS, Benchmark, Case, Measured, Options, Target
+from laps import Laps, peak_bytes
+
+SWITCHED, MIXED = "PEFT, set_adapter loop", "PEFT, adapter_names batch"
+LABELS = ("no", "yes")
+RANK = 16
+
+
+def case(shape: str, kind: str, size: tuple[int, int], goals: tuple, **more: object) -> Case:
+    """`size` is of how many adapters and examples, `goals` what is to be reached, aimed at and predicted."""
+    adapters, examples = size
+    work = {"shape": shape, "kind": kind, "adapters": adapters, "examples": examples, "rank": RANK, "batch": 125}
+    target = Target("example against PEFT", "speed-up", *goals, measure="example_s", against=(SWITCHED, MIXED))
+    length = f" {more['longest']} tokens" if kind == "generate" else ""
+    name = f"{shape}, {kind}{length}, {adapters} adapters × {examples} examples"
+    return Case(name, work | more, (OURS, SWITCHED, MIXED), (target,))
+
+
+GPU = (
+    case("1.1B", "classify", (16, 500), (3, None, 4.0), rows="mrpc", repeats=3),
+    case("1.1B", "generate", (16, 125), (6, 10, 4.0), rows="mrpc", longest=128, repeats=1),
+)
+CPU = (
+    case("embedded", "classify", (4, 100), (None, None, 1.5), rows="mrpc", repeats=3),
+    case("embedded", "generate", (4, 32), (None, None, 1.5), rows="sst2", longest=16, repeats=3),
+)
+SMALL = (
+    case("tiny", "classify", (2, 16), (None, None, 1.0), rows="sst2", repeats=1),
+    case("tiny", "generate", (2, 8), (None, None, 1.0), rows="sst2", longest=4, repeats=1),
+)
+
+
+def prepared(case: Case, options: Options):
+    work = case.work
+    folder = shapes.base(work["shape"], options.folder, options.device)
+    tokenizer = peers.AutoTokenizer.from_pretrained(folder)
+    labels = LABELS if work["kind"] == "classify" else ()
+    sizes = [(prompt, 0 if labels else 2) for prompt, _ in lengths.drawn(work["rows"], 16 + work["examples"])]
+    rows = lengths.examples(tokenizer, sizes, labels=labels)
+    return folder, tokenizer, lengths.task("evaluated", rows[:16], rows[16:], kind=work["kind"], labels=labels)
+
+
+def told(case: Case, options: Options, evaluate, settings: dict) -> Measured:
+    """Time an evaluation of all adapters: once cold, then as often as the case says."""
+    work = case.work
+    Laps(options.device, warm=0)  # peak memory from here on
+    cold_s = peers.timed(evaluate, options.device)
+    spent = [peers.timed(evaluate, options.device) for _ in range(work["repeats"])]
+    example_s = statistics.median(spent) / (work["adapters"] * work["examples"])
+    return {
+        "example_s": example_s,
+        "examples_per_s": 1 / example_s,
+        "evaluate_s": statistics.median(spent),
+        "cold_s": cold_s,
+        "repeats": work["repeats"],
+        "peak_bytes": peak_bytes(options.device),
+        "settings": settings,
+    }
+
+
+def by_tunetrial(case: Case, options: Options) -> Measured:
+    work = case.work
+    _, tokenizer, data = prepared(case, options)
+    held = ours.session(work["shape"], options)
+    text = {"readout": "text", "longest": work["longest"]} if work["kind"] == "generate" else {}
+    trials = [
+        ours.trial("lora", {"rank": RANK}, precision=held.precision, seed=1 + k, **text)
+        for k in range(work["adapters"])
+    ]
+    run = ours.train(held, trials, data, Laps(options.device, warm=1, blocks=0))
+    made = []
+    found = told(case, options, lambda: made.append(run.predict(data.splits["validation"])), run.facts())
+    if work["kind"] == "generate":
+        sizes = [len(ids) for texts in made[-1] for ids in tokenizer(list(texts)).input_ids]
+        found["new_tokens"] = statistics.mean(sizes)
+    return found
+
+
+def adapted(folder, case: Case, data, options: Options):
+    """The base with all adapters, none of them zero, in evaluation mode and in bf16 as it is served."""
+    config = peers.lora_config(data, rank=RANK, targets=peers.ALL_LINEAR)
+    config.init_lora_weights = False
+    loaded = peers.model(folder, "lora", data, options.device)
+    loaded = peers.adapted(loaded, "lora", config)
+    names = ["default"] + [f"a{k}" for k in range(1, case.work["adapters"])]
+    for name in names[1:]:
+        loaded.add_adapter(name, config)
+    return loaded.to(torch.bfloat16).eval(), names
+
+
+def padded(rows: list[dict], device: str, *, left: bool) -> dict[str, torch.Tensor]:
+    inputs = peers.collate([{**row, "labels": 0} for row in rows])
+    inputs.pop("labels")
+    if left:
+        inputs = {
+            name: torch.stack([_left(r, m) for r, m in zip(t, inputs["attention_mask"], strict=True)])
+            for name, t in inputs.items()
+        }
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _left(row: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.cat([row[mask == 0], row[mask == 1]])
+
+
+def by_peft(case: Case, options: Options, *, mixed: bool) -> Measured:
+    """Batches of examples by length; with `mixed` a batch holds rows of all adapters, else of one after the other."""
+    work = case.work
+    folder, _, data = prepared(case, options)
+    loaded, names = adapted(folder, case, data, options)
+    prompts = peers.prompt_rows(folder, data)
+    work_items = [(name, row) for row in sorted(prompts, key=lambda row: len(row["input_ids"])) for name in names]
+    if not mixed:
+        work_items.sort(key=lambda item: names.index(item[0]))
+    lengths_made: list[int] = []
+
+    @torch.inference_mode()
+    def evaluate() -> None:
+        lengths_made.clear()
+        groups = [work_items] if mixed else [list(g) for _, g in itertools.groupby(work_items, lambda item: item[0])]
+        for group in groups:
+            if not mixed:
+                loaded.set_adapter(group[0][0])
+            for first in range(0, len(group), work["batch"]):
+                part = group[first : first + work["batch"]]
+                chosen = {"adapter_names": [name for name, _ in part]} if mixed else {}
+                answer(part, chosen)
+
+    def answer(part, chosen) -> None:
+        inputs = padded([row for _, row in part], options.device, left=work["kind"] == "generate")
+        if work["kind"] == "classify":
+            loaded(**inputs, **chosen).logits.argmax(-1).tolist()
+            return
+        stops = {"max_new_tokens": work["longest"], "eos_token_id": 0, "pad_token_id": peers.PADDING}
+        out = loaded.generate(**inputs, **chosen, **stops, do_sample=False)
+        new = out[:, inputs["input_ids"].shape[1] :]
+        lengths_made.extend(((new != peers.PADDING) & (new != 0)).sum(-1).tolist())
+
+    found = told(case, options, evaluate, peers.described(loaded) | {"batch": work["batch"], "cache": "dynamic"})
+    return found | ({"new_tokens": statistics.mean(lengths_made)} if lengths_made else {})
+
+
+BENCHMARK = Benchmark(
+    "B5",
+    "Evaluation of many adapters over one base",
+    {"cuda": GPU, "cpu": CPU, "small": SMALL},
+    {
+        OURS: by_tunetrial,
+        SWITCHED: lambda case, options: by_peft(case, options, mixed=False),
+        MIXED: lambda case, options: by_peft(case, options, mixed=True),
+    },
+)
+
+if __name__ == "__main__":
+    BENCHMARK.main(__file__)
