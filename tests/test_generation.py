@@ -1,14 +1,18 @@
 """Completions of many prompts at once against transformers' `generate` of each prompt alone."""
 
+import copy
 from functools import cache
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.pytorch_utils import Conv1D
 
 import bases
 from tunetrial.core.errors import DoesNotFitError
-from tunetrial.engine import attention, generation
+from tunetrial.engine import adapters, attention, generation
+from tunetrial.engine.segments import Segments, over
+from tunetrial.methods import AdapterSpec
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 1, 40, 63, 14, 30, 2, 64)  # the last ones leave one token or none within the context of 64
@@ -100,6 +104,7 @@ def test_states_are_those_of_each_row_read_anew(name, made):
                 grids.keep(torch.tensor([3, 0]))
                 rows = [rows[3], rows[0], prompts[5]]
                 found.append((rows[2:], grids.read(rows[2:])))
+                grids.join()
             tokens = torch.randint(3, 97, (len(rows),), generator=fed)
             rows = [[*row, token] for row, token in zip(rows, tokens.tolist(), strict=True)]
             grids.widen()
@@ -219,6 +224,87 @@ def test_out_of_memory_fewer_rows_are_completed_at_a_time(made, monkeypatch):
 def test_no_prompts_have_no_completions(made):
     model, *_ = made("llama")
     assert complete(model, [], {0}) == []
+
+
+PACKS = {"llama": ("q_proj", "down_proj"), "gemma2": ("v_proj", "up_proj"), "gpt2": ("attn.c_attn", "mlp.c_proj")}
+OWNERS = (0, 2, 1, 2, 2, 0, 1, 0)
+
+
+@pytest.fixture(params=PACKS)
+def pack(request, made):
+    """A model with the adapters of three members, one of a lower rank; prompts."""
+    model, plain, prompts, stops, _ = made(request.param)
+    targets = PACKS[request.param]
+    specs = [
+        AdapterSpec(rank=rank, scaling=scaling, targets=targets) for rank, scaling in ((4, 1.0), (2, 2.0), (4, 0.5))
+    ]
+    adapters.attach(model, specs, seeds=[1, 2, 3])
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, adapters.LoraLinear):
+            module.lora_B.data.normal_(0, 0.5, generator=generator)
+            module.lora_B.data[1, :, 2:] = 0
+    yield model, plain, prompts, stops
+    adapters.detach(model)
+
+
+def merged(model, plain, member):
+    """The plain model with one member's adapter in its weights."""
+    plain = copy.deepcopy(plain)
+    for path, module in model.named_modules():
+        if isinstance(module, adapters.LoraLinear):
+            delta = module.scaling[member] * module.lora_B[member] @ module.lora_A[member]
+            weight = plain.get_submodule(path).weight.data
+            weight += delta.T if isinstance(module.base, Conv1D) else delta
+    return plain
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("tokens", [200, 2**14])
+def test_members_of_a_pack_complete_together_as_each_alone(tokens, padded, pack, monkeypatch):
+    model, plain, prompts, stops = pack
+    monkeypatch.setitem(generation.CACHE_TOKENS, "cpu", tokens)
+    if padded:
+        model.set_attn_implementation("eager")
+    try:
+        found = generation.complete(model, prompts, longest=LONGEST, stops=stops, context=CONTEXT, owners=OWNERS)
+    finally:
+        model.set_attn_implementation(attention.UNPADDED)
+    differ = 0
+    for member in range(3):
+        own = merged(model, plain, member)
+        for row in (row for row, owner in enumerate(OWNERS) if owner == member):
+            expected = until(alone(own, prompts[row]), stops)
+            assert found[row] == expected or is_tie(own, prompts[row], found[row], expected)
+            differ += found[row] != expected
+    assert differ <= 0.01 * len(prompts)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pack", ["llama", "gpt2"], indirect=True)
+def test_logits_of_a_pack_are_those_of_each_member_alone(pack):
+    model, _, prompts, _ = pack
+    rows = [prompts[place] for place in (0, 2, 4, 6)]
+    members, one = Segments(range(3), (1, 1, 2), (9, 40, 16)), torch.ones(4, dtype=torch.bool)
+    with generation._caching(model):
+        together = generation.Grids(model)
+        with over(members):
+            found = [together.read(rows)]
+        together.join()
+        together.widen()
+        with over(members.by_rows()):
+            found.append(together.step(torch.tensor([5, 6, 7, 8]), one))
+        for number, (row, member) in enumerate(zip(rows, (0, 1, 2, 2), strict=True)):
+            by_itself = generation.Grids(model)
+            with over(Segments(range(member, member + 1), (1,))):
+                expected = [by_itself.read([row])]
+                by_itself.join()
+                by_itself.widen()
+                expected.append(by_itself.step(torch.tensor([5 + number]), one[:1]))
+            for ours, theirs in zip(found, expected, strict=True):
+                ours, theirs = (attention.logits(model, states) for states in (ours[number], theirs[0]))
+                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu

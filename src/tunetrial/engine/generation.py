@@ -8,11 +8,15 @@ whose attention pads is fed padded rows with transformers' own cache, by the sam
 On CUDA a step without padding is recorded as a graph when the rows in hand or their columns have changed, and replayed
 until they change again: launching a step's kernels one by one takes longer than they do.
 
+Rows of all members of a pack are completed at once; in hand they lie member after member (`segments`).
+
     made = complete(causal, [[5, 6, 7], [8, 9]], longest=64, stops={0}, context=512)
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, takewhile
 
 import torch
 from torch import nn
@@ -23,6 +27,7 @@ from tunetrial.engine import attention
 from tunetrial.engine.attention import UNPADDED, lay_out, logits
 from tunetrial.engine.graphs import CudaGraphs, Pass
 from tunetrial.engine.loop import is_out_of_memory
+from tunetrial.engine.segments import Segments, over
 
 CACHED = "tunetrial_cached"
 CACHE_TOKENS = {"cpu": 2**14, "cuda": 2**17}
@@ -34,23 +39,32 @@ LEFT = {"cpu": 0.75, "cuda": 0.5}
 
 @torch.no_grad()
 def complete(
-    causal: PreTrainedModel, prompts: Sequence[Sequence[int]], *, longest: int, stops: set[int], context: int
+    causal: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    longest: int,
+    stops: set[int],
+    context: int,
+    owners: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by the likeliest token, up to a stop (not returned), `longest` tokens or the context's end.
 
     A prompt that fills the context gets one token. The tokens are those that transformers' `generate` makes of each
     prompt alone, but for positions where the two best logits are as close as rounding: there batches may differ.
 
+    Args:
+        owners: The member of a pack whose adapter completes each prompt; the first one's by default.
     Raises:
         DoesNotFitError: Not even one row's keys and values fit into memory.
     """
+    owners = [0] * len(prompts) if owners is None else owners
     limits = [max(1, min(longest, context - len(prompt))) for prompt in prompts]
     widest = max((len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)), default=0)
     tokens = CACHE_TOKENS[causal.device.type]
     with _caching(causal):
         while True:
             try:
-                return _Completions(causal, prompts, limits, stops).made(tokens)
+                return _Completions(causal, prompts, owners, limits, stops).made(tokens)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -63,9 +77,17 @@ def complete(
 class _Completions:
     """The state of all completions, by prompt, and the rows in hand: tensors alone between two looks."""
 
-    def __init__(self, causal: PreTrainedModel, prompts: Sequence[Sequence[int]], limits: list[int], stops: set[int]):
+    def __init__(
+        self,
+        causal: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        owners: Sequence[int],
+        limits: list[int],
+        stops: set[int],
+    ):
         device = causal.device
-        self.causal, self.prompts, self.device = causal, prompts, device
+        self.causal, self.prompts, self.owners, self.device = causal, prompts, owners, device
+        self.members = range(min(owners, default=0), max(owners, default=0) + 1)
         self.sizes = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
         self.waiting = sorted(range(len(prompts)), key=lambda row: self.sizes[row])
         self.limits, self.stops = torch.tensor(limits, device=device), torch.tensor(sorted(stops), device=device)
@@ -86,6 +108,7 @@ class _Completions:
             if len(going) <= LEFT[self.device.type] * len(self.rows):
                 self._keep(going)
                 self._admit(cache_tokens)
+                self.segments = self._segments(self.rows.tolist())
                 continue
             for _ in range(STEPS_BETWEEN_LOOKS[self.device.type]):
                 self._advance()
@@ -102,11 +125,41 @@ class _Completions:
             return
         room = max(cache_tokens // self.sizes[self.waiting[-1]] - len(self.rows), 0 if len(self.rows) else 1)
         new = [self.waiting.pop() for _ in range(min(room, len(self.waiting)))]
-        if new:
-            states = self.cache.read([self.prompts[row] for row in new])
-            new = torch.tensor(new, device=self.device)
-            self._note(new, states)
-            self.rows = torch.cat([self.rows, new])
+        for part in self._parts(new):
+            prompts = [self.prompts[row] for row in part]
+            with over(self._segments(part, prompts if self.cache.joins else None)):
+                states = self.cache.read(prompts)
+            part = torch.tensor(part, device=self.device)
+            self._note(part, states)
+            self.rows = torch.cat([self.rows, part])
+        if len(self.members) == 1:
+            self.cache.join()
+        else:
+            self._keep(
+                torch.tensor([self.owners[row] for row in self.rows.tolist()], device=self.device).argsort(stable=True)
+            )
+
+    def _parts(self, rows: list[int]) -> Iterator[list[int]]:
+        """As many rows at a time as their tokens allow, in order, and in each part member after member."""
+        most = PROMPT_TOKENS[self.device.type] if self.cache.joins else math.inf
+        first = 0
+        while first < len(rows):
+            tokens = accumulate(len(self.prompts[row]) for row in rows[first:])
+            count = max(1, sum(1 for _ in takewhile(lambda total: total <= most, tokens)))
+            yield sorted(rows[first : first + count], key=lambda row: self.owners[row])
+            first += count
+
+    def _segments(self, rows: list[int], prompts: list[Sequence[int]] | None = None) -> Segments:
+        """Whose the rows are, with the tokens of their prompts, or equally many tokens each."""
+        count, tokens = [0] * len(self.members), [0] * len(self.members)
+        for place, row in enumerate(rows):
+            member = self.owners[row] - self.members.start
+            count[member] += 1
+            tokens[member] += 0 if prompts is None else len(prompts[place])
+        if prompts is not None:
+            return Segments(self.members, tuple(count), tuple(tokens))
+        ends = torch.tensor(list(accumulate(count)), dtype=torch.int32, device=self.device)
+        return Segments(self.members, tuple(count), ends=ends)
 
     def _advance(self) -> None:
         """One more token of each row; where it can be, by a step that is recorded as soon as its shape is new."""
@@ -126,7 +179,9 @@ class _Completions:
     def _step(self) -> torch.Tensor:
         """The next token of each row; one that has ended repeats its last step. All state is changed in place."""
         going = ~self.ended[self.rows]
-        return self._note(self.rows, self.cache.step(self.last[self.rows], going))
+        with over(self.segments):
+            states = self.cache.step(self.last[self.rows], going)
+        return self._note(self.rows, states)
 
     def _note(self, rows: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Take the likeliest token after each row's last state (rows, hidden)."""
@@ -153,19 +208,18 @@ class Grids:
         self.hidden: dict[int | None, torch.Tensor] = {}
 
     def read(self, prompts: list[Sequence[int]]) -> torch.Tensor:
-        """Add rows; return the state of each one's last token (rows, hidden)."""
+        """Add rows, to be joined to the others; return the state of each one's last token (rows, hidden)."""
         self.longest = max(self.longest, *map(len, prompts))
         self._fit()
-        made = []
-        for part in _parts(prompts, PROMPT_TOKENS[self.device.type]):
-            self.layout = lay_out(part, self.device)
-            positions = self.layout.positions
-            made.append(attention._call(self.backbone, self.layout.ids, positions, layout=self)[0, self.layout.last])
-            self.lengths = torch.cat([self.lengths, self.layout.last - self.layout.first + 1])
+        self.layout = layout = lay_out(prompts, self.device)
+        states = attention._call(self.backbone, layout.ids, layout.positions, layout=self)[0, layout.last]
+        self.lengths = torch.cat([self.lengths, layout.last - layout.first + 1])
         self.layout = None
-        for module, parts in self.kept.items():
-            self.kept[module] = [tuple(map(torch.cat, zip(*parts, strict=True)))]
-        return torch.cat(made)
+        return states
+
+    def join(self) -> None:
+        """Lay all rows that were read into one grid."""
+        self._replace(lambda grid: grid)
 
     def step(self, tokens: torch.Tensor, going: torch.Tensor) -> torch.Tensor:
         """Feed each row one token, after `widen`; return its states (rows, hidden). Rows that do not go on stay as long
@@ -176,7 +230,7 @@ class Grids:
         return states
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Let go of all other rows."""
+        """Join rows; keep these, in this order."""
         self.lengths = self.lengths[rows]
         self.longest = max(self.lengths.tolist(), default=0)
         self._replace(lambda grid: grid[rows])
@@ -195,8 +249,8 @@ class Grids:
 
     def _replace(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Change every grid, one layer after the other: both forms of all of them might not fit."""
-        for module, [(keys, values)] in self.kept.items():
-            self.kept[module] = [(change(keys), change(values))]
+        for module, parts in self.kept.items():
+            self.kept[module] = [tuple(change(_joined(grids)) for grids in zip(*parts, strict=True))]
 
     def add_rows(self, module: nn.Module, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keys and values (1, key heads, tokens, size) of prompts."""
@@ -239,6 +293,9 @@ class Padded:
         places = torch.arange(width, device=self.device) - (width - self.lengths)[:, None]
         self.cache, self.mask = DynamicCache(config=self.backbone.config), (places >= 0).long()
         return self._call(ids, places.clamp(min=0))
+
+    def join(self) -> None:
+        """All rows were read at once."""
 
     def widen(self) -> bool:
         """Make room for one more token of each row."""
@@ -296,15 +353,8 @@ def _recorder(device: torch.device) -> CudaGraphs | None:
     return CudaGraphs() if device.type == "cuda" else None
 
 
-def _parts(prompts: list[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:
-    """Prompts in order, as many at a time as their tokens allow."""
-    part, tokens = [], 0
-    for prompt in prompts:
-        if part and tokens + len(prompt) > most:
-            yield part
-            part, tokens = [], 0
-        part, tokens = [*part, prompt], tokens + len(prompt)
-    yield part
+def _joined(grids: Sequence[torch.Tensor]) -> torch.Tensor:
+    return grids[0] if len(grids) == 1 else torch.cat(grids)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from tunetrial.engine import generation
 from tunetrial.engine.attention import Layout, lay_out, logits
 from tunetrial.engine.blocks import states
 from tunetrial.engine.readout import batches_of
-from tunetrial.engine.segments import Segments, over
 from tunetrial.engine.texts import Row, Texts
 
 
@@ -56,11 +55,10 @@ class LanguageModel(nn.Module):
         self, prompts: Sequence[list[int]], *, members: range, longest: int, stops: set[int], context: int
     ) -> list[list[list[int]]]:
         """Continue each prompt greedily, once for each member; see `generation.complete`."""
-        made = []
-        for member in members:
-            with over(Segments(range(member, member + 1), (1,))):
-                made.append(generation.complete(self.causal, prompts, longest=longest, stops=stops, context=context))
-        return made
+        rows, owners = [*prompts] * len(members), [member for member in members for _ in prompts]
+        within = {"longest": longest, "stops": stops, "context": context}
+        made = generation.complete(self.causal, rows, owners=owners, **within)
+        return [made[len(prompts) * number :][: len(prompts)] for number in range(len(members))]
 
 
 @dataclass(frozen=True)
