@@ -94,10 +94,10 @@ def by_tunetrial(case: Case, options: Options) -> Measured:
             ours.trial(method, settings, precision=held.precision, batch=BATCH, seed=1 + k, rate=1e-5 * (1 + k))
             for k in range(count)
         ]
-        run = ours.train(held, trials, data, laps)
+        pack = ours.train(held, trials, data, laps)
         examples = data.splits["validation"]
-        run.predict(examples[:32])
-        return laps, peers.timed(lambda: run.predict(examples), options.device), run.facts()
+        pack.predict(examples[:32])
+        return laps, peers.timed(lambda: pack.predict(examples), options.device), pack.facts(0)
 
     return study(case, options, part, {"lora": RUNS, "full": 1})
 

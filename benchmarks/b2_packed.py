@@ -71,8 +71,8 @@ def by_tunetrial(case: Case, options: Options, *, members: int, method: str = "l
         ours.trial(method, {"rank": RANK}, precision=held.precision, seed=1 + k, rate=1e-4 * (1 + k))
         for k in range(members)
     ]
-    run = ours.train(held, trials, data, laps)
-    found = ours.measured(run, laps, shape=case.work["shape"], method=method, device=options.device)
+    pack = ours.train(held, trials, data, laps)
+    found = ours.measured(pack, laps, shape=case.work["shape"], method=method, device=options.device)
     return {"adapter_step_s": found["step_s"] / members, **found}
 
 

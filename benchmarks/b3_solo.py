@@ -71,8 +71,8 @@ def by_tunetrial(case: Case, options: Options) -> Measured:
         batch=work["batch"],
         longest=1,
     )
-    run = ours.train(held, [made], data, laps)
-    return ours.measured(run, laps, shape=work["shape"], method=work["method"], device=options.device)
+    pack = ours.train(held, [made], data, laps)
+    return ours.measured(pack, laps, shape=work["shape"], method=work["method"], device=options.device)
 
 
 def by_hf(case: Case, options: Options) -> Measured:

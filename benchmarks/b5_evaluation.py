@@ -85,9 +85,9 @@ def by_tunetrial(case: Case, options: Options) -> Measured:
         ours.trial("lora", {"rank": RANK}, precision=held.precision, seed=1 + k, **text)
         for k in range(work["adapters"])
     ]
-    run = ours.train(held, trials, data, Laps(options.device, warm=1, blocks=0))
+    pack = ours.train(held, trials, data, Laps(options.device, warm=1, blocks=0))
     made = []
-    found = told(case, options, lambda: made.append(run.predict(data.splits["validation"])), run.facts())
+    found = told(case, options, lambda: made.append(pack.predict(data.splits["validation"])), pack.facts(0))
     if work["kind"] == "generate":
         sizes = [len(ids) for texts in made[-1] for ids in tokenizer(list(texts)).input_ids]
         found["new_tokens"] = statistics.mean(sizes)

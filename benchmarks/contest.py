@@ -117,7 +117,7 @@ class Benchmark:
         if asked.only is not None:
             take_part(self, asked, cases)
             return
-        began = time.perf_counter()
+        began, load = time.perf_counter(), os.getloadavg()[0]
         cases = [case for case in cases if set(case.contenders) & set(asked.contenders or case.contenders)]
         names = [n for n in self.contenders if any(n in case.contenders for case in cases)]
         names = [n for n in names if asked.contenders is None or n in asked.contenders]
@@ -126,7 +126,7 @@ class Benchmark:
             together = [name for name in names if name.partition(",")[0] == process]
             for case, name, found in child(script, asked, together, cases):
                 measured[case][name] = found
-        documents = [document(case, measured[case.name], asked.device) for case in cases]
+        documents = [document(case, measured[case.name], asked.device, load) for case in cases]
         for made in documents:
             print(table(made))
         print(f"{time.perf_counter() - began:.0f} s in all", file=sys.stderr)
@@ -217,8 +217,8 @@ def machine(device: str) -> str:
     return f"{models[0] if models else platform.machine()}, {os.cpu_count()} CPUs"
 
 
-def document(case: Case, measured: dict[str, Measured], device: str) -> dict:
-    """What is kept of a case. Those who take part and were not asked for are said to be not run."""
+def document(case: Case, measured: dict[str, Measured], device: str, load: float) -> dict:
+    """What is kept of a case; `load` is how many processes ran on the machine when it began (mean of a minute). Those who take part and were not asked for are said to be not run."""
     whole = {name: measured.get(name, {"not_run": "not asked for in this call"}) for name in case.contenders}
     values = [(target, target.value(whole)) for target in case.targets]
     return {
@@ -226,6 +226,7 @@ def document(case: Case, measured: dict[str, Measured], device: str) -> dict:
         "work": case.work,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine(device),
+        "load": round(load, 1),
         "versions": versions(),
         "measured": whole,
         "targets": [asdict(t) | {"value": value, "outcome": t.outcome(value)} for t, value in values],

@@ -7,6 +7,7 @@ from contest import Measured, Options
 from laps import Laps
 from shapes import base, mfu
 from tunetrial import methods
+from tunetrial.core.errors import DivergedError
 from tunetrial.core.evidence import TaskData
 from tunetrial.core.study import Arm, Controls, Readout, Trial
 from tunetrial.engine.torch_engine import TorchEngine, TorchSession
@@ -52,20 +53,22 @@ def trial(
 
 
 def train(held: TorchSession, trials: Sequence[Trial], data: TaskData, laps: Laps):
-    """Take all steps of one trial, or of several as a pack, and return the run. A lap is one step of every member."""
-    run = held.start(trials[0], data) if len(trials) == 1 else held.start_pack(trials, data)
+    """Take all steps of trials that train together, or of one alone, and return the pack. A lap is one step of all.
+
+    Raises:
+        DivergedError: A member stopped early: not the same work.
+    """
+    pack = held.start_pack(trials, data)
     laps.start()
-    tokens = 0
-    for number, step in enumerate(run.steps(None), start=1):
-        laps.first_loss = step.loss if number == 1 else laps.first_loss
-        tokens += step.tokens
-        if number % len(trials) == 0:
-            laps.lap(tokens)
-            tokens = 0
-    return run
+    for taken in pack.steps(None):
+        laps.lap(sum(step.tokens for step in taken))
+        laps.first_loss = taken[0].loss if laps.count == 1 else laps.first_loss
+    if pack.diverged:
+        raise DivergedError(f"benchmark: a member stopped, got {pack.diverged}; lower the rates")
+    return pack
 
 
-def measured(run, laps: Laps, *, shape: str, method: str, device: str) -> Measured:
+def measured(pack, laps: Laps, *, shape: str, method: str, device: str) -> Measured:
     """The laps, with the share of the device's rate that they used, and how the engine says it executed them."""
     found = laps.measured()
-    return {**found, "mfu": mfu(shape, method, found["tokens_per_s"], device), "settings": run.facts()}
+    return {**found, "mfu": mfu(shape, method, found["tokens_per_s"], device), "settings": pack.facts(0)}

@@ -72,7 +72,7 @@ def _fastest(side: tuple[str, ...], measure: str, measured: dict) -> str:
 
 def detail(benchmark: Benchmark, case: Case, made: dict, name: str) -> str:
     found = made["measured"][name]
-    when = f"{made['date']}, {made['machine']}"
+    when = f"{made['date']}, {made['machine']}, load {made['load']}"
     if "not_run" in found:
         return row([benchmark.id, case.name, name, f"not run: {found['not_run']}", "", "", "", "", when])
     measure = next(key for key in MEASURES if key in found)

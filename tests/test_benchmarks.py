@@ -82,7 +82,7 @@ def test_results_of_other_cases_stay(tmp_path):
     cases = tuple(Case(name, {}, ("tunetrial",)) for name in ("first", "second"))
     made = contest.Benchmark("B0", "A toy", {"cpu": cases})
     for case, step_s in zip((cases[1], cases[0], cases[1]), (1.0, 2.0, 3.0), strict=True):
-        contest.save(made, [contest.document(case, {"tunetrial": {"step_s": step_s}}, "cpu")], "cpu", tmp_path)
+        contest.save(made, [contest.document(case, {"tunetrial": {"step_s": step_s}}, "cpu", 0.0)], "cpu", tmp_path)
     saved = json.loads((tmp_path / "b0-cpu.json").read_text())["cases"]
     assert [(c["name"], c["measured"]["tunetrial"]["step_s"]) for c in saved] == [("first", 2.0), ("second", 3.0)]
 
