@@ -218,7 +218,10 @@ def machine(device: str) -> str:
 
 
 def document(case: Case, measured: dict[str, Measured], device: str, load: float) -> dict:
-    """What is kept of a case; `load` is how many processes ran on the machine when it began (mean of a minute). Those who take part and were not asked for are said to be not run."""
+    """What is kept of a case. Those who take part and were not asked for are said to be not run.
+
+    `load` is how many processes ran on the machine when the script began, the mean of a minute.
+    """
     whole = {name: measured.get(name, {"not_run": "not asked for in this call"}) for name in case.contenders}
     values = [(target, target.value(whole)) for target in case.targets]
     return {
