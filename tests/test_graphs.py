@@ -5,8 +5,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from test_packs import text_data
+from test_varlen import flash_by_reference
+from tiny import make_data, make_model, make_trial
 from tunetrial.engine import graphs
 from tunetrial.engine.graphs import Replay
+from tunetrial.engine.torch_engine import TorchEngine
 
 
 @dataclass
@@ -121,3 +125,30 @@ def test_recordings_are_let_go_when_memory_is_short():
         world.step([1.0, 2.0])
     assert world.recorder.recordings == 1 and world.replay.replayed == 1 and world.replay.why_not == "out of memory"
     assert not world.replay.forget("again")
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "controls"),
+    [
+        ("lora", "classify", {}),
+        ("full", "regress", {}),
+        ("lora", "generate", {"readout": "text", "max_new_tokens": 8}),
+        ("lora", "classify", {"readout": "labels"}),
+    ],
+    ids=["classify", "regress", "text", "labels"],
+)
+def test_a_training_of_replayed_passes_is_one_of_computed_ones(method, kind, controls, tmp_path, monkeypatch):
+    """Nothing but the tensors of a batch is read anew: the pass replayed is that of an earlier batch."""
+    flash_by_reference(monkeypatch)
+    base, data = make_model(tmp_path), text_data() if kind == "generate" else make_data(kind, rows=48)
+    trial, curves = make_trial(method, epochs=4, **controls), {}
+    for recorded in (True, False):
+        run = TorchEngine(device="cpu").open(base, "fp32").start_pack([trial], data, micro_batch=8)
+        replay = Replay(run.loop._pass, Calls(), abandon=run.trainables.drop)
+        if recorded:
+            run.loop.replay = replay
+        curves[recorded] = [(step.loss, step.grad_norm) for (step,) in run.steps(None)]
+        assert replay.replayed >= 2 if recorded else replay.replayed == 0
+        assert run.facts(0)["attention"] == "varlen" and run.facts(0)["cuda_graphs"] == recorded
+    for ours, theirs in zip(curves[True], curves[False], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)

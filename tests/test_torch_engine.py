@@ -116,7 +116,7 @@ def test_loss_curve_equals_hf_trainer_with_peft(base, data, method, precision, t
     theirs = trainer_losses(base, data, trial, run, session, tmp_path)
     ours = [step.loss for step in run.steps(None)]
     assert len(ours) == len(theirs) == 50
-    assert run.facts()["attention"] == "tunetrial_unpadded"
+    assert run.facts()["attention"] == "grid"
     assert run.facts()["blocks"] == ("transformers" if precision == "fp64" else "tunetrial")
     assert ours == pytest.approx(theirs, rel=tolerance)
     assert ours[-1] < 0.9 * ours[0]

@@ -66,7 +66,7 @@ class LoraLinear(nn.Module):
         if len(segments.members) < len(self.ranks):
             chosen = slice(segments.members.start, segments.members.stop)
             a, b, scaling = a[chosen], b[chosen], scaling[chosen]
-        product = Grouped if flat.is_cuda and flat.dtype == torch.bfloat16 and len(scaling) > 1 else FrozenPlusLowRank
+        product = Grouped if _groups(flat) and len(scaling) > 1 else FrozenPlusLowRank
         sum_ = product.apply(flat, a, b, self.base, scaling, segments)
         if self.lora_magnitude_vector is not None:
             sum_ = sum_ * self._growth(segments, a, b, scaling, len(flat)).to(sum_.dtype)
@@ -88,6 +88,17 @@ class LoraLinear(nn.Module):
             return factors
         own = [end - start for _, start, end in segments.bounds(count)]
         return torch.cat([factor.expand(tokens, -1) for factor, tokens in zip(factors, own, strict=True)])
+
+
+def _groups(like: torch.Tensor) -> bool:
+    """Whether there is a grouped product of such tensors."""
+    return like.is_cuda and like.dtype == torch.bfloat16
+
+
+def told_on_device(model: nn.Module) -> bool:
+    """Whether adapted layers learn on the device alone which tokens are of which member."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    return all(len(m.ranks) == 1 or (_groups(m.lora_A) and m.lora_magnitude_vector is None) for m in layers)
 
 
 class FrozenPlusLowRank(torch.autograd.Function):

@@ -35,7 +35,7 @@ UNPADDED = "tunetrial_unpadded"
 TOKEN_BUCKET = 64
 IDLE_SHARE = {"cuda": 16}
 COLUMN_BUCKET = {"cuda": 32}
-SHORTEST_MOST = 512
+SHORTEST_MOST = 1024
 PROOF_LENGTHS = (24, 1, 9, 17)
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 WITHOUT_EFFECT = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "return_dict"}
@@ -62,6 +62,16 @@ class Layout:
     most: int
     segments: Segments
     _hidden: dict[tuple[bool, int | None], torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What a pass reads of it where rows are attended as they lie; their shapes, `most` and members are `shape`."""
+        return self.ids, self.positions, self.first, self.last, self.bounds, self.segments.ends
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        members = self.segments.members
+        return self.ids.shape[1], self.rows, self.most, members.start, members.stop
 
     def hidden(self, *, causal: bool, window: int | None) -> torch.Tensor:
         """The keys that a query does not see, as (longest, longest) or (rows, 1, 1, longest); made once a batch."""
@@ -165,11 +175,12 @@ def attend(
     if strange or causal is None or layout is None or key.shape[2] != query.shape[2]:
         got = ", ".join(sorted(strange)) or "a call without layout, with cached keys, or of unknown direction"
         raise ModelError(f"{type(module).__name__}: attention without padding: not supported, got {got}; use another")
-    window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if causal and softcap is None and varlen.takes(query, query.shape[-1]):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        window = sliding_window if sliding_window is not None and sliding_window < layout.most else None
         return varlen.attend(q, k, v, layout.bounds, layout.most, scaling=scaling, window=window)[None], None
+    window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
     q, k, v = (layout.grid(x[0].transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
     if query.device.type != "cuda" or softcap is not None:
         mixed = _plain(q, k, v, scaling, hidden=layout.hidden(causal=causal, window=window), softcap=softcap)
@@ -225,6 +236,20 @@ def states(model: PreTrainedModel, layout: Layout) -> torch.Tensor:
 def _call(backbone: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, **other: object) -> torch.Tensor:
     cache = {} if backbone.config.model_type in ("bert", "roberta", "distilbert") else {"use_cache": False}
     return backbone(input_ids=ids, position_ids=positions, **cache, **other).last_hidden_state
+
+
+def way(model: PreTrainedModel) -> str:
+    """How attention is computed: "varlen" over rows as they lie, "grid" over rows laid out in one, or transformers'
+    "sdpa" or "eager" over padded rows."""
+    backbone = model.base_model
+    if backbone.config._attn_implementation != UNPADDED:
+        return backbone.config._attn_implementation
+    heads = backbone.config.num_attention_heads
+    size = getattr(backbone.config, "head_dim", None) or backbone.config.hidden_size // heads
+    causal = any(getattr(module, "is_causal", False) for module in backbone.modules())
+    capped = getattr(backbone.config, "attn_logit_softcapping", None) is not None
+    weight = backbone.get_input_embeddings().weight
+    return "varlen" if causal and not capped and varlen.takes(weight, size) else "grid"
 
 
 def first_position(backbone: PreTrainedModel) -> int:

@@ -14,6 +14,9 @@ from collections.abc import Callable, Hashable
 from typing import Protocol
 
 import torch
+from transformers import PreTrainedModel
+
+from tunetrial.engine import adapters, attention, blocks
 
 MOST_GRAPHS = 64
 
@@ -29,6 +32,14 @@ class Batch(Protocol):
 
     tensors: tuple[torch.Tensor, ...]
     key: Hashable | None
+
+
+def recordable(model: PreTrainedModel) -> bool:
+    """Whether a pass over batches of one shape is the same whatever their rows: attention is told of rows on the
+    device, as low-rank layers are of members, and no module is another library's."""
+    if attention.way(model) != "varlen" or not blocks.fits(model.base_model):
+        return False
+    return adapters.told_on_device(model) and not any(type(m).__module__.startswith("peft.") for m in model.modules())
 
 
 class Recorder(Protocol):

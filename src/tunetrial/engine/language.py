@@ -1,7 +1,7 @@
 """Answers as text: the loss of a language model on them, their likelihood, and completions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from tunetrial.core.evidence import Example, TaskData
 from tunetrial.engine import generation
-from tunetrial.engine.attention import Layout, lay_out, logits
+from tunetrial.engine.attention import TOKEN_BUCKET, Layout, lay_out, logits
 from tunetrial.engine.blocks import states
+from tunetrial.engine.graphs import recordable
+from tunetrial.engine.loss import token_losses, tokens_at_once
 from tunetrial.engine.readout import batches_of
 from tunetrial.engine.texts import Row, Texts
 
@@ -47,7 +49,11 @@ class LanguageModel(nn.Module):
 
     def losses(self, batch: "AnswerBatch") -> torch.Tensor:
         """Negative log-likelihood in nats, fp32, of each answered token."""
-        raw = logits(self.causal, states(self.causal, batch.layout)[batch.at])
+        asked, head = states(self.causal, batch.layout)[batch.at], self.causal.get_output_embeddings()
+        if type(head) is nn.Linear and head.bias is None:
+            cap = getattr(self.causal.config, "final_logit_softcapping", None)
+            return token_losses(asked, head.weight, batch.targets, chunk=tokens_at_once(head.weight), cap=cap)
+        raw = logits(self.causal, asked)
         wide = raw if raw.dtype == torch.float64 else raw.float()
         return nn.functional.cross_entropy(wide, batch.targets, reduction="none")
 
@@ -69,6 +75,20 @@ class AnswerBatch:
     at: torch.Tensor
     targets: torch.Tensor
     owners: torch.Tensor
+    key: Hashable | None = None
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return *self.layout.tensors, self.at, self.targets, self.owners
+
+    def recordable(self) -> "AnswerBatch":
+        """The same with a key, and idle answers, which are of no row, up to the next eighth of the tokens: a finer
+        bucket would make every batch a shape of its own."""
+        layout, answers = self.layout, len(self.at)
+        answers += -answers % max(TOKEN_BUCKET, layout.ids.shape[1] // 8)
+        fill = lambda numbers, value: nn.functional.pad(numbers, (0, answers - len(numbers)), value=value)  # noqa: E731
+        owners = fill(self.owners, layout.rows)
+        return AnswerBatch(layout, fill(self.at, 0), fill(self.targets, 0), owners, key=(*layout.shape, answers))
 
 
 class TextObjective:
@@ -78,12 +98,14 @@ class TextObjective:
         self.model, self.rows = model, rows
         self.tokens = [row.tokens for row in rows]
         self.answered = [sum(row.answers_T[1:]) for row in rows]
+        self.recordable = recordable(model.causal)
 
     def weight(self, rows: Sequence[int]) -> int:
         return sum(self.answered[row] for row in rows)
 
     def batch(self, rows: Sequence[Sequence[int]], members: range) -> AnswerBatch:
-        return self.model.batch([[self.rows[row] for row in own] for own in rows], members)
+        batch = self.model.batch([[self.rows[row] for row in own] for own in rows], members)
+        return batch.recordable() if self.recordable else batch
 
     def losses(self, batch: AnswerBatch) -> torch.Tensor:
         nats, segments = self.model.losses(batch), batch.layout.segments

@@ -17,6 +17,7 @@ from tunetrial.core.errors import DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import Trial
 from tunetrial.engine.batches import examples_digest, first_steps, learning_rate, order, token_digest
+from tunetrial.engine.graphs import CudaGraphs, Replay
 from tunetrial.engine.tensors import write
 from tunetrial.engine.trainables import Trainables, WarmStart
 
@@ -99,7 +100,13 @@ class Loop:
         self.warm_start = warm_start
         self.merge_at = 0 if warm_start is None else first_steps(warm_start.share, self.steps_in_all)
         self.optimizer_bits = trials[0].arm.settings.get("optimizer_bits", 32)
-        self.optimisers = self._optimisers()
+        self.optimisers, self.replay = self._optimisers(), self._replay()
+
+    def _replay(self) -> Replay | None:
+        """What records passes, on CUDA."""
+        if self.device.type != "cuda":
+            return None
+        return Replay(self._pass, CudaGraphs(), abandon=self.trainables.drop)
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
         """One a member, over its rows of masters and gradients."""
@@ -116,7 +123,7 @@ class Loop:
         """End a warm start: from now on the weights that it is merged into are trained."""
         self.trainables.clear()
         self.trainables = self.warm_start.merge(self.trainables.member(0))
-        self.optimisers, self.warm_start = self._optimisers(), None
+        self.optimisers, self.replay, self.warm_start = self._optimisers(), self._replay(), None
 
     def rate(self, member: int, number: int) -> float:
         """The learning rate of a member's step, counted from 0."""
@@ -192,6 +199,7 @@ class Loop:
     def _accumulate(self, rows: list[list[int]]) -> torch.Tensor:
         """Sum the gradients of all micro-batches into the masters'; return each member's mean loss, by its rows'
         weights."""
+        pass_ = self._pass if self.replay is None else self.replay
         weights = torch.tensor([float(self.objective.weight(own)) for own in rows])
         scales = torch.tensor([1.0 if c.scaler is None else c.scaler.scale for c in self.courses])
         while True:
@@ -202,13 +210,16 @@ class Loop:
                     factors = (scales / weights)[first : members.stop].to(totals)
                     for start in range(0, len(rows[0]), self.micro_batch):
                         chosen = [rows[member][start : start + self.micro_batch] for member in members]
-                        losses = self._pass(self.objective.batch(chosen, members), factors)
+                        losses = pass_(self.objective.batch(chosen, members), factors)
                         totals[first : members.stop] += losses
                 return totals / weights.to(totals)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self.trainables.clear()
+                if self.replay is not None and self.replay.forget("out of memory"):
+                    torch.cuda.empty_cache()
+                    continue
                 if self.micro_batch == 1 and self.at_once == 1:
                     raise DoesNotFitError(
                         "train step: out of memory at one example, got a micro-batch of 1; use a smaller base or method"

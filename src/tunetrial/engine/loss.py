@@ -48,9 +48,11 @@ class TokenLosses(torch.autograd.Function):
         dhidden = torch.empty_like(hidden) if asked and not trained else None
         for at in _chunks(len(hidden), chunk):
             logits = hidden[at] @ weight.T
-            nats[at] = negative_log_likelihood(logits, targets[at], cap)
-            if dhidden is not None:
-                torch.mm(logit_gradient(logits, targets[at], None, cap), weight, out=dhidden[at])
+            if dhidden is None:
+                nats[at] = negative_log_likelihood(logits, targets[at], cap)
+            else:
+                nats[at], dlogits = with_gradient(logits, targets[at], None, cap)
+                torch.mm(dlogits, weight, out=dhidden[at])
         ctx.save_for_backward(*((hidden, weight, targets) if trained else (dhidden,)))
         ctx.trained, ctx.chunk, ctx.cap = trained, chunk, cap
         return nats
@@ -64,7 +66,7 @@ class TokenLosses(torch.autograd.Function):
         dhidden = torch.empty_like(hidden)
         dweight = torch.zeros_like(weight, dtype=dnats.dtype)
         for at in _chunks(len(hidden), ctx.chunk):
-            dlogits = logit_gradient(hidden[at] @ weight.T, targets[at], dnats[at], ctx.cap)
+            _, dlogits = with_gradient(hidden[at] @ weight.T, targets[at], dnats[at], ctx.cap)
             torch.mm(dlogits, weight, out=dhidden[at])
             dweight += _product(dlogits.T, hidden[at], dweight.dtype)
         return dhidden, dweight.to(weight.dtype), None, None, None
@@ -82,24 +84,25 @@ def _chunks(tokens: int, chunk: int) -> list[slice]:
 @fused(0, 0, None)
 def negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
     """logsumexp(x) - x_t of logits (tokens, vocabulary), in fp32 or wider."""
-    wide = _wide(logits, cap)
-    return wide.logsumexp(1) - wide.gather(1, targets[:, None])[:, 0]
+    return -_wide(logits, cap).log_softmax(1).gather(1, targets[:, None])[:, 0]
 
 
 @fused(0, 0, 0, None)
-def logit_gradient(
+def with_gradient(
     logits: torch.Tensor, targets: torch.Tensor, upstream: torch.Tensor | None, cap: float | None
-) -> torch.Tensor:
-    """(softmax(x) - onehot(t)), times tanh's derivative where there is a cap, times a token's upstream gradient; made
-    in fp32 or wider and rounded to the logits' dtype."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """That, and its gradient in the logits: softmax(x) - onehot(t), times tanh's derivative where there is a cap, times
+    a token's upstream gradient; made in fp32 or wider and rounded to the logits' dtype."""
     wide = _wide(logits, cap)
+    likelihoods = wide.log_softmax(1)
+    nats = -likelihoods.gather(1, targets[:, None])
     columns = torch.arange(wide.shape[1], device=wide.device)
-    gradient = wide.softmax(1) - (columns == targets[:, None]).to(wide.dtype)
+    gradient = torch.where(columns == targets[:, None], torch.expm1(-nats), likelihoods.exp())
     if cap is not None:
         gradient = gradient * (1 - (wide / cap).square())
     if upstream is not None:
         gradient = gradient * upstream[:, None]
-    return gradient.to(logits.dtype)
+    return nats[:, 0], gradient.to(logits.dtype)
 
 
 def _wide(logits: torch.Tensor, cap: float | None) -> torch.Tensor:

@@ -4,7 +4,7 @@ A reader makes the objective that is trained on examples, and predicts. All read
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from tunetrial.core.evidence import Example, TaskData
 from tunetrial.core.records import Record
 from tunetrial.engine.attention import Layout, lay_out
+from tunetrial.engine.graphs import recordable
 from tunetrial.engine.heads import classifier_name, make_head, summaries
 from tunetrial.engine.segments import over
 from tunetrial.engine.streams import stream
@@ -107,6 +108,11 @@ class LabelledBatch:
 
     layout: Layout
     targets: torch.Tensor
+    key: Hashable | None
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return *self.layout.tensors, self.targets
 
 
 class HeadObjective:
@@ -114,7 +120,7 @@ class HeadObjective:
 
     def __init__(self, model: Classifier, tokens: list[list[int]], targets: Sequence[str | float]):
         self.model, self.tokens = model, tokens
-        self.targets = model.readout.encode(targets, model.device)
+        self.targets, self.recordable = model.readout.encode(targets, model.device), recordable(model.model)
 
     def weight(self, rows: Sequence[int]) -> int:
         return len(rows)
@@ -122,7 +128,7 @@ class HeadObjective:
     def batch(self, rows: Sequence[Sequence[int]], members: range) -> LabelledBatch:
         every = [row for own in rows for row in own]
         layout = lay_out([self.tokens[row] for row in every], self.model.device, members=members)
-        return LabelledBatch(layout, self.targets[every])
+        return LabelledBatch(layout, self.targets[every], key=layout.shape if self.recordable else None)
 
     def losses(self, batch: LabelledBatch) -> torch.Tensor:
         return self.model.losses(batch.layout, batch.targets).sum(1)

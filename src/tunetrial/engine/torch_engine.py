@@ -16,7 +16,7 @@ from tunetrial.core.engine import Alone, Description, Step, Together
 from tunetrial.core.errors import DoesNotFitError, IntegrityError, ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Precision, Readout, Trial
-from tunetrial.engine import adapters, attention, blocks, probe, tensors, untuned
+from tunetrial.engine import adapters, attention, blocks, fusion, probe, tensors, untuned
 from tunetrial.engine.language import LabelReader, TextReader
 from tunetrial.engine.loop import Loop, does_not_fit
 from tunetrial.engine.readout import HeadReader
@@ -152,7 +152,7 @@ class TorchSession:
             "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
             "compute_dtype": self.precision,
             "base_dtype": self.precision,
-            "attention": self.model.config._attn_implementation,
+            "attention": attention.way(self.model),
             "blocks": "tunetrial" if blocks.fits(self.model.base_model) else "transformers",
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -339,9 +339,20 @@ class TorchPack:
             "micro_batch": self.loop.micro_batch,
             "pack": len(self.trials),
             "pack_at_once": self.loop.at_once,
-            "compiled": False,
+            **self._speed(),
             **({} if scaler is None else scaler.facts()),
         }
+
+    def _speed(self) -> dict[str, Fact]:
+        """What was compiled and what was recorded on the device, or why not."""
+        compiled = blocks.fits(self.session.model.base_model) and fusion.fuses(self.trainables.masters)
+        found: dict[str, Fact] = {"compiled": compiled, "cuda_graphs": False}
+        if self.session.device.type == "cuda" and fusion.why_not() is not None:
+            found["not_compiled"] = fusion.why_not()
+        if self.loop.replay is not None:
+            found["cuda_graphs"] = self.loop.replay.replayed > 0
+            found |= {} if self.loop.replay.why_not is None else {"not_recorded": self.loop.replay.why_not}
+        return found
 
     def measurements(self, member: int) -> dict[str, Measurement]:
         order = self.loop.courses[member].order
