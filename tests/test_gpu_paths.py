@@ -9,10 +9,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import bases
+from test_packs import text_data, trials
 from test_varlen import plainly
+from tiny import make_data, make_model
 from tunetrial.engine import attention, blocks, fusion, varlen
 from tunetrial.engine.graphs import CudaGraphs, Replay
 from tunetrial.engine.loss import token_losses
+from tunetrial.engine.torch_engine import TorchEngine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -195,3 +198,55 @@ def test_a_pass_that_asks_the_device_is_computed_as_before():
         assert step(batch, torch.ones(3, device="cuda")).tolist() == [number] * 3
     assert step.replayed == 0 and dropped == [1] and "recording failed" in step.why_not
     assert torch.ones(2, device="cuda").sum().item() == 2
+
+
+THREE = ({"seed": 1, "rate": 1e-3}, {"seed": 2, "rate": 3e-4, "settings": {"rank": 3}}, {"seed": 3, "rate": 1e-3})
+ANSWERS = pytest.mark.parametrize("kind", ["classify", "regress", "generate"])
+
+
+def pack_of(base, kind, *asked, method="lora", replayed=True):
+    controls = {"readout": "text", "max_new_tokens": 8} if kind == "generate" else {}
+    each = trials(*asked, method=method, precision="bf16", epochs=12, **controls)
+    session = TorchEngine(device="cuda").open(base, "bf16")
+    pack = session.start_pack(each, text_data() if kind == "generate" else make_data(kind, rows=64))
+    if not replayed:
+        pack.loop.replay = None
+    return pack
+
+
+def curves(pack):
+    """Losses and gradient norms of each member, and the masters that they led to."""
+    found = [[(step.loss, step.grad_norm) for step in steps] for steps in zip(*pack.steps(None), strict=True)]
+    return found, pack.trainables.masters.cpu().clone()
+
+
+@ANSWERS
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_training_of_replayed_passes_gives_the_bytes_of_computed_ones(kind, method, members, tmp_path):
+    if method == "full" and members > 1:
+        pytest.skip("whole models do not pack")
+    base, asked = make_model(tmp_path), THREE[:members]
+    pack = pack_of(base, kind, *asked, method=method)
+    found, masters = curves(pack)
+    facts = pack.facts(0)
+    assert facts["attention"] == "varlen" and facts["blocks"] == "tunetrial" and facts["compiled"]
+    assert facts["cuda_graphs"], facts.get("not_recorded")
+    expected, same = curves(pack_of(base, kind, *asked, method=method, replayed=False))
+    assert found == expected and torch.equal(masters, same)
+    assert curves(pack_of(base, kind, *asked, method=method))[0] == found
+
+
+@ANSWERS
+def test_numbers_lost_in_one_member_leave_the_others_bits(kind, tmp_path):
+    base = make_model(tmp_path)
+    sound = curves(pack_of(base, kind, *THREE))
+    pack = pack_of(base, kind, *THREE)
+    with torch.no_grad():
+        pack.trainables.masters[1, :100] = torch.nan
+    pack.trainables.publish()
+    found = [list(steps) for steps in zip(*pack.steps(None), strict=True)]
+    for member in (0, 2):
+        assert [(step.loss, step.grad_norm) for step in found[member]] == sound[0][member]
+        assert torch.equal(pack.trainables.masters[member].cpu(), sound[1][member])
+    assert all(step.loss != step.loss for step in found[1]) and list(pack.loop.diverged) == [1]

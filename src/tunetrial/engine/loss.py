@@ -52,7 +52,7 @@ class TokenLosses(torch.autograd.Function):
                 nats[at] = negative_log_likelihood(logits, targets[at], cap)
             else:
                 nats[at], dlogits = with_gradient(logits, targets[at], None, cap)
-                torch.mm(dlogits, weight, out=dhidden[at])
+                _token_products(dlogits, weight, nats[at], out=dhidden[at])
         ctx.save_for_backward(*((hidden, weight, targets) if trained else (dhidden,)))
         ctx.trained, ctx.chunk, ctx.cap = trained, chunk, cap
         return nats
@@ -70,6 +70,18 @@ class TokenLosses(torch.autograd.Function):
             torch.mm(dlogits, weight, out=dhidden[at])
             dweight += _product(dlogits.T, hidden[at], dweight.dtype)
         return dhidden, dweight.to(weight.dtype), None, None, None
+
+
+def _token_products(dlogits: torch.Tensor, weight: torch.Tensor, nats: torch.Tensor, *, out: torch.Tensor) -> None:
+    """dlogits weight, a token's row from its own alone.
+
+    On a CPU's matrix units a product in bf16 multiplies, where rows are no multiple of their width, what stands behind
+    a row by 0: a token that is not a number would take the one before it along.
+    """
+    lost = None if dlogits.is_cuda or not nats.isnan().any() else nats.isnan()
+    torch.mm(dlogits if lost is None else dlogits.masked_fill(lost[:, None], 0), weight, out=out)
+    if lost is not None:
+        out[lost] = torch.nan
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

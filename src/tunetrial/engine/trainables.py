@@ -107,10 +107,12 @@ class Trainables:
     @torch.no_grad()
     def publish(self, *, through: torch.dtype | None = None) -> None:
         """Round the masters into the model, first through another dtype if asked (that of the saved artifact)."""
-        for name, parameter in self.parameters.items():
-            master = self._of(self.masters, name)
-            if name in self.copies or through is not None:
-                parameter.copy_(master if through is None else master.to(through))
+        if through is not None:
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self._of(self.masters, name).to(through))
+        elif self.copies:
+            masters = [self._of(self.masters, name) for name in self.copies]
+            torch._foreach_copy_([self.parameters[name] for name in self.copies], masters)
 
     def count(self, number: int = 0) -> int:
         """The weights that a member trains."""
