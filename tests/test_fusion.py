@@ -105,11 +105,27 @@ def test_on_a_cpu_nothing_is_compiled():
     assert not fusion.fuses(torch.zeros(1))
 
 
-def test_a_machine_that_cannot_compile_says_why(monkeypatch):
-    def broken(*_, **__):
+def test_a_machine_that_cannot_compile_says_why_and_computes_as_before(compiled, monkeypatch):
+    def broken(*_):
         raise RuntimeError("\nCannot find a working triton installation\nmore")
 
-    fusion.why_not.cache_clear()
-    monkeypatch.setattr(torch, "compile", broken)
-    assert fusion.why_not() == "Cannot find a working triton installation"
-    fusion.why_not.cache_clear()
+    monkeypatch.setattr(fusion, "FOUND", [])
+    monkeypatch.setattr(fusion, "_try", lambda: None)
+    monkeypatch.setattr(fusion, "_compiled", lambda function: broken)
+    monkeypatch.setattr(fusion, "fuses", lambda like: fusion.why_not() is None)
+    doubled = fused(0)(lambda x: 2 * x)
+    assert fusion.why_not() is None
+    assert all(torch.equal(doubled(torch.ones(n)), 2 * torch.ones(n)) for n in (3, 4))
+    assert fusion.FOUND == ["<lambda>: Cannot find a working triton installation"]
+    assert fusion.why_not() == fusion.FOUND[0]
+
+
+def test_running_out_of_memory_does_not_end_compiling(compiled, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fusion, "FOUND", [])
+    monkeypatch.setattr(fusion, "_compiled", lambda function: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused(0)(lambda x: 2 * x)(torch.ones(3))
+    assert not fusion.FOUND

@@ -11,13 +11,15 @@ compiler) the operations run one by one, and `why_not` says so.
 
 import subprocess
 from collections.abc import Callable
-from functools import cache, lru_cache, wraps
+from functools import cache, wraps
 
 import torch
 
 COMPILED_FOR = 1024
 MOST_VARIANTS = 64
 OPTIONS = {"deterministic": True}
+FAULTS = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
+FOUND: list[str] = []
 
 
 def fused(*tokens: int | None) -> Callable[[Callable], Callable]:
@@ -39,7 +41,9 @@ def fused(*tokens: int | None) -> Callable[[Callable], Callable]:
             compiled, args = _compiled(function), [_plain(arg) for arg in args]
             kind = tuple(_kind(arg, dim) for arg, dim in zip(args, tokens, strict=True))
             if kind not in known:
-                compiled(*(_example(arg, dim) for arg, dim in zip(args, tokens, strict=True)))
+                examples = [_example(arg, dim) for arg, dim in zip(args, tokens, strict=True)]
+                if not _runs(compiled, examples, function.__name__):
+                    return function(*args)
                 known.add(kind)
             return compiled(*args)
 
@@ -53,15 +57,30 @@ def fuses(like: torch.Tensor) -> bool:
     return like.is_cuda and why_not() is None
 
 
-@lru_cache(maxsize=1)
 def why_not() -> str | None:
-    """Why nothing is compiled for the CUDA device, if so; tried once."""
+    """Why nothing is compiled for the CUDA device, if so: the first fault that was found ended it for this process."""
+    _try()
+    return FOUND[0] if FOUND else None
+
+
+@cache
+def _try() -> None:
+    """Compile something."""
+    if _runs(torch.compile(lambda x: -x, fullgraph=True, options=OPTIONS), [torch.ones(8, device="cuda")], "neg"):
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_VARIANTS)
+
+
+def _runs(compiled: Callable, examples: list, name: str) -> bool:
+    """Whether it can be compiled; a fault is kept. Running out of memory is none."""
     try:
-        torch.compile(lambda x: -x, fullgraph=True, options=OPTIONS)(torch.ones(8, device="cuda"))
-    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
-        return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_VARIANTS)
-    return None
+        compiled(*examples)
+    except torch.OutOfMemoryError:
+        raise
+    except FAULTS as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        FOUND.append(f"{name}: {first}")
+        return False
+    return True
 
 
 @cache

@@ -38,14 +38,14 @@ class LanguageModel(nn.Module):
         layout = lay_out([row.tokens for row in every], self.device, members=members)
         at, targets, owners, offset = [], [], [], 0
         for number, row in enumerate(every):
-            first = row.prompt if last_alone else 1
-            for place in range(max(first, 1), len(row.tokens)):
-                if row.answers_T[place]:
-                    at.append(offset + place - 1)
-                    targets.append(row.tokens[place])
-                    owners.append(number)
+            first = max(row.prompt if last_alone else 1, 1)
+            places = first + np.flatnonzero(row.answers_T[first:])
+            at.append(offset + places - 1)
+            targets.append(np.asarray(row.tokens, dtype=np.int64)[places])
+            owners.append(np.full(len(places), number))
             offset += len(row.tokens)
-        return AnswerBatch(layout, *(torch.tensor(numbers, device=self.device) for numbers in (at, targets, owners)))
+        move = lambda numbers: torch.from_numpy(np.concatenate(numbers)).to(self.device, non_blocking=True)  # noqa: E731
+        return AnswerBatch(layout, move(at), move(targets), move(owners))
 
     def losses(self, batch: "AnswerBatch") -> torch.Tensor:
         """Negative log-likelihood in nats, fp32, of each answered token."""

@@ -47,6 +47,7 @@ class Trainables:
         self.masters = torch.empty(members, ends[-1], dtype=wide, device=first.device)
         self.gradients = torch.zeros_like(self.masters)
         self.copies = [name for name, p in self.parameters.items() if members > 1 or p.dtype != wide]
+        self._rounded = [self._of(self.masters, name) for name in self.copies]
         for name, parameter in self.parameters.items():
             source = parameter.detach() if exact is None or name not in exact else exact[name]
             self._of(self.masters, name).copy_(source)
@@ -111,8 +112,7 @@ class Trainables:
             for name, parameter in self.parameters.items():
                 parameter.copy_(self._of(self.masters, name).to(through))
         elif self.copies:
-            masters = [self._of(self.masters, name) for name in self.copies]
-            torch._foreach_copy_([self.parameters[name] for name in self.copies], masters)
+            torch._foreach_copy_([self.parameters[name] for name in self.copies], self._rounded)
 
     def count(self, number: int = 0) -> int:
         """The weights that a member trains."""
