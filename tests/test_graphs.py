@@ -1,6 +1,9 @@
 """What is recorded, when, and with which numbers it is replayed; a list of calls stands for a graph."""
 
+import gc
+import weakref
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from test_varlen import flash_by_reference
 from tiny import make_data, make_model, make_trial
 from tunetrial.engine import graphs
 from tunetrial.engine.graphs import Replay
+from tunetrial.engine.loop import forward_and_backward
 from tunetrial.engine.torch_engine import TorchEngine
 
 
@@ -144,11 +148,30 @@ def test_a_training_of_replayed_passes_is_one_of_computed_ones(method, kind, con
     trial, curves = make_trial(method, epochs=4, **controls), {}
     for recorded in (True, False):
         run = TorchEngine(device="cpu").open(base, "fp32").start_pack([trial], data, micro_batch=8)
-        replay = Replay(run.loop._pass, Calls(), abandon=run.trainables.drop)
+        compute = partial(forward_and_backward, run.loop.objective, run.trainables)
+        replay = Replay(compute, Calls(), abandon=run.trainables.drop)
         if recorded:
             run.loop.replay = replay
         curves[recorded] = [(step.loss, step.grad_norm) for (step,) in run.steps(None)]
         assert replay.replayed >= 2 if recorded else replay.replayed == 0
+        assert not replay.recorded and replay.why_not is None
         assert run.facts(0)["attention"] == "varlen" and run.facts(0)["cuda_graphs"] == recorded
     for ours, theirs in zip(curves[True], curves[False], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_loop_that_is_let_go_takes_its_recordings_along(tmp_path):
+    """At once, and not when garbage is next collected: they hold a step's memory."""
+    run = (
+        TorchEngine(device="cpu")
+        .open(make_model(tmp_path), "fp32")
+        .start_pack([make_trial("lora")], make_data("classify", rows=16))
+    )
+    run.loop.replay = Replay(partial(forward_and_backward, run.loop.objective, run.trainables), Calls(), abandon=print)
+    seen = weakref.ref(run.loop.replay)
+    gc.disable()
+    try:
+        del run
+        assert seen() is None
+    finally:
+        gc.enable()

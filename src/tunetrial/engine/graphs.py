@@ -121,8 +121,9 @@ class Replay:
                 self._record(batch, factors)
         return losses
 
-    def forget(self, reason: str) -> bool:
-        """Let all recordings go, with the memory that they hold, and make no more; whether there were any."""
+    def forget(self, reason: str | None = None) -> bool:
+        """Let all recordings go, with the memory that they hold, and for a reason make no more; whether there were
+        any."""
         held = bool(self.recorded)
         self.recorded.clear()
         self.why_not = self.why_not or reason

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -103,10 +104,11 @@ class Loop:
         self.optimisers, self.replay = self._optimisers(), self._replay()
 
     def _replay(self) -> Replay | None:
-        """What records passes, on CUDA."""
+        """What records passes, on CUDA. It does not hold the loop, which holds it: memory is let go with the loop."""
         if self.device.type != "cuda":
             return None
-        return Replay(self._pass, CudaGraphs(), abandon=self.trainables.drop)
+        compute = partial(forward_and_backward, self.objective, self.trainables)
+        return Replay(compute, CudaGraphs(), abandon=self.trainables.drop)
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
         """One a member, over its rows of masters and gradients."""
@@ -166,6 +168,8 @@ class Loop:
                 for member, folder in enumerate(checkpoints):
                     save_checkpoint(folder, number + 1, lambda into, member=member: self._write(into, member))
                 saved = time.perf_counter()
+        if self.replay is not None:
+            self.replay.forget()
 
     def step(self, rows: Sequence[Sequence[int]], rates: Sequence[float]) -> list[tuple[float, float]]:
         """Take one optimiser step over these rows of each member; return each one's mean loss and the norm of its
@@ -199,7 +203,7 @@ class Loop:
     def _accumulate(self, rows: list[list[int]]) -> torch.Tensor:
         """Sum the gradients of all micro-batches into the masters'; return each member's mean loss, by its rows'
         weights."""
-        pass_ = self._pass if self.replay is None else self.replay
+        pass_ = self.replay or partial(forward_and_backward, self.objective, self.trainables)
         weights = torch.tensor([float(self.objective.weight(own)) for own in rows])
         scales = torch.tensor([1.0 if c.scaler is None else c.scaler.scale for c in self.courses])
         while True:
@@ -230,13 +234,6 @@ class Loop:
                 self.micro_batch //= 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-
-    def _pass(self, batch: object, factors: torch.Tensor) -> torch.Tensor:
-        """Forward and backward over a batch; gradients are of losses times factors. Returns the losses (members,)."""
-        losses = self.objective.losses(batch)
-        (losses * factors.to(losses)).sum().backward()
-        self.trainables.collect()
-        return losses.detach()
 
     def _write(self, folder: Path, member: int) -> None:
         """Put a member's masters, moments and step into a checkpoint; no pickle."""
@@ -298,6 +295,16 @@ class Loop:
             vars(self.courses[member].scaler).update(state["scaler"])
         if state["diverged"] is not None:
             self.diverged[member] = state["diverged"]
+
+
+def forward_and_backward(
+    objective: Objective, trainables: Trainables, batch: object, factors: torch.Tensor
+) -> torch.Tensor:
+    """Add the gradients of a batch's losses times factors to the masters'. Returns the losses (members,)."""
+    losses = objective.losses(batch)
+    (losses * factors.to(losses)).sum().backward()
+    trainables.collect()
+    return losses.detach()
 
 
 class Scaler:
