@@ -114,7 +114,7 @@ def test_states_are_those_of_each_row_read_anew(name, made):
         torch.testing.assert_close(states, torch.stack(anew), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "gpt2"])
+@pytest.mark.parametrize("name", ["gemma2", "gpt2"])
 def test_a_base_that_pads_completes_the_same(name, made):
     model, _, prompts, stops, _ = made(name)
     model.set_attn_implementation("eager")
@@ -261,10 +261,9 @@ def merged(model, plain, member):
 
 @torch.no_grad()
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("tokens", [200, 2**14])
-def test_members_of_a_pack_complete_together_as_each_alone(tokens, padded, pack, monkeypatch):
+def test_members_of_a_pack_complete_together_as_each_alone(padded, pack, monkeypatch):
     model, plain, prompts, stops = pack
-    monkeypatch.setitem(generation.CACHE_TOKENS, "cpu", tokens)
+    monkeypatch.setitem(generation.CACHE_TOKENS, "cpu", 200)
     if padded:
         model.set_attn_implementation("eager")
     try:

@@ -16,7 +16,7 @@ from tunetrial.core.study import Arm
 from tunetrial.engine.attention import lay_out
 from tunetrial.engine.peft_arms import PeftArm
 from tunetrial.engine.torch_engine import TorchEngine
-from tunetrial.methods.peft import COUNTS, TYPES, capabilities, fitting
+from tunetrial.methods.peft import COUNTS, capabilities, fitting
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +110,7 @@ def test_table_is_what_the_probe_finds(peft_type):
         assert peft_table.probe(peft_type) == capabilities()[peft_type]
 
 
-def test_page_is_made_from_the_table():
-    made = peft_table.page(dict(capabilities()), json.loads(TYPES.read_text())["peft"])
-    assert peft_table.DOCS.read_text(encoding="utf-8") == made
+def test_most_types_can_be_arms():
     assert {"IA3", "LORA", "VERA", "OFT", "LOHA"} <= set(fitting()) and len(fitting()) > 25
 
 

@@ -1,11 +1,12 @@
-"""Try every adapter type of PEFT on a tiny model and write down what it can do: `peft_types.json` and docs/methods.md.
+"""Try every adapter type of PEFT on a tiny model and write down which can be arms: `peft_types.json`.
 
-python tools/peft_table.py            # both files; a few minutes on one core
+python tools/peft_table.py            # the file; a few minutes on one core
 python tools/peft_table.py IA3 VERA   # print these rows and write nothing
 
-A type can be an arm if its loss falls, nothing but its own parameters moves, and what is saved is loaded by PEFT to
-the same logits. Whether it can be folded into the base is noted beside it. The model is a random Llama of two layers,
-so the table says what works, not what is worth using.
+A type can be an arm if its loss falls, nothing but its own parameters moves, rows do not see each other, and what is
+saved is loaded by PEFT to the same logits. Whether it can be folded into the base is noted beside it; docs/methods.md,
+which `tools/capability_table.py` writes next, says what those that can be arms do in a session of the engine. The model
+is a random Llama of two layers, so the table says what works, not what is worth using.
 """
 
 import copy
@@ -28,9 +29,8 @@ from tunetrial.core.errors import SpecError
 from tunetrial.core.study import Setting
 from tunetrial.engine.peft_arms import PeftArm
 from tunetrial.methods import PeftSpec
-from tunetrial.methods.peft import OWN_TARGETS, RATES, TYPES, Capability
+from tunetrial.methods.peft import OWN_TARGETS, TYPES, Capability
 
-DOCS = Path(__file__).parent.parent / "docs" / "methods.md"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 STEPS, FALLS, SAME = 40, 0.95, 1e-4
 # What a tiny model asks for: sizes that divide its width, and what a type cannot do without.
@@ -66,7 +66,6 @@ def main() -> None:
     if not asked:
         content = {"peft": version("peft"), "types": {n: r.model_dump(exclude_defaults=True) for n, r in found.items()}}
         TYPES.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        DOCS.write_text(page(found, version("peft")), encoding="utf-8")
 
 
 def probe(peft_type: str) -> Capability:
@@ -105,13 +104,15 @@ def _tried(spec: PeftSpec, settings: tuple[str, ...]) -> Capability:
         return Capability(refused=f"it moves what it does not mark as trainable ({moved[0]})", settings=settings)
     if not falls:
         return Capability(refused="its loss does not fall", settings=settings)
+    ours = logits(model)
+    if not (logits(model, rows()[0][:1]) - ours[:1]).abs().max() < SAME:
+        return Capability(refused="what it computes for a row depends on the rows beside it", settings=settings)
     with tempfile.TemporaryDirectory() as folder:
         masters = {name: parameter.detach().clone() for name, parameter in arm.trained.items()}
         arm.save(
             masters, {"score.weight": model.score.weight.detach()}, Path(folder), base="tiny", base_fingerprint="tiny"
         )
         loaded = PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
-    ours = logits(model)
     if not (logits(loaded) - ours).abs().max() < SAME:
         return Capability(refused="what is saved does not load to the same logits", trains=True, settings=settings)
     return Capability(trains=True, loads=True, merges=merges(loaded, ours), settings=settings)
@@ -161,30 +162,9 @@ def train(model: LlamaForSequenceClassification, parameters: list[torch.nn.Param
 
 
 @torch.no_grad()
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    return model(input_ids=rows()[0]).logits
-
-
-def page(found: dict[str, Capability], peft_version: str) -> str:
-    """The table as Markdown."""
-    yes = {True: "yes", False: "no"}
-    lines = [
-        "# Adapter types of PEFT",
-        f"Made by `tools/peft_table.py` with PEFT {peft_version}: each type was tried on a random Llama of two layers.",
-        "An arm is `{method: peft, peft_type: IA3, ...}`, the rest being settings of PEFT's own configuration.",
-        "*Rate* is the middle of the learning-rate search, over LoRA's.",
-        "",
-        "| type | trains | loads in PEFT to the same logits | merges | rate |",
-        "|---|---|---|---|---|",
-    ]
-    for name, row in sorted(found.items()):
-        if row.refused is None:
-            lines.append(
-                f"| {name} | {yes[row.trains]} | {yes[row.loads]} | {yes[row.merges]} | {RATES.get(name, 1)} |"
-            )
-    lines += ["", "Refused, and why:", "", "| type | why |", "|---|---|"]
-    lines += [f"| {name} | {row.refused.replace('|', '/')} |" for name, row in sorted(found.items()) if row.refused]
-    return "\n".join(lines) + "\n"
+def logits(model: torch.nn.Module, ids: torch.Tensor | None = None) -> torch.Tensor:
+    """Of all rows, or of those given."""
+    return model(input_ids=rows()[0] if ids is None else ids).logits
 
 
 if __name__ == "__main__":

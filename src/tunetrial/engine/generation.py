@@ -72,6 +72,8 @@ def complete(
                 got = f"got {widest} tokens of one row"
                 raise DoesNotFitError(f"completions: out of memory, {got}; use a smaller base or shorter rows")
             tokens //= 2
+            if causal.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 class _Completions:
