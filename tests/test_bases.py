@@ -309,19 +309,19 @@ def test_a_row_is_read_as_the_classifier_of_hugging_face_reads_it(name, tmp_path
     """Our weights under their names in a classifier of transformers give the same logits, and none is left over."""
     backbone = load(name, tmp_path / "base").base_model
     shape = models.shape(tmp_path / "base")
-    head = heads.make_head(shape, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float32, device=CPU)
+    head = heads.make_head(shape, 3, generators=[torch.Generator().manual_seed(1)], dtype=torch.float32, device=CPU)
     assert sum(weight.numel() for weight in head.parameters()) == shape.readout_parameters(3)
     bases.draw(head)
     theirs = AutoModelForSequenceClassification.from_config(bases.configuration(name, num_labels=3)).eval()
     ours = {f"model.{path}": weight for path, weight in backbone.state_dict().items()}
-    ours |= {f"score.{path}": weight for path, weight in head.state_dict().items()}
+    ours |= {f"score.{path}": weight[0] for path, weight in head.state_dict().items()}
     theirs.load_state_dict({heads.classifier_name(path, shape): weight for path, weight in ours.items()})
     rows = drawn_rows((9, 1, 23, 14))
     pad, longest = theirs.config.pad_token_id, max(map(len, rows))
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
     with torch.no_grad():
         expected = theirs(input_ids=ids, attention_mask=(ids != pad).long()).logits
-        found = head(heads.summaries(backbone, attention.lay_out(rows, CPU), shape))
+        found = head(heads.summaries(backbone, attention.lay_out(rows, CPU), shape)[None])[0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -329,11 +329,12 @@ def test_heads_follow_their_seed(tmp_path):
     bases.configuration("roberta").save_pretrained(tmp_path)
     shape = models.shape(tmp_path)
 
-    def make(seed):
-        generator = torch.Generator().manual_seed(seed)
-        return heads.make_head(shape, 3, generator=generator, dtype=torch.float32, device=CPU).output.weight
+    def make(*seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return heads.make_head(shape, 3, generators=generators, dtype=torch.float32, device=CPU).output.weight
 
     assert torch.equal(make(1), make(1)) and not torch.equal(make(1), make(2))
+    assert torch.equal(make(1, 2), torch.cat([make(1), make(2)]))
 
 
 @every_family

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, PreTrainedModel
+from transformers import AttentionInterface, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from tunetrial import models
@@ -326,5 +326,4 @@ def prove(model: PreTrainedModel) -> None:
     model.set_attn_implementation("eager")
 
 
-AttentionInterface.register(UNPADDED, attend)
-AttentionMaskInterface.register(UNPADDED, lambda *_, **__: None)
+AttentionInterface.register(UNPADDED, attend)  # and no mask for it: transformers would look for rows in the positions
