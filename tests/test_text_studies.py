@@ -45,7 +45,8 @@ def carried_out(tmp_path, *, quality: float = 0.7, purpose: str = "final"):
     folder = StudyFolder(tmp_path / "study").trial(trial(purpose))
     terms = Terms("exact_match", synthetic=True, json_schema=SCHEMA)
     data = code(tmp_path)
-    record = carry_out(trial(purpose), data, engine.open(tmp_path, "fp32"), folder, terms=terms, watch=Watch())
+    session = engine.open(tmp_path, "fp32")
+    [record] = carry_out([trial(purpose)], data, session, [folder], terms=terms, watch=Watch())
     return record, folder
 
 

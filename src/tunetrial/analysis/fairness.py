@@ -13,9 +13,21 @@ from tunetrial.analysis import arms, metrics
 from tunetrial.core.evidence import Check, Evidence, TrialRecord
 from tunetrial.core.study import whole
 
-# How an execution may differ without a difference in what is computed: a smaller micro-batch at the same batch, passes
-# replayed or not, or an adapter that changes norms and so leaves the walked blocks to transformers' own.
-MAY_DIFFER = frozenset({"blocks", "compiled", "cuda_graphs", "not_recorded", "micro_batch", "loss_scale", "overflows"})
+# How an execution may differ without a difference in what is computed: a smaller micro-batch at the same batch, a pack,
+# passes replayed or not, or an adapter that changes norms and so leaves the walked blocks to transformers' own.
+MAY_DIFFER = frozenset(
+    {
+        "blocks",
+        "compiled",
+        "cuda_graphs",
+        "not_recorded",
+        "micro_batch",
+        "pack",
+        "pack_at_once",
+        "loss_scale",
+        "overflows",
+    }
+)
 # Which attention is right for a base is the base's own, and so declared with it.
 OF_THE_BASE = frozenset({"attention"})
 

@@ -181,7 +181,7 @@ class Study(Record):
     """One question, resolved: every default filled in, nothing yet looked up on disk.
 
     A task of one file is cut into `folds`, `repeats` times, if they are a number; "auto" does so where rows are few,
-    "none" never.
+    "none" never. As many trials of the LoRA family as `pack` says, where they may (`plan.packs`), train together.
     """
 
     question: str
@@ -206,6 +206,7 @@ class Study(Record):
     hardware: Hardware = Hardware()
     budget: Budget = Budget()
     keep: Literal["median", "all"] = "median"
+    pack: Literal["auto"] | int = added("auto")
     seed: int = Field(default=0, ge=0)
 
     def arm(self, name: str) -> Arm:

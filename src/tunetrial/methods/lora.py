@@ -1,6 +1,6 @@
 """`lora`: low-rank updates beside frozen weights (Hu et al. 2021, arXiv:2106.09685)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,8 @@ class Lora(Trained):
     the blocks are stored: as they are computed with ("plain") or in 8 bits with a scale a row ("int8"). The adapter
     that is saved is one of the plain base; on it, it computes nearly what was scored, not exactly.
     """
+
+    packs: ClassVar[bool] = True
 
     rank: int = Field(default=16, ge=1, description="rank of the update of each projection", examples=[16])
     alpha: float = Field(

@@ -34,12 +34,13 @@ class Method(Record):
     """Base of all methods: a record of settings with the formulas that hold for them.
 
     `tuned`: it is trained in steps, at a learning rate that is searched for. `trains_base`: the base's own weights are
-    trained. `uses_base`: it computes with the base at all.
+    trained. `uses_base`: it computes with the base at all. `packs`: its trials may train together over one base.
     """
 
     tuned: ClassVar[bool] = True
     trains_base: ClassVar[bool] = False
     uses_base: ClassVar[bool] = True
+    packs: ClassVar[bool] = False
 
     def adapter(self, shape: ModelShape) -> AdapterSpec | PeftSpec | None:
         """The adapter that is trained and saved, if there is one.

@@ -4,6 +4,7 @@ from tunetrial.analysis.rates import Point, Rate
 from tunetrial.plan.budget import allowed_s, reduced
 from tunetrial.plan.estimate import Sizes
 from tunetrial.plan.machine import Machine, check_disk
+from tunetrial.plan.packs import most_members, packs
 from tunetrial.plan.preview import Plan, fit_budget, preview, trial_seconds
 from tunetrial.plan.waves import Wave, chosen_rate, next_wave
 
@@ -18,7 +19,9 @@ __all__ = [
     "check_disk",
     "chosen_rate",
     "fit_budget",
+    "most_members",
     "next_wave",
+    "packs",
     "preview",
     "reduced",
     "trial_seconds",

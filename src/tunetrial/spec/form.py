@@ -24,6 +24,7 @@ Schema = Annotated[str, Field(pattern=r"\S", max_length=65_536)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(gt=0)]
 Points = Annotated[int, Field(ge=3, le=99)]
+PackSize = Annotated[int, Field(ge=1, le=64)]
 Price = Annotated[float, Field(ge=0)]
 Folds = Annotated[int, Field(ge=2, le=20)]
 Look = Annotated[int, Field(ge=2, le=900)]
@@ -211,6 +212,9 @@ class StudyForm(Record):
         "head", description="how labels are read: by a trained head, or by scoring their texts", examples=["head"]
     )
     keep: Literal["median", "all"] = Field("median", description="full weights that are kept", examples=["median"])
+    pack: Literal["auto"] | PackSize = Field(
+        "auto", description="most trials of the LoRA family that train together, or word auto", examples=[8]
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the whole study", examples=[0])
 
 

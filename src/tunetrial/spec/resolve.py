@@ -43,6 +43,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         "precision",
         "readout",
         "keep",
+        "pack",
         "seed",
     )
     study = Study(

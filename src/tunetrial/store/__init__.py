@@ -1,7 +1,7 @@
 """What a study leaves on disk: files are the truth, written whole, sealed, and checked before use.
 
     <study>/study.yaml  study.lock.json  locks/       the question, the pre-registration, and what it was before
-            plan.json
+            plan.json  packs.json
             trials/<id>/curve.jsonl  scores.parquet  artifact/  manifest.json  record.json
             decision.json  report.html  report.md
 
@@ -14,13 +14,14 @@ from tunetrial.store.frames import frames
 from tunetrial.store.ledger import Opening, TestLedger, home
 from tunetrial.store.retention import first_look, median_replicate, most_kept, replicates, surplus
 from tunetrial.store.study import StudyFolder
-from tunetrial.store.trial import TrialFolder
+from tunetrial.store.trial import TrialFolder, begin_together
 
 __all__ = [
     "Opening",
     "StudyFolder",
     "TestLedger",
     "TrialFolder",
+    "begin_together",
     "first_look",
     "frames",
     "home",

@@ -1,7 +1,7 @@
 """The folder of one study: one process at a time writes, anybody reads."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from tunetrial.store import lease, sealed
 from tunetrial.store.trial import TrialFolder
 
 _LOCK = "study.lock.json"
+_PACKS = "packs.json"
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,25 @@ class StudyFolder:
     def write_plan(self, plan: dict) -> None:
         """Keep the first wave, the upper bounds and the estimates."""
         self._write("plan.json", json.dumps(plan, indent=1, allow_nan=False) + "\n")
+
+    def packs(self) -> list[list[str]]:
+        """The packs that were formed, as ids of their trials.
+
+        Raises:
+            IntegrityError: They are not what was written.
+        """
+        path = self.path / _PACKS
+        return sealed.read(path)["packs"] if path.exists() else []
+
+    def write_packs(self, packs: Sequence[Sequence[str]]) -> None:
+        """Keep which trials train together, before they begin."""
+        with files.writing(self.path):
+            sealed.write(self.path / _PACKS, {"packs": [list(pack) for pack in packs]})
+
+    def dissolve(self, pack: Sequence[str]) -> None:
+        """From now on these trials are carried out alone."""
+        kept = [other for other in self.packs() if not set(other) & set(pack)]
+        self.write_packs([*kept, *([name] for name in pack)])
 
     def write_decision(self, decision: Decision) -> None:
         """Keep the decision."""

@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from tunetrial.core import files, manifest
-from tunetrial.core.checkpoint import drop_checkpoints, newest_checkpoint
+from tunetrial.core.checkpoint import common_checkpoint, drop_checkpoints, newest_checkpoint
 from tunetrial.core.engine import Step
 from tunetrial.core.errors import EvidenceError, IntegrityError, StoreError
 from tunetrial.core.evidence import Scores, TrialRecord
@@ -25,7 +25,13 @@ _RECORD = "record.json"
 _ATTEMPTS = "attempts.jsonl"
 _DROPPED = "artifact.dropped"
 _SEALS = (manifest.NAME, f"artifact/{manifest.NAME}")
-_SPLITS = {"tune": ("validation",), "confirm": ("validation",), "final": ("validation", "test"), "probe": ()}
+_SPLITS = {
+    "tune": ("validation",),
+    "anchor": ("validation",),
+    "confirm": ("validation",),
+    "final": ("validation", "test"),
+    "probe": (),
+}
 _KNOWN = (manifest.NAME, _RECORD, _ATTEMPTS, _DROPPED, "checkpoint", "artifact")
 
 
@@ -66,8 +72,8 @@ class TrialFolder:
         with lease.hold(self.path, wait_s, "trial"):
             yield
 
-    def begin(self) -> int:
-        """Start an attempt at the newest checkpoint and return the attempt's number, 1 first.
+    def begin(self, *, latest: int | None = None) -> int:
+        """Start an attempt at the newest checkpoint, of no later step than `latest`, and return its number, 1 first.
 
         What earlier attempts left behind after that checkpoint goes: lines of the curve, scores, weights. A
         checkpoint whose step exceeds the lines of the curve (which a power loss can cut) goes as well.
@@ -81,7 +87,7 @@ class TrialFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             files.sync(self.path.parent)
         self._close_leg()
-        kept = self._cut_curve()
+        kept = self._cut_curve(latest)
         self._sweep(_SCORES, manifest.NAME, self.artifact.name)
         attempt = len(self._legs()) + 1
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -242,9 +248,9 @@ class TrialFolder:
             first = lines.read(self.path / _ATTEMPTS)[-1]["first_line"]
             self.leg(math.fsum(step["seconds"] for step in self.curve()[first:]))
 
-    def _cut_curve(self) -> int:
+    def _cut_curve(self, latest: int | None) -> int:
         """Bring curve and checkpoints to the newest step that both know; return how many steps that is."""
-        curve = self.curve()
+        curve = self.curve()[:latest]
         drop_checkpoints(self.checkpoint, after=len(curve))
         newest = newest_checkpoint(self.checkpoint)
         kept = newest[0] if newest else 0
@@ -299,6 +305,20 @@ class TrialFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def begin_together(folders: Sequence[TrialFolder], *, afresh: bool = False) -> None:
+    """Start an attempt at trials that train together, at the newest step of which all have a checkpoint, or afresh.
+
+    Raises:
+        StoreError: One of the trials is complete.
+    """
+    most = 0 if afresh else min(len(folder.curve()) for folder in folders)
+    while (found := common_checkpoint([folder.checkpoint for folder in folders])) and found[0] > most:
+        for folder in folders:
+            drop_checkpoints(folder.checkpoint, after=found[0] - 1)
+    for folder in folders:
+        folder.begin(latest=found[0] if found else 0)
 
 
 def _check_sealed(folder: Path, seal: str | None, *, known: tuple[str, ...]) -> None:

@@ -24,10 +24,15 @@ Ended = Callable[[Trial, str, str | None], None]
 
 @dataclass(frozen=True)
 class Assignment:
-    """A trial to carry out. One that found too little memory beside others is tried once more as a `retry`, alone; in
-    smaller micro-batches if the kernel killed it."""
+    """Trials to carry out together, one by itself among them. What found too little memory beside others is tried once
+    more as a `retry`, alone; if the kernel killed it, with fewer members at once, then in smaller micro-batches.
 
-    trial: Trial
+    `due` are those of which a record is wanted: the others, recorded before a kill, train along.
+    """
+
+    pack: tuple[Trial, ...]
+    due: frozenset[str]
+    at_once: int | None = None
     micro_batch: int | None = None
     retry: bool = False
     deaths: int = 0
@@ -36,7 +41,23 @@ class Assignment:
     @property
     def alone(self) -> bool:
         """Must nothing else be at work? A probe measures cost, and a retry is to have all memory."""
-        return self.retry or self.trial.purpose == "probe"
+        return self.retry or self.purpose == "probe"
+
+    @property
+    def purpose(self) -> str:
+        return self.pack[0].purpose
+
+    @property
+    def wanted(self) -> list[Trial]:
+        return [trial for trial in self.pack if trial.id in self.due]
+
+    @property
+    def label(self) -> str:
+        return label(self.pack)
+
+    def alone_each(self, **how: object) -> list["Assignment"]:
+        """Its trials that are due, each by itself."""
+        return [Assignment((trial,), frozenset([trial.id]), **how) for trial in self.wanted]
 
 
 class Crew:
@@ -55,7 +76,7 @@ class Crew:
         self._idle: list[Worker] = []
         self._warm: list[Worker] = []
         self._warming: set[Worker] = set()
-        self._may_begin: Callable[[Trial], bool] = lambda trial: True
+        self._may_begin: Callable[[Sequence[Trial]], bool] = lambda trials: True
         self._wishes = 0
         self._kill_at = float("inf")
 
@@ -65,7 +86,7 @@ class Crew:
 
     @property
     def running(self) -> tuple[Running, ...]:
-        return tuple(a.running or Running(label(a.trial)) for a in self._busy.values())
+        return tuple(a.running or Running(a.label, members=len(a.wanted)) for a in self._busy.values())
 
     def stop(self) -> None:
         """Begin no trial any more, and let those under way stop at their next step. Safe in a signal handler.
@@ -81,23 +102,25 @@ class Crew:
 
     def carry_out(
         self,
-        trials: Sequence[Trial],
+        packs: Sequence[Sequence[Trial]],
         ended: Ended,
         moved: Callable[[], None],
         *,
-        may_begin: Callable[[Trial], bool] = lambda trial: True,
+        due: frozenset[str],
+        may_begin: Callable[[Sequence[Trial]], bool] = lambda trials: True,
     ) -> None:
-        """Carry out these trials as far as that goes; those that must be alone come last.
+        """Carry out these packs as far as that goes; those that must be alone come last.
 
         Args:
-            may_begin: Asked before a trial begins; at the first no, none begins any more.
+            due: The trials of which a record is wanted.
+            may_begin: Asked before trials begin; at the first no, none begins any more.
             ended: Told of each trial that came to an end: the status of its record, or "failed" and the error.
             moved: Called whenever something may have moved, once a second or more often.
         Raises:
             TunetrialError: A worker cannot load the base.
         """
         self._may_begin = may_begin
-        self._queue.extend(sorted((Assignment(trial) for trial in trials), key=lambda a: a.alone))
+        self._queue.extend(sorted((Assignment(tuple(pack), due) for pack in packs), key=lambda a: a.alone))
         self._hand_out()
         while self._busy or self._warming:
             try:
@@ -123,21 +146,21 @@ class Crew:
             alone = self._queue[0].alone or any(a.alone for a in self._busy.values())
             if len(self._busy) >= (1 if alone else self._size):
                 return
-            if not self._may_begin(self._queue[0].trial):
+            if not self._may_begin(self._queue[0].wanted):
                 return self.finish()
             if alone:
                 self._dismiss()
             if not self._ready():
                 return
             assignment = self._queue.popleft()
-            worker, trial = self._take(assignment), assignment.trial
+            worker, trial = self._take(assignment), assignment.pack[0]
             pinned = self._pinned
             worker.open(pinned.folder(trial.arm.name), engine=pinned.engine, precision=pinned.lock.precision)
             self._busy[worker] = assignment
             worker.send_data(self._pinned.data[trial.task], ("train", *SPLITS[trial.purpose]))
-            terms = self._pinned.terms(trial, micro_batch=assignment.micro_batch)
-            order = {"do": "trial", "trial": trial.model_dump(mode="json"), "study": str(self._folder)}
-            worker.send({**order, "terms": asdict(terms)})
+            terms = self._pinned.terms(trial, micro_batch=assignment.micro_batch, at_once=assignment.at_once)
+            trials = [trial.model_dump(mode="json") for trial in assignment.pack]
+            worker.send({"do": "trials", "trials": trials, "study": str(self._folder), "terms": asdict(terms)})
 
     def _ready(self) -> bool:
         """Are there libraries in memory for what comes next?
@@ -145,8 +168,8 @@ class Crew:
         Workers of the next few probes load theirs side by side, and before the first of them measures: what is alone on
         the machine must not wait for that each time, nor share the machine with it.
         """
-        if self._queue[0].trial.purpose == "probe" and not self._warm:
-            wanted = sum(assignment.trial.purpose == "probe" for assignment in self._queue)
+        if self._queue[0].purpose == "probe" and not self._warm:
+            wanted = sum(assignment.purpose == "probe" for assignment in self._queue)
             self._warm = [self._start(cores()) for _ in range(min(wanted, WARM))]
             self._warming = set(self._warm)
             for worker in self._warm:
@@ -159,11 +182,11 @@ class Crew:
     def _take(self, assignment: Assignment) -> Worker:
         """A worker for this trial: an idle one, if there is, that holds its base; any idle one; or a new one."""
         if self._idle:
-            base = self._pinned.folder(assignment.trial.arm.name)
+            base = self._pinned.folder(assignment.pack[0].arm.name)
             worker = next((other for other in reversed(self._idle) if other.base == base), self._idle[-1])
             self._idle.remove(worker)
             return worker
-        return self._warm.pop() if assignment.trial.purpose == "probe" else self._start(1)
+        return self._warm.pop() if assignment.purpose == "probe" else self._start(1)
 
     def _dismiss(self) -> None:
         """End the idle workers, and free what they hold."""
@@ -188,32 +211,48 @@ class Crew:
         elif message["event"] == "broken":
             raise TunetrialError(message["error"])
         elif message["event"] == "started":
-            self._busy[worker] = replace(assignment, micro_batch=message["micro_batch"])
+            found = {"micro_batch": message["micro_batch"], "at_once": message["pack_at_once"]}
+            self._busy[worker] = replace(assignment, **found)
         elif message["event"] == "step":
-            running = Running(label(assignment.trial), message["step"], message["steps"], message["loss"])
+            moment = message["step"], message["steps"], message["loss"]
+            running = Running(assignment.label, *moment, members=len(assignment.wanted))
             self._busy[worker] = replace(assignment, running=running)
         elif message["event"] in ("recorded", "failed", "unfit", "interrupted"):
             self._release(worker, sound=message["event"] in ("recorded", "interrupted"))
             self._conclude(assignment, message, ended)
 
     def _conclude(self, assignment: Assignment, message: dict, ended: Ended) -> None:
-        """Say how a trial ended, or take it up again alone; a worker that was asked to stop stops all."""
-        if message["event"] == "unfit" and not self.stopping:
+        """Say how trials ended, or take them up again: alone on the machine, and each by itself where one of a pack
+        may have spoilt it for the others. A worker that was asked to stop stops all."""
+        event, packed = message["event"], len(assignment.pack) > 1
+        if event == "recorded":
+            for trial, status in zip(assignment.pack, message["statuses"], strict=True):
+                if trial.id in assignment.due:
+                    ended(trial, status, None)
+        elif event in ("failed", "unfit") and packed and not self.stopping:
+            self._part(assignment, retry=event == "unfit")
+        elif event == "failed":
+            for trial in assignment.wanted:
+                ended(trial, "failed", message["error"])
+        elif event == "unfit" and not self.stopping:
             if assignment.alone or self._size == 1:
                 self._give_up(assignment, message["reason"], ended)
             else:
-                self._queue.append(Assignment(assignment.trial, retry=True, deaths=assignment.deaths))
-        elif message["event"] in ("recorded", "failed"):
-            ended(assignment.trial, message.get("status", "failed"), message.get("error"))
+                self._queue.append(Assignment(assignment.pack, assignment.due, retry=True, deaths=assignment.deaths))
         elif not self.stopping:
             self.stop()
 
+    def _part(self, assignment: Assignment, *, retry: bool) -> None:
+        """Carry out the trials of a pack each by itself, now and whenever they are taken up again."""
+        StudyFolder(self._folder).dissolve([trial.id for trial in assignment.pack])
+        self._queue.extend(assignment.alone_each(retry=retry))
+
     def _give_up(self, assignment: Assignment, reason: str, ended: Ended) -> None:
         """Record that a trial does not fit, although it was alone on the machine."""
-        folder = StudyFolder(self._folder).trial(assignment.trial)
-        synthetic = self._pinned.lock.engine == "sim"
-        record_infeasible(assignment.trial, folder, synthetic=synthetic, reason=reason)
-        ended(assignment.trial, "infeasible", None)
+        [trial] = assignment.pack
+        folder = StudyFolder(self._folder).trial(trial)
+        record_infeasible(trial, folder, synthetic=self._pinned.lock.engine == "sim", reason=reason)
+        ended(trial, "infeasible", None)
 
     def _release(self, worker: Worker, *, sound: bool) -> None:
         """Let a worker wait for its next trial. One that worked alone, or met an error, has served: a device may be
@@ -224,20 +263,28 @@ class Crew:
             self._idle.append(worker)
 
     def _bury(self, worker: Worker, dead: Assignment, ended: Ended) -> None:
-        """Decide what becomes of a trial whose worker has died."""
-        trial, cause = dead.trial, worker.exit_in_words()
-        if worker.died_of_memory() and dead.retry:
+        """Decide what becomes of trials whose worker has died."""
+        cause, of_memory, packed = worker.exit_in_words(), worker.died_of_memory(), len(dead.pack) > 1
+        if of_memory and dead.retry and packed:
+            self._part(dead, retry=True)
+        elif of_memory and dead.retry:
             reason = f"killed for memory by the kernel twice, at last alone at a micro-batch of {dead.micro_batch}"
             self._give_up(dead, reason, ended)
-        elif worker.died_of_memory():
-            half = max(1, (dead.micro_batch or trial.controls.batch_examples) // 2)
-            self._queue.appendleft(Assignment(trial, micro_batch=half, retry=True, deaths=dead.deaths))
+        elif of_memory:
+            how = {"at_once": dead.at_once, "micro_batch": dead.micro_batch}
+            if (dead.at_once or len(dead.pack)) > 1:
+                how["at_once"] = (dead.at_once or len(dead.pack)) // 2
+            else:
+                how["micro_batch"] = max(1, (dead.micro_batch or dead.pack[0].controls.batch_examples) // 2)
+            self._queue.appendleft(Assignment(dead.pack, dead.due, retry=True, deaths=dead.deaths, **how))
         elif dead.deaths + 1 < DEATHS:
             self._queue.appendleft(replace(dead, deaths=dead.deaths + 1, running=None))
+        elif packed:
+            self._part(dead, retry=False)
         else:
             log = self._folder / "worker.log"
             error = f"its worker process died {DEATHS} times, the last one {cause}; see {log}, then run again"
-            ended(trial, "failed", error)
+            ended(dead.pack[0], "failed", error)
 
     def _heed_stop(self) -> None:
         """Pass a wish to stop on to the workers; kill them when it was repeated or has gone unheard."""

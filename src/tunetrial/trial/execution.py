@@ -1,4 +1,4 @@
-"""Carrying out one trial: train, evaluate, record. The one place where an engine's steps become a record."""
+"""Carrying out trials that train together: train, evaluate, record. The one place where steps become records."""
 
 import importlib.metadata
 import math
@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,14 +14,14 @@ from typing import Protocol
 import numpy as np
 
 from tunetrial.analysis import metrics, texts
-from tunetrial.core.engine import Run, Session, Step
+from tunetrial.core.engine import Pack, Session, Step
 from tunetrial.core.errors import DivergedError
 from tunetrial.core.evidence import Example, Fact, Measurement, Scores, TaskData, TrialRecord
 from tunetrial.core.study import Trial
-from tunetrial.store import TrialFolder
+from tunetrial.store import TrialFolder, begin_together
 from tunetrial.tasks import sandbox
 
-SPLITS = {**dict.fromkeys(("tune", "confirm", "probe"), ("validation",)), "final": ("validation", "test")}
+SPLITS = {**dict.fromkeys(("tune", "confirm", "probe", "anchor"), ("validation",)), "final": ("validation", "test")}
 LIBRARIES = ("numpy", "safetensors", "torch", "transformers", "tunetrial")
 LAST_SHARE = 0.1
 ORPHAN_S = 60.0
@@ -33,12 +34,13 @@ class Interrupted(Exception):
 @dataclass(frozen=True)
 class Terms:
     """On what terms a trial is carried out: the task's metric, whose contributions are kept with the scores; whether
-    the engine is a simulator; how many examples may be computed at once, if less than the engine would; the JSON of
-    the schema that completions are held against."""
+    the engine is a simulator; how many examples of how many members of a pack may be computed at once, if less than the
+    engine would; the JSON of the schema that completions are held against."""
 
     metric: str
     synthetic: bool
     micro_batch: int | None = None
+    at_once: int | None = None
     json_schema: str | None = None
 
 
@@ -51,47 +53,61 @@ class Watch(Protocol):
 
 
 def carry_out(
-    trial: Trial,
+    pack: Sequence[Trial],
     data: TaskData,
     session: Session,
-    folder: TrialFolder,
+    folders: Sequence[TrialFolder],
     *,
     terms: Terms,
     watch: Watch,
-) -> TrialRecord:
-    """Carry out a trial, or what an earlier attempt left of it, and record it.
+) -> list[TrialRecord]:
+    """Carry out trials that train together, or what an earlier attempt left of them, and record each.
 
-    The engine is given only the splits that the trial may see: the test split goes to final trials alone. Diverging
-    is a result and is recorded; any error leaves the trial without a record.
+    A member that has its record already (the pack was killed between two of them) trains along and is recorded no
+    second time. The engine is given only the splits that the trials may see: the test split goes to finals alone.
+    Diverging is a result and is recorded; any error leaves all members that have no record yet without one.
 
     Raises:
         Interrupted: `watch` said so; nothing is recorded.
         DoesNotFitError: It did not fit. That is a result only if it was alone: whoever knows says `record_infeasible`.
-        StoreError: Another process still has the trial in hand after a minute, or the disk is full.
+        StoreError: Another process still has a trial in hand after a minute, or the disk is full.
     """
-    seen = replace(data, splits={name: data.splits[name] for name in ("train", *SPLITS[trial.purpose])})
-    with folder.hold(wait_s=ORPHAN_S):
-        if folder.done:
-            return folder.record()
-        folder.begin()
-        record, scores = _attempt(trial, seen, session, folder, terms, watch)
-        record = record.model_copy(update={"synthetic": terms.synthetic, "provenance": provenance()})
-        return folder.finish(record, scores, _contributions(metrics.find(terms.metric), scores))
+    purpose = pack[0].purpose
+    seen = replace(data, splits={name: data.splits[name] for name in ("train", *SPLITS[purpose])})
+    with ExitStack() as held:
+        due = {number: folder for number, folder in enumerate(folders) if not folder.done}
+        for folder in due.values():
+            held.enter_context(folder.hold(wait_s=ORPHAN_S))
+        due = {number: folder for number, folder in due.items() if not folder.done}
+        if due:
+            begin_together(list(due.values()), afresh=len(due) < len(pack))
+            ended = _attempt(pack, seen, session, due, terms, watch)
+            for number, (record, scores) in ended.items():
+                record = record.model_copy(update={"synthetic": terms.synthetic, "provenance": provenance()})
+                due[number].finish(record, scores, _contributions(metrics.find(terms.metric), scores))
+    return [folder.record() for folder in folders]
+
+
+Ended = tuple[TrialRecord, dict[str, Scores]]
 
 
 def _attempt(
-    trial: Trial, data: TaskData, session: Session, folder: TrialFolder, terms: Terms, watch: Watch
-) -> tuple[TrialRecord, dict[str, Scores]]:
-    """Go through the trial and note how long that took, however it ends."""
+    pack: Sequence[Trial],
+    data: TaskData,
+    session: Session,
+    due: Mapping[int, TrialFolder],
+    terms: Terms,
+    watch: Watch,
+) -> dict[int, Ended]:
+    """Go through the trials and note how long that took, to each its share, however it ends."""
     started_s = time.monotonic()
     try:
-        if trial.purpose == "probe":
-            return _probe(trial, data, session, folder), {}
-        return _train(trial, data, session, folder, watch=watch, terms=terms)
-    except DivergedError as error:
-        return TrialRecord(trial=trial, status="diverged", reason=str(error)), {}
+        if pack[0].purpose == "probe":
+            return {0: (_probe(pack[0], data, session, due[0]), {})}
+        return _train(pack, data, session, due, watch=watch, terms=terms)
     finally:
-        folder.leg(time.monotonic() - started_s)
+        for folder in due.values():
+            folder.leg((time.monotonic() - started_s) / len(pack))
 
 
 def record_infeasible(trial: Trial, folder: TrialFolder, *, synthetic: bool, reason: str) -> None:
@@ -102,42 +118,83 @@ def record_infeasible(trial: Trial, folder: TrialFolder, *, synthetic: bool, rea
         folder.finish(record.model_copy(update={"provenance": provenance()}), {})
 
 
-def record_killed(trial: Trial, folder: TrialFolder, *, terms: Terms) -> None:
-    """Record a trial whose process was killed for memory twice, the second time alone on the machine."""
-    folder.begin()
-    reason = f"killed for memory by the kernel twice, at last alone and with a micro-batch of {terms.micro_batch}"
-    record = TrialRecord(trial=trial, status="infeasible", reason=reason, synthetic=terms.synthetic)
-    folder.finish(record.model_copy(update={"provenance": provenance()}), {})
-
-
 def _train(
-    trial: Trial, data: TaskData, session: Session, folder: TrialFolder, *, watch: Watch, terms: Terms
-) -> tuple[TrialRecord, dict[str, Scores]]:
-    """Train to the last step, keep the artifact of a final, predict every split it may see."""
-    run = session.start(trial, data, micro_batch=terms.micro_batch)
-    watch.started(run.facts())
-    for step in run.steps(folder.checkpoint):
-        folder.append(step)
-        watch.stepped(step)
-    if trial.purpose == "final":
-        folder.save_artifact(run.save)
+    pack: Sequence[Trial],
+    data: TaskData,
+    session: Session,
+    due: Mapping[int, TrialFolder],
+    *,
+    watch: Watch,
+    terms: Terms,
+) -> dict[int, Ended]:
+    """Train to the last step, keep the artifacts of finals, predict every split they may see."""
+    run = session.start_pack(pack, data, micro_batch=terms.micro_batch, at_once=terms.at_once)
+    watch.started(run.facts(0))
+    checkpoints = [due[number].checkpoint for number in due] if len(due) == len(pack) else None
+    for steps in run.steps(checkpoints):
+        for number, folder in due.items():
+            folder.append(steps[number])
+        watch.stepped(next(step for number, step in enumerate(steps) if number not in run.diverged))
+    live = [number for number in due if number not in run.diverged]
+    for number in live if pack[0].purpose == "final" else ():
+        due[number].save_artifact(lambda into, number=number: run.save(number, into))
     started_s = time.monotonic()
-    scores = {split: _score(run, data, split, trial, terms) for split in SPLITS[trial.purpose]}
+    answers = {split: _answers(run, data, split) for split in SPLITS[pack[0].purpose]} if live else {}
+    evaluate_s = (time.monotonic() - started_s) / len(pack)
+    return {
+        number: _concluded(run, number, pack[number], folder, data, answers, evaluate_s, terms)
+        for number, folder in due.items()
+    }
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What all members of a pack answered to one split, and, of texts, how likely its targets are to them."""
+
+    predictions: list[list[str] | list[float]]
+    likelihoods: list[list[tuple[float, int]]] | None
+
+
+def _answers(run: Pack, data: TaskData, split: str) -> Answers:
+    examples = data.splits[split]
+    return Answers(run.predict(examples), run.likelihoods(examples) if data.kind == "generate" else None)
+
+
+def _concluded(
+    run: Pack,
+    number: int,
+    trial: Trial,
+    folder: TrialFolder,
+    data: TaskData,
+    answers: Mapping[str, Answers],
+    evaluate_s: float,
+    terms: Terms,
+) -> Ended:
+    """The record of one member, and its scores."""
+    try:
+        if number in run.diverged:
+            raise DivergedError(run.diverged[number])
+        scores = {
+            split: _score(one, number, data.splits[split], data.kind, trial, terms) for split, one in answers.items()
+        }
+    except DivergedError as error:
+        return TrialRecord(trial=trial, status="diverged", reason=str(error)), {}
     found = {
-        **run.measurements(),
+        **run.measurements(number),
         **_training(folder.curve()),
-        "evaluate_s": Measurement(value=time.monotonic() - started_s, unit="s"),
+        "evaluate_s": Measurement(value=evaluate_s, unit="s"),
         **_quality(data, scores),
     }
     if trial.purpose == "final":
         found["artifact_bytes"] = Measurement(value=_size_bytes(folder.artifact), unit="bytes")
+    token_digest, examples_digest = run.digests(number)
     record = TrialRecord(
         trial=trial,
         status="ok",
         measurements=found,
-        token_digest=run.token_digest,
-        examples_digest=run.examples_digest,
-        resolved={**run.facts(), **_walls(data)},
+        token_digest=token_digest,
+        examples_digest=examples_digest,
+        resolved={**run.facts(number), **_walls(data)},
     )
     return record, scores
 
@@ -149,25 +206,31 @@ def _probe(trial: Trial, data: TaskData, session: Session, folder: TrialFolder) 
     return TrialRecord(trial=trial, status="ok", measurements=found, resolved=resolved)
 
 
-def _score(run: Run, data: TaskData, split: str, trial: Trial, terms: Terms) -> Scores:
-    examples = data.splits[split]
-    predictions = run.predict(examples)
+def _score(answers: Answers, number: int, examples: Sequence[Example], kind: str, trial: Trial, terms: Terms) -> Scores:
+    predictions = answers.predictions[number]
     _check_finite([p for p in predictions if not isinstance(p, str)], "prediction", trial)
-    kind = float if data.kind == "regress" else object
+    numeric = float if kind == "regress" else object
+    measured = {}
+    if answers.likelihoods is not None:
+        measured = _measure(answers.likelihoods[number], examples, predictions, trial, terms)
     return Scores(
         example_id_E=tuple(e.id for e in examples),
         cluster_E=tuple(e.cluster for e in examples),
-        target_E=np.array([e.target for e in examples], dtype=kind),
-        prediction_E=np.array(predictions, dtype=kind),
-        measured=_measure(run, examples, predictions, trial, terms) if data.kind == "generate" else {},
+        target_E=np.array([e.target for e in examples], dtype=numeric),
+        prediction_E=np.array(predictions, dtype=numeric),
+        measured=measured,
     )
 
 
 def _measure(
-    run: Run, examples: Sequence[Example], completions: Sequence[str], trial: Trial, terms: Terms
+    likelihoods: Sequence[tuple[float, int]],
+    examples: Sequence[Example],
+    completions: Sequence[str],
+    trial: Trial,
+    terms: Terms,
 ) -> dict[str, np.ndarray]:
     """What target and completion alone do not tell, in columns of numbers, shape (E,)."""
-    nll_E, tokens_E = zip(*run.likelihoods(examples), strict=True)
+    nll_E, tokens_E = zip(*likelihoods, strict=True)
     _check_finite(nll_E, "likelihood", trial)
     measured = {"nll": nll_E, "tokens": tokens_E}
     if terms.json_schema is not None:

@@ -39,10 +39,10 @@ class Pinned:
         """The folder of an arm's base."""
         return self.folders.get(arm, self.base)
 
-    def terms(self, trial: Trial, *, micro_batch: int | None) -> Terms:
+    def terms(self, trial: Trial, *, micro_batch: int | None, at_once: int | None) -> Terms:
         """On what terms a trial of this study is carried out."""
         spec, synthetic = self.lock.study.task(trial.task), self.lock.engine == "sim"
-        return Terms(spec.metric, synthetic, micro_batch=micro_batch, json_schema=spec.json_schema)
+        return Terms(spec.metric, synthetic, micro_batch=micro_batch, at_once=at_once, json_schema=spec.json_schema)
 
 
 def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight: bool = False) -> Pinned:

@@ -1,6 +1,7 @@
 """How far a study has come: what the live table shows."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tunetrial.core.study import Trial
@@ -8,12 +9,13 @@ from tunetrial.core.study import Trial
 
 @dataclass(frozen=True)
 class Running:
-    """A trial that is being carried out now; without a loss until its first step."""
+    """Trials that are being carried out together now, one by itself among them; without a loss until a first step."""
 
     label: str
     step: int = 0
     steps: int = 0
     loss: float | None = None
+    members: int = 1
 
     @property
     def share(self) -> float:
@@ -56,7 +58,7 @@ class Pace:
         """Where the wave stands now."""
         now = time.monotonic()
         ended = self.done + self.failed
-        behind = ended + sum(trial.share for trial in running)
+        behind = ended + sum(trial.share * trial.members for trial in running)
         ahead = self.trials - behind
         seconds = now - self.started_s
         return Progress(
@@ -71,7 +73,11 @@ class Pace:
         )
 
 
-def label(trial: Trial) -> str:
-    """Name a trial for people: "lora on tickets, tune, rate 3e-04, seed 901"."""
-    rate = "" if trial.learning_rate is None else f", rate {trial.learning_rate:.0e}"
-    return f"{trial.arm.name} on {trial.task}, {trial.purpose}{rate}, seed {trial.seed}"
+def label(pack: Sequence[Trial]) -> str:
+    """Name trials for people: "lora on tickets, tune, rate 3e-04, seed 901", or "lora on tickets, 5 final trials"."""
+    first = pack[0]
+    if len(pack) > 1:
+        arms = ", ".join(dict.fromkeys(trial.arm.name for trial in pack))
+        return f"{arms} on {first.task}, {len(pack)} {first.purpose} trials in one pack"
+    rate = "" if first.learning_rate is None else f", rate {first.learning_rate:.0e}"
+    return f"{first.arm.name} on {first.task}, {first.purpose}{rate}, seed {first.seed}"

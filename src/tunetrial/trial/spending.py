@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class Purse:
         )
         self._planned_s = {key: each.low for key, each in (planned or {}).items()}
         self._longest_s: dict[tuple[str, str], float] = {}
-        self._begun_s: dict[str, float] = {}
+        self._begun_s: dict[str, tuple[float, int]] = {}
         self.empty = False
 
     def learn(self, records: Iterable[TrialRecord]) -> None:
@@ -93,20 +93,22 @@ class Purse:
         for record in records:
             self._took(record.trial, sum(record.legs_s))
 
-    def allows(self, trial: Trial) -> bool:
-        """Whether a trial's estimate is within what is left; if not, the budget counts as spent."""
+    def allows(self, pack: Sequence[Trial]) -> bool:
+        """Whether the estimate of trials that train together is within what is left; if not, the budget counts as
+        spent."""
         if self._allowed_s is None:
             return True
-        key = (whole(trial.task), trial.arm.name)
-        estimate_s = self._longest_s.get(key, self._planned_s.get(key, 0.0))
-        self._begun_s[trial.id] = time.monotonic()
+        keys = [(whole(trial.task), trial.arm.name) for trial in pack]
+        estimate_s = sum(self._longest_s.get(key, self._planned_s.get(key, 0.0)) for key in keys)
+        self._begun_s.update({trial.id: (time.monotonic(), len(pack)) for trial in pack})
         self.empty = self.empty or self._spending.seconds + estimate_s > self._allowed_s
         return not self.empty
 
     def ended(self, trial: Trial) -> None:
         """Take in how long a trial took that has just ended."""
         if trial.id in self._begun_s:
-            self._took(trial, time.monotonic() - self._begun_s[trial.id])
+            begun_s, members = self._begun_s[trial.id]
+            self._took(trial, (time.monotonic() - begun_s) / members)
 
     def overdrawn(self) -> bool:
         """Whether nothing is left; keeps what was spent now and then."""

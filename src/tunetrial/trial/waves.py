@@ -167,7 +167,19 @@ class _Course:
             self._tell(pace.moment(self._crew.running))
 
         note_openings(self._pinned.lock, trials)
-        self._crew.carry_out(trials, ended, moved, may_begin=self._purse.allows)
+        due = frozenset(trial.id for trial in trials)
+        self._crew.carry_out(self._packs(trials), ended, moved, due=due, may_begin=self._purse.allows)
+
+    def _packs(self, trials: list[Trial]) -> tuple[tuple[Trial, ...], ...]:
+        """Which of these train together, kept before they begin."""
+        formed = self._store.packs()
+        known = {name: record.trial for name, record in self._records.items()}
+        most = plan.most_members(self._pinned.lock.study, self._pinned.device)
+        made = plan.packs(trials, most=most, formed=formed, known=known)
+        news = [ids for pack in made if len(pack) > 1 and (ids := [trial.id for trial in pack]) not in formed]
+        if news:
+            self._store.write_packs([*formed, *news])
+        return made
 
     def _drop_weights(self, records: Sequence[TrialRecord]) -> None:
         """Keep no more weights than the study says, as each final ends: the disk need not hold those of all."""
@@ -181,7 +193,7 @@ class _Course:
     def _outcome(
         self, status: Literal["done", "failed", "interrupted", "out of budget"], evidence: Evidence
     ) -> Outcome:
-        failed = {label(trial): error for trial, error in self._failed.values()}
+        failed = {label([trial]): error for trial, error in self._failed.values()}
         return Outcome(status=status, evidence=evidence, failed=failed)
 
 

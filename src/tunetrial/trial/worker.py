@@ -90,13 +90,13 @@ class Service:
         splits = {**(held.splits if held else {}), **splits}
         self._data[order["task"]] = TaskData(order["task"], order["kind"], tuple(order["labels"]), splits)
 
-    def trial(self, order: dict) -> None:
-        """Carry out one trial and report its end."""
-        trial = Trial.model_validate(order["trial"])
-        folder = StudyFolder(Path(order["study"])).trial(trial)
+    def trials(self, order: dict) -> None:
+        """Carry out trials that train together and report how each ended."""
+        pack, study = [Trial.model_validate(trial) for trial in order["trials"]], StudyFolder(Path(order["study"]))
+        folders = [study.trial(trial) for trial in pack]
         terms, watch = Terms(**order["terms"]), Watch(self._report, self._stop)
-        record = carry_out(trial, self._data[trial.task], self._session, folder, terms=terms, watch=watch)
-        self._report({"event": "recorded", "status": record.status})
+        records = carry_out(pack, self._data[pack[0].task], self._session, folders, terms=terms, watch=watch)
+        self._report({"event": "recorded", "statuses": [record.status for record in records]})
 
 
 class Watch:
@@ -106,7 +106,7 @@ class Watch:
         self._report, self._stop, self._next_s = report, stop, 0.0
 
     def started(self, facts: dict[str, Fact]) -> None:
-        self._report({"event": "started", "micro_batch": facts.get("micro_batch")})
+        self._report({"event": "started", **{name: facts.get(name) for name in ("micro_batch", "pack_at_once")}})
 
     def stepped(self, step: Step) -> None:
         if self._stop.is_set():
