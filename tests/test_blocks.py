@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama import modeling_llama
 
 import bases
@@ -141,6 +141,37 @@ def test_what_is_not_known_is_left_to_transformers(tmp_path):
     assert torch.equal(blocks.states(model, layout), attention.states(model, layout))
     assert not blocks.fits(load("gemma2", tmp_path / "gemma").base_model)
     assert not blocks.fits(load("llama", tmp_path / "wide", torch.float64).base_model)
+
+
+def test_a_deep_model_is_proven_by_its_first_layers():
+    """In bf16 rounding alone carries two right ways through its 32 layers to states that are further apart."""
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 32, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 97}
+    config = LlamaConfig(hidden_size=64, intermediate_size=128, max_position_embeddings=64, **shape)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, 0.4)
+    model.set_attn_implementation(attention.UNPADDED)
+    attention.prove(model)
+    assert model.config._attn_implementation == attention.UNPADDED and blocks.fits(model.base_model)
+    assert len(model.base_model.layers) == 32
+    layout = drawn()
+    ours, theirs = (way(model, layout)[: sum(LENGTHS)].float() for way in (blocks.states, attention.states))
+    assert (ours - theirs).norm() > attention.TOLERANCE[torch.bfloat16] * theirs.norm()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text", "gpt2", "bert", "distilbert"])
+def test_the_first_layers_hold_every_kind(name, tmp_path):
+    bases.make(name, tmp_path)
+    backbone = AutoModel.from_pretrained(tmp_path)
+    kinds = set(getattr(backbone.config, "layer_types", None) or [])
+    whole = [len(module) for module in backbone.modules() if isinstance(module, torch.nn.ModuleList)]
+    with pytest.raises(KeyError), attention.shallow(backbone):
+        few = max(len(module) for module in backbone.modules() if isinstance(module, torch.nn.ModuleList))
+        assert 2 <= few <= max(whole) and kinds == set((getattr(backbone.config, "layer_types", None) or [])[:few])
+        raise KeyError
+    assert [len(module) for module in backbone.modules() if isinstance(module, torch.nn.ModuleList)] == whole
 
 
 def test_a_known_class_that_computes_something_else_is_found_out(tmp_path, monkeypatch):

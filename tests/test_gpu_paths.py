@@ -1,12 +1,13 @@
 """The short ways that a CUDA device takes, each against the long one: rows as they lie, compiled chains, replayed
 passes."""
 
+import statistics
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import bases
 from test_packs import text_data, trials
@@ -25,7 +26,6 @@ pytestmark = [
 NO_FURTHER = 1.25  # times the error of the padded path, both against the same in fp64
 LENGTHS = (190, 64, 1, 333, 17, 128)
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-KNOWN = pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
 
 
 @pytest.fixture(autouse=True)
@@ -81,36 +81,50 @@ def test_rows_as_they_lie_are_attended_as_in_the_grid(heads, of_keys, size, wind
         assert error(ours[:real].cpu(), truth[:real]) <= NO_FURTHER * error(theirs[:real].cpu(), truth[:real])
 
 
-@KNOWN
+def random_model(family: str, dtype: torch.dtype):
+    """Four layers 256 wide: rounding is then averaged over enough numbers to be compared."""
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 97, "head_dim": 32}
+    window = {"mistral": {"sliding_window": 40}}.get(family, {})
+    config = AutoConfig.for_model(family, num_attention_heads=8, num_key_value_heads=2, **shape, **window)
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype).eval()
+    model.set_attn_implementation(attention.UNPADDED)
+    attention.prove(model)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_states_and_gradients_are_no_further_from_the_truth_than_padded_ones(name, compiled, tmp_path, monkeypatch):
+def test_states_and_gradients_are_no_further_from_the_truth_than_padded_ones(family, compiled, monkeypatch):
     """And the same bytes twice. The truth is fp32 by transformers' own modules and eager attention."""
-    bases.make(name, tmp_path)
-    load = lambda dtype: attention.load(tmp_path, AutoModelForCausalLM, dtype, torch.device("cuda"))  # noqa: E731
-    model, exact, layout = load(torch.bfloat16), load(torch.float32), drawn((33, 64, 1, 90))
+    layout, torch_rng = drawn(), torch.Generator("cuda").manual_seed(1)
+    model, exact = random_model(family, torch.bfloat16), random_model(family, torch.float32)
     exact.load_state_dict(model.state_dict())
     exact.set_attn_implementation("eager")
     assert fusion.why_not() is None, fusion.why_not()
     if not compiled:
         monkeypatch.setattr(fusion, "fuses", lambda like: False)
-    real, weights = len(layout.cells), torch.randn(len(layout.cells), 32, device="cuda")
+    real = len(layout.cells)
+    weights = torch.randn(real, 256, device="cuda", generator=torch_rng)
 
     def run(model, way):
         model.requires_grad_(True).zero_grad(set_to_none=True)
         states = way(model.base_model, layout)[:real]
         (states.float() * weights).sum().backward()
-        return states.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        return {"states": states.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
 
-    truth, right = run(exact, attention.states)
+    truth = run(exact, attention.states)
     assert blocks.fits(model.base_model)
-    (states, found), (again, found_again) = run(model, blocks.states), run(model, blocks.states)
+    found, again = run(model, blocks.states), run(model, blocks.states)
     model.set_attn_implementation("eager")
-    padded, theirs = run(model, attention.states)
-    assert torch.equal(states, again) and all(torch.equal(found[n], found_again[n]) for n in found)
-    assert error(states, truth) <= NO_FURTHER * error(padded, truth)
-    moved = [n for n in right if right[n].norm() > 0]
-    ours, other = (sum(error(g[n], right[n]) for n in moved) for g in (found, theirs))
-    assert ours <= NO_FURTHER * other
+    padded = run(model, attention.states)
+    assert [name for name in found if not torch.equal(found[name], again[name])] == []
+    ours, theirs = ({n: error(made[n], truth[n]) for n in truth} for made in (found, padded))
+    states, others = ours.pop("states"), theirs.pop("states")
+    gradients = statistics.mean(ours.values()), statistics.mean(theirs.values())
+    print(f"{family}: states {states:.2e} / {others:.2e}, gradients {gradients[0]:.2e} / {gradients[1]:.2e}")
+    assert states <= NO_FURTHER * others and gradients[0] <= NO_FURTHER * gradients[1]
 
 
 @pytest.mark.parametrize("trained", [True, False])

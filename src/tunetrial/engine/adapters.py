@@ -144,14 +144,14 @@ class Grouped(torch.autograd.Function):
         low = grouped_mm(x, a.mT, offs=ends).mul_(factor)
         ctx.save_for_backward(x, a, b, low, ends)
         ctx.layer, ctx.factor = layer, factor
-        return (x @ matrix(layer).T).add_(grouped_mm(low, b.mT, offs=ends))
+        return grouped_mm(low, b.mT, offs=ends).addmm_(x, matrix(layer).T)
 
     @staticmethod
     def backward(ctx, dy):
         x, a, b, low, ends = ctx.saved_tensors
         dy = dy.contiguous()
         dlow = grouped_mm(dy, b, offs=ends).mul_(ctx.factor)
-        dx = (dy @ matrix(ctx.layer)).add_(grouped_mm(dlow, a, offs=ends)) if ctx.needs_input_grad[0] else None
+        dx = grouped_mm(dlow, a, offs=ends).addmm_(dy, matrix(ctx.layer)) if ctx.needs_input_grad[0] else None
         return dx, grouped_mm(dlow.mT, x, offs=ends), grouped_mm(dy.mT, low, offs=ends), None, None, None
 
 

@@ -16,7 +16,8 @@ each on an H200, three times the rest of a step.
     logits(model, states(model, layout)[layout.last])         # (rows, vocabulary)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -303,10 +304,15 @@ def load(
 @torch.no_grad()
 def prove(model: PreTrainedModel) -> None:
     """Set the first attention, of unpadded, sdpa and eager, whose states of drawn rows are those of each row alone with
-    transformers' own eager attention, within a relative tolerance by dtype.
+    transformers' own eager attention, within a relative tolerance by dtype, through the first layers (`shallow`).
 
     The rows are short: a window longer than they are is not tried.
     """
+    with shallow(model.base_model):
+        _prove(model)
+
+
+def _prove(model: PreTrainedModel) -> None:
     drawn = np.random.default_rng(0)
     longest = getattr(model.config, "max_position_embeddings", None) or max(PROOF_LENGTHS)
     lengths = [min(length, longest - first_position(model)) for length in PROOF_LENGTHS]
@@ -324,6 +330,28 @@ def prove(model: PreTrainedModel) -> None:
         if error <= TOLERANCE[model.dtype]:
             return
     model.set_attn_implementation("eager")
+
+
+@contextmanager
+def shallow(backbone: PreTrainedModel) -> Iterator[None]:
+    """Leave a backbone its first layers alone: two, or as many as hold every kind that its configuration tells apart.
+
+    What layers compute is proven on these. Deeper ones are the same, and carry rounding on until, in tens of layers,
+    it cannot be told from a fault.
+    """
+    depth, kinds = backbone.config.num_hidden_layers, getattr(backbone.config, "layer_types", None) or [None]
+    few = max(2, 1 + max(kinds.index(kind) for kind in kinds))
+    named = ((parent, name, child) for parent in backbone.modules() for name, child in parent.named_children())
+    parent, name, layers = next(found for found in named if _are_layers(found[2], depth))
+    setattr(parent, name, layers[:few])
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
+
+
+def _are_layers(module: nn.Module, depth: int) -> bool:
+    return isinstance(module, nn.ModuleList) and len(module) == depth
 
 
 AttentionInterface.register(UNPADDED, attend)  # and no mask for it: transformers would look for rows in the positions

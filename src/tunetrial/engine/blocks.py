@@ -60,12 +60,14 @@ def _is(module: nn.Module, kind: str) -> bool:
 
 @torch.no_grad()
 def _proven(backbone: nn.Module) -> bool:
-    """Whether both ways agree on drawn rows, within the tolerance that attention is proven by; tried once."""
+    """Whether both ways agree on drawn rows, by the layers and within the tolerance that attention is proven by; tried
+    once."""
     if backbone not in PROVEN:
         drawn = np.random.default_rng(0)
         rows = [drawn.integers(backbone.config.vocab_size, size=length) for length in attention.PROOF_LENGTHS]
         layout = attention.lay_out(rows, backbone.device)
-        ours, theirs = (way(backbone, layout)[: sum(map(len, rows))].float() for way in (walk, attention.states))
+        with attention.shallow(backbone):
+            ours, theirs = (way(backbone, layout)[: sum(map(len, rows))].float() for way in (walk, attention.states))
         PROVEN[backbone] = bool((ours - theirs).norm() <= attention.TOLERANCE[backbone.dtype] * theirs.norm())
     return PROVEN[backbone]
 
