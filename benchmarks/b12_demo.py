@@ -6,13 +6,12 @@
 tunetrial is timed from `tunetrial run` to its verdict: planning, tuning, finals, cost probes and report. The comparator
 does the trials that tunetrial found necessary, cost probes left out: load, attach, train, and predict the rows that
 were predicted, in one process that has imported everything, with two threads in bf16. Of every arm and task a warm-up
-and two runs are timed; `study_s` is derived from their median by the number of trials.
+and two runs are timed; `study_s` is derived from the faster of them by the number of trials.
 """
 
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -97,7 +96,7 @@ def by_hf(case: Case, options: Options) -> Measured:
     for arm, task in sorted({kind[:2] for kind in kinds}):
         one_run(pinned, arm, task, final=False, most=3)
     for (arm, task, final), count in sorted(kinds.items()):
-        run_s = statistics.median(one_run(pinned, arm, task, final=final) for _ in range(RUNS))
+        run_s = min(one_run(pinned, arm, task, final=final) for _ in range(RUNS))
         found[f"{arm}_{task}_{'final' if final else 'tune'}_s"] = run_s
         found["study_s"] += count * run_s
     settings = {"threads": torch.get_num_threads(), "dtype": "bf16", "batch": 16, "runs timed a kind": RUNS}

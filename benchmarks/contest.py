@@ -22,10 +22,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import tunetrial
+
 RESULTS = Path(__file__).parent / "results"
 OURS = "tunetrial"
 PACKAGES = (
-    "tunetrial",
     "torch",
     "transformers",
     "peft",
@@ -124,7 +125,8 @@ class Benchmark:
         measured: dict[str, dict[str, Measured]] = {case.name: {} for case in cases}
         for process in dict.fromkeys(name.partition(",")[0] for name in names):
             together = [name for name in names if name.partition(",")[0] == process]
-            for case, name, found in child(script, asked, together, cases):
+            left_s = min(asked.limit_s, asked.total_s - (time.perf_counter() - began))
+            for case, name, found in child(script, asked, together, cases, left_s):
                 measured[case][name] = found
         documents = [document(case, measured[case.name], asked.device, load) for case in cases]
         for made in documents:
@@ -141,6 +143,7 @@ def arguments(benchmark: Benchmark) -> argparse.Namespace:
     parser.add_argument("--cases", help="only those whose name contains one of these, separated by |")
     parser.add_argument("--contenders", type=lambda text: text.split("|"), help="only these, separated by |")
     parser.add_argument("--limit-s", type=float, default=600, help="for each contender's process")
+    parser.add_argument("--total-s", type=float, default=7200, help="for all of them: who comes too late is not run")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "tunetrial-benchmarks")
     parser.add_argument("--results", type=Path, help="where the JSON file goes; benchmarks/results by default")
     parser.add_argument("--only", help=argparse.SUPPRESS)
@@ -159,7 +162,7 @@ def chosen(benchmark: Benchmark, asked: argparse.Namespace) -> list[Case]:
 
 
 def child(
-    script: str, asked: argparse.Namespace, names: list[str], cases: list[Case]
+    script: str, asked: argparse.Namespace, names: list[str], cases: list[Case], limit_s: float
 ) -> Iterator[tuple[str, str, Measured]]:
     """Run contenders through their cases in a process of their own: case, contender and what was found of each."""
     with tempfile.TemporaryDirectory() as folder:
@@ -169,10 +172,10 @@ def child(
         command += ["--folder", str(asked.folder)] + (["--small"] if asked.small else [])
         command += ["--cases", asked.cases] if asked.cases else []
         try:
-            code = subprocess.run(command, timeout=asked.limit_s, stdout=sys.stderr).returncode
+            code = subprocess.run(command, timeout=max(limit_s, 0), stdout=sys.stderr).returncode
             missing = f"its process ended with {code}"
         except subprocess.TimeoutExpired:
-            missing = f"stopped after {asked.limit_s:.0f} s"
+            missing = f"stopped after {limit_s:.0f} s" if limit_s > 0 else "no time was left for it"
         lines = [json.loads(line) for line in into.read_text(encoding="utf-8").splitlines()]
     found = {(case, name): measured for case, name, measured in lines}
     for case in cases:
@@ -196,8 +199,8 @@ def take_part(benchmark: Benchmark, asked: argparse.Namespace, cases: list[Case]
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are installed."""
-    found = {}
+    """Of tunetrial and the packages that are installed."""
+    found = {"tunetrial": tunetrial.__version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -17,10 +17,11 @@ if [ -n "${WHEELS:-}" ]; then
   export PYTHONPATH="$PWD/src:/tmp/comparators:$PYTHONPATH"
 fi
 
-bench() { # seconds, seconds a contender, script, arguments
-  local most=$1 each=$2 script=$3
+bench() { # seconds in all, seconds a contender, script, arguments
+  local total=$1 each=$2 script=$3
   shift 3
-  timeout "$most" python3 "benchmarks/$script.py" --device cuda --limit-s "$each" "$@" 2>>"${OUT:-/tmp}/gpu.log"
+  timeout $((total + 40)) python3 "benchmarks/$script.py" --device cuda --total-s "$total" --limit-s "$each" "$@" \
+    2>>"${OUT:-/tmp}/gpu.log"
   echo "$script $*: exit $?, ${SECONDS} s so far"
   if [ -n "${OUT:-}" ]; then cp benchmarks/results/*-cuda.json "$OUT"/; fi
 }
@@ -29,15 +30,15 @@ parts=("$@")
 [ "${1:-all}" = all ] && parts=(solo packed evaluation study solo7 packed7 nf4 rest full7)
 for part in "${parts[@]}"; do
   case $part in
-    solo) bench 580 150 b3_solo --cases 1.1B ;;
-    packed) bench 580 300 b2_packed --cases "1.1B, 512|1.1B, 256" ;;
-    evaluation) bench 580 250 b5_evaluation ;;
-    study) bench 580 290 b1_study ;;
-    solo7) bench 590 160 b3_solo --cases "7B lora|7B qlora" ;;
-    packed7) bench 580 290 b2_packed --cases "7B, 1024" ;;
-    nf4) bench 590 350 b10_nf4 ;;
-    rest) bench 590 350 b2_packed --cases "1.1B, 1024|1.1B, 4096|7B, 256" ;;
-    full7) bench 580 150 b3_solo --cases "7B full" ;;
+    solo) bench 540 150 b3_solo --cases 1.1B ;;
+    packed) bench 540 300 b2_packed --cases "1.1B, 512|1.1B, 256" ;;
+    evaluation) bench 540 250 b5_evaluation ;;
+    study) bench 540 290 b1_study ;;
+    solo7) bench 540 160 b3_solo --cases "7B lora|7B qlora" ;;
+    packed7) bench 540 290 b2_packed --cases "7B, 1024" ;;
+    nf4) bench 540 350 b10_nf4 ;;
+    rest) bench 540 350 b2_packed --cases "1.1B, 1024|1.1B, 4096|7B, 256" ;;
+    full7) bench 540 150 b3_solo --cases "7B full" ;;
     *) echo "gpu.sh: no such part, got $part; see the head of this file" >&2; exit 2 ;;
   esac
 done
