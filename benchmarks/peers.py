@@ -265,7 +265,8 @@ def described(loaded: torch.nn.Module) -> dict[str, object]:
     trained = {str(p.dtype).removeprefix("torch.") for p in loaded.parameters() if p.requires_grad}
     frozen = {str(p.dtype).removeprefix("torch.") for p in loaded.parameters() if not p.requires_grad}
     attention = getattr(loaded.config, "_attn_implementation", None)
-    return {"trained": sorted(trained), "frozen": sorted(frozen), "attention": attention}
+    threads = torch.get_num_threads()
+    return {"trained": sorted(trained), "frozen": sorted(frozen), "attention": attention, "threads": threads}
 
 
 def prompt_rows(folder, data: TaskData) -> list[dict]:

@@ -24,7 +24,10 @@ MEASURES = {"adapter_step_s": "an adapter-step", "example_s": "an example", "stu
 def render(folder: Path = RESULTS) -> str:
     """Both tables: what came of every target, and what every contender measured."""
     outcomes = ["| | on | work | target | to reach / to aim at | predicted | came | outcome | by |", "|" + "---|" * 9]
-    details = ["| | work | contender | time of | tokens/s | MFU | peak | cold | when, where |", "|" + "---|" * 9]
+    details = [
+        "| | work | contender | time of | tokens/s | MFU | peak | cold | first loss | when, where |",
+        "|" + "---|" * 10,
+    ]
     for benchmark in BENCHMARKS:
         for device in DEVICES:
             found = read(benchmark, device, folder)
@@ -74,7 +77,7 @@ def detail(benchmark: Benchmark, case: Case, made: dict, name: str) -> str:
     found = made["measured"][name]
     when = f"{made['date']}, {made['machine']}, load {made['load']}"
     if "not_run" in found:
-        return row([benchmark.id, case.name, name, f"not run: {found['not_run']}", "", "", "", "", when])
+        return row([benchmark.id, case.name, name, f"not run: {found['not_run']}", "", "", "", "", "", when])
     measure = next(key for key in MEASURES if key in found)
     rate, used, cold = found.get("tokens_per_s"), found.get("mfu"), found.get("cold_s")
     derived = ", derived" if found.get("derived") == measure else ""
@@ -88,6 +91,7 @@ def detail(benchmark: Benchmark, case: Case, made: dict, name: str) -> str:
             "" if used is None else f"{used:.0%}",
             "" if "peak_bytes" not in found else f"{found['peak_bytes'] / 2**30:.1f} GiB",
             "" if cold is None else seconds(cold),
+            "" if "first_loss" not in found else f"{found['first_loss']:.3f}",
             when,
         ]
     )
