@@ -234,18 +234,23 @@ OWNERS = (0, 2, 1, 2, 2, 0, 1, 0)
 def pack(request, made):
     """A model with the adapters of three members, one of a lower rank; prompts."""
     model, plain, prompts, stops, _ = made(request.param)
-    targets = PACKS[request.param]
-    specs = [
-        AdapterSpec(rank=rank, scaling=scaling, targets=targets) for rank, scaling in ((4, 1.0), (2, 2.0), (4, 0.5))
-    ]
+    attach(model, PACKS[request.param])
+    yield model, plain, prompts, stops
+    adapters.detach(model)
+
+
+def attach(model, targets):
+    """Three adapters that change what the model computes."""
+    sizes = ((4, 1.0), (2, 2.0), (4, 0.5))
+    specs = [AdapterSpec(rank=rank, scaling=scaling, targets=targets) for rank, scaling in sizes]
     adapters.attach(model, specs, seeds=[1, 2, 3])
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, adapters.LoraLinear):
-            module.lora_B.data.normal_(0, 0.5, generator=generator)
-            module.lora_B.data[1, :, 2:] = 0
-    yield model, plain, prompts, stops
-    adapters.detach(model)
+            drawn = torch.randn(module.lora_B.shape, generator=generator) / 2
+            drawn[1, :, 2:] = 0
+            drawn[:, :, 4:] = 0
+            module.lora_B.data.copy_(drawn)
 
 
 def merged(model, plain, member):
@@ -309,11 +314,15 @@ def test_logits_of_a_pack_are_those_of_each_member_alone(pack):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recorded_steps_complete_to_the_same_tokens_on_cuda(dtype, tmp_path, monkeypatch):
+@pytest.mark.parametrize("members", [1, 3])
+def test_recorded_steps_complete_to_the_same_tokens_on_cuda(members, dtype, tmp_path, monkeypatch):
+    """And in fp32 those of a pack to the same as each member alone."""
     vary(bases.make("llama", tmp_path, max_position_embeddings=512)).save_pretrained(tmp_path)
     model = attention.load(tmp_path, AutoModelForCausalLM, dtype, torch.device("cuda"))
+    attach(model, ("q_proj", "down_proj"))
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(3, 97, (1 + 7 * n,), generator=generator).tolist() for n in range(40)]
+    within, owners = {"longest": 200, "stops": {5, 7}, "context": 512}, [row % members for row in range(40)]
     replayed, record, found = [], generation.CudaGraphs.record, []
 
     def counted(self, pass_):
@@ -323,6 +332,12 @@ def test_recorded_steps_complete_to_the_same_tokens_on_cuda(dtype, tmp_path, mon
     monkeypatch.setattr(generation.CudaGraphs, "record", counted)
     for recorder in (generation._recorder, lambda device: None):
         monkeypatch.setattr(generation, "_recorder", recorder)
-        found.append(generation.complete(model, prompts, longest=200, stops={5, 7}, context=512))
+        found.append(generation.complete(model, prompts, owners=owners, **within))
     assert found[0] == found[1] and len(replayed) > 50
     assert len({len(tokens) for tokens in found[0]}) > 5
+    differ = 0
+    for member in range(members) if dtype == torch.float32 else ():
+        own = prompts[member::members]
+        solo = generation.complete(model, own, owners=[member] * len(own), **within)
+        differ += sum(ours != theirs for ours, theirs in zip(found[0][member::members], solo, strict=True))
+    assert differ <= 1  # a tie, rounded otherwise
