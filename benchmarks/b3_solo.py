@@ -7,7 +7,7 @@ python benchmarks/b3_solo.py --small
 import sys
 from contextlib import suppress
 
-if "Unsloth" in sys.argv:  # it asks to be imported before what it changes; that it cannot be is told by its contender
+if {"--only", "Unsloth"} <= set(sys.argv):  # it asks to be imported first; where it cannot be, its contender says so
     with suppress(Exception):
         import unsloth  # noqa: F401
 
@@ -110,9 +110,7 @@ def by_unsloth(case: Case, options: Options) -> Measured:
     laps, folder, data = prepared(case, options)
     rows = peers.token_rows(folder, data, batch=work["batch"])
     longest = max(len(row["input_ids"]) for row in rows)
-    loaded, tokenizer = peers.unsloth_model(
-        folder, work["method"], rank=RANK, targets=peers.ALL_LINEAR, longest=longest
-    )
+    loaded, tokenizer = peers.unsloth_model(folder, work["method"], rank=RANK, longest=longest, device=options.device)
     made = peers.trl_trainer(
         loaded, rows, laps, batch=work["batch"], device=options.device, config=None, liger=False, tokenizer=tokenizer
     )

@@ -192,8 +192,11 @@ def trl_trainer(loaded, rows: list[dict], laps: Laps, *, batch: int, device: str
     return made
 
 
-def unsloth_model(folder, method: str, *, rank: int, targets: Sequence[str], longest: int):
-    """A model as Unsloth loads and adapts it, and its tokenizer."""
+def unsloth_model(folder, method: str, *, rank: int, longest: int, device: str):
+    """A model as Unsloth loads and adapts it, all linear layers of the blocks, and its tokenizer.
+
+    All weights are trained in fp32 under bf16 autocast where Unsloth can: on a CPU it trains them in bf16.
+    """
     from unsloth import FastLanguageModel
 
     loaded, tokenizer = FastLanguageModel.from_pretrained(
@@ -202,6 +205,7 @@ def unsloth_model(folder, method: str, *, rank: int, targets: Sequence[str], lon
         dtype=torch.bfloat16,
         load_in_4bit=method == "qlora",
         full_finetuning=method == "full",
+        **({"float32_mixed_precision": True} if (method, device) == ("full", "cuda") else {}),
     )
     if method != "full":
         loaded = FastLanguageModel.get_peft_model(
@@ -210,7 +214,7 @@ def unsloth_model(folder, method: str, *, rank: int, targets: Sequence[str], lon
             lora_alpha=2 * rank,
             lora_dropout=0,
             bias="none",
-            target_modules=list(targets),
+            target_modules=list(ALL_LINEAR),
             use_gradient_checkpointing=False,
         )
     return loaded, tokenizer
