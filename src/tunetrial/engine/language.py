@@ -35,13 +35,12 @@ class LanguageModel(nn.Module):
     def batch(self, rows: Sequence[Sequence[Row]], members: range, *, last_alone: bool = False) -> "AnswerBatch":
         """Lay out the rows of each member; with `last_alone` the answers before the last one are not asked for."""
         every = [row for own in rows for row in own]
-        layout = lay_out([row.tokens for row in every], self.device, members=members)
+        layout = lay_out([row.tokens_T for row in every], self.device, members=members)
         at, targets, owners, offset = [], [], [], 0
         for number, row in enumerate(every):
-            first = max(row.prompt if last_alone else 1, 1)
-            places = first + np.flatnonzero(row.answers_T[first:])
+            places = row.places[row.places >= row.prompt] if last_alone else row.places
             at.append(offset + places - 1)
-            targets.append(np.asarray(row.tokens, dtype=np.int64)[places])
+            targets.append(row.tokens_T[places])
             owners.append(np.full(len(places), number))
             offset += len(row.tokens)
         move = lambda numbers: torch.from_numpy(np.concatenate(numbers)).to(self.device, non_blocking=True)  # noqa: E731

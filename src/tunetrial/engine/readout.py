@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
@@ -120,6 +121,7 @@ class HeadObjective:
 
     def __init__(self, model: Classifier, tokens: list[list[int]], targets: Sequence[str | float]):
         self.model, self.tokens = model, tokens
+        self.tokens_T = [np.asarray(row, dtype=np.int64) for row in tokens]
         self.targets, self.recordable = model.readout.encode(targets, model.device), recordable(model.model)
 
     def weight(self, rows: Sequence[int]) -> int:
@@ -127,7 +129,7 @@ class HeadObjective:
 
     def batch(self, rows: Sequence[Sequence[int]], members: range) -> LabelledBatch:
         every = [row for own in rows for row in own]
-        layout = lay_out([self.tokens[row] for row in every], self.model.device, members=members)
+        layout = lay_out([self.tokens_T[row] for row in every], self.model.device, members=members)
         return LabelledBatch(layout, self.targets[every], key=layout.shape if self.recordable else None)
 
     def losses(self, batch: LabelledBatch) -> torch.Tensor:

@@ -9,7 +9,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 from jinja2 import TemplateError
 
 from tunetrial.core.engine import Description
@@ -32,6 +34,15 @@ class Row:
     tokens: list[int]
     answers_T: list[bool]
     prompt: int
+
+    @cached_property
+    def tokens_T(self) -> np.ndarray:
+        return np.asarray(self.tokens, dtype=np.int64)
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Where the tokens are that are trained on; nothing foretells the first of all."""
+        return 1 + np.flatnonzero(self.answers_T[1:])
 
 
 class Texts:
