@@ -72,7 +72,7 @@ def by_tunetrial(case: Case, options: Options, *, members: int, method: str = "l
         for k in range(members)
     ]
     pack = ours.train(held, trials, data, laps)
-    found = ours.measured(pack, laps, shape=case.work["shape"], method=method, device=options.device)
+    found = ours.measured(pack, laps, work=case.work, method=method, device=options.device)
     return {"adapter_step_s": found["step_s"] / members, **found}
 
 
@@ -84,7 +84,7 @@ def by_peft(case: Case, options: Options, *, adapters: str, method: str = "lora"
     loaded = peers.adapted(peers.model(folder, method, data, options.device), method, config)
     peers.bare_loop(loaded, rows, laps, batch=BATCH, device=options.device, adapters=adapters)
     settings = peers.described(loaded) | {"autocast": adapters == "fp32"}
-    found = peers.measured(laps, settings, shape=case.work["shape"], method=method, device=options.device)
+    found = peers.measured(laps, settings, work=case.work, method=method, device=options.device)
     return {"adapter_step_s": found["step_s"], **found}
 
 

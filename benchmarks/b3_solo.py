@@ -72,7 +72,7 @@ def by_tunetrial(case: Case, options: Options) -> Measured:
         longest=1,
     )
     pack = ours.train(held, [made], data, laps)
-    return ours.measured(pack, laps, shape=work["shape"], method=work["method"], device=options.device)
+    return ours.measured(pack, laps, work=work, method=work["method"], device=options.device)
 
 
 def by_hf(case: Case, options: Options) -> Measured:
@@ -119,7 +119,7 @@ def by_unsloth(case: Case, options: Options) -> Measured:
 
 def told(laps: Laps, loaded, work: dict, options: Options, **more: object) -> Measured:
     made = peers.described(loaded) | {"gradient_checkpointing": False, "optim": "adamw_torch_fused"} | more
-    return peers.measured(laps, made, shape=work["shape"], method=work["method"], device=options.device)
+    return peers.measured(laps, made, work=work, method=work["method"], device=options.device)
 
 
 BENCHMARK = Benchmark(

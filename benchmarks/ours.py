@@ -68,7 +68,7 @@ def train(held: TorchSession, trials: Sequence[Trial], data: TaskData, laps: Lap
     return pack
 
 
-def measured(pack, laps: Laps, *, shape: str, method: str, device: str) -> Measured:
+def measured(pack, laps: Laps, *, work: dict, method: str, device: str) -> Measured:
     """The laps, with the share of the device's rate that they used, and how the engine says it executed them."""
     found = laps.measured()
-    return {**found, "mfu": mfu(shape, method, found["tokens_per_s"], device), "settings": pack.facts(0)}
+    return {**found, "mfu": mfu(work, method, found["tokens_per_s"], device), "settings": pack.facts(0)}

@@ -259,9 +259,9 @@ def timed(call, device: str) -> float:
     return time.perf_counter() - began
 
 
-def measured(laps: Laps, settings: dict[str, object], *, shape: str, method: str, device: str) -> Measured:
+def measured(laps: Laps, settings: dict[str, object], *, work: dict, method: str, device: str) -> Measured:
     found = laps.measured()
-    return {**found, "mfu": mfu(shape, method, found["tokens_per_s"], device), "settings": settings}
+    return {**found, "mfu": mfu(work, method, found["tokens_per_s"], device), "settings": settings}
 
 
 def described(loaded: torch.nn.Module) -> dict[str, object]:

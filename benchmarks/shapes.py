@@ -22,20 +22,20 @@ class Shape:
     vocabulary: int = 32000
     context: int = 8192
 
-    @property
-    def multiplied(self) -> int:
-        """Weights that every token is multiplied by: all but the embedding table, the language-model head included."""
+    def multiplied(self, *, text: bool) -> int:
+        """Weights that every token is multiplied by: those of the blocks, and where text is read the language-model
+        head's; never the embedding table's."""
         kv = self.hidden // self.heads * self.kv_heads
         layer = 2 * self.hidden * (self.hidden + kv) + 3 * self.hidden * self.intermediate
-        return self.layers * layer + self.vocabulary * self.hidden
+        return self.layers * layer + (self.vocabulary * self.hidden if text else 0)
 
-    def flop(self, method: str) -> int:
+    def flop(self, method: str, *, text: bool) -> int:
         """Floating-point operations of training on one token, attention's own products left out.
 
         Two a weight forward and two backward to the activations; full fine-tuning two more for the weights' gradients.
         Source: Kaplan et al. (2020), arXiv:2001.08361, section 2.1, whose 6N this splits.
         """
-        return (6 if method == "full" else 4) * self.multiplied
+        return (6 if method == "full" else 4) * self.multiplied(text=text)
 
 
 SHAPES = {
@@ -46,11 +46,15 @@ SHAPES = {
 }
 
 
-def mfu(shape: str, method: str, tokens_per_s: float, device: str) -> float | None:
-    """Share of the device's measured product rate that real tokens, padding apart, make use of; None on a CPU."""
+def mfu(work: dict, method: str, tokens_per_s: float, device: str) -> float | None:
+    """Share of the device's measured product rate that real tokens, padding apart, make use of; None on a CPU.
+
+    `work` is a case's: its shape, and its rows, which are of text where there are answers.
+    """
     if device != "cuda":
         return None
-    return SHAPES[shape].flop(method) * tokens_per_s / TENSOR_FLOP_PER_S
+    flop = SHAPES[work["shape"]].flop(method, text=work.get("rows") == "alpaca")
+    return flop * tokens_per_s / TENSOR_FLOP_PER_S
 
 
 def base(name: str, folder: Path, device: str) -> Path:

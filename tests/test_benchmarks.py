@@ -100,12 +100,15 @@ def test_the_weights_that_a_token_meets_are_counted(name):
     )
     model = LlamaForCausalLM(config)
     matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
-    assert shape.multiplied == matrices - model.get_input_embeddings().weight.numel()
-    assert shape.flop("lora") * 3 == shape.flop("full") * 2 == 12 * shape.multiplied
+    table, head = (m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings()))
+    assert (shape.multiplied(text=True), shape.multiplied(text=False)) == (matrices - table, matrices - table - head)
+    assert shape.flop("lora", text=True) == 4 * (matrices - table)
+    assert shape.flop("full", text=False) == 6 * (matrices - table - head)
 
 
 def test_real_shapes_have_the_size_they_are_called_by():
-    sizes = {name: shapes.SHAPES[name].multiplied + 32000 * shapes.SHAPES[name].hidden for name in ("1.1B", "7B")}
+    real = {name: shapes.SHAPES[name] for name in ("1.1B", "7B")}
+    sizes = {name: shape.multiplied(text=True) + shape.vocabulary * shape.hidden for name, shape in real.items()}
     assert sizes == {"1.1B": pytest.approx(1.10e9, rel=0.01), "7B": pytest.approx(6.74e9, rel=0.01)}
 
 
