@@ -109,6 +109,8 @@ def test_states_are_those_of_each_row_read_anew(name, made):
             rows = [[*row, token] for row, token in zip(rows, tokens.tolist(), strict=True)]
             grids.widen()
             found.append((rows, grids.step(tokens, torch.ones(len(rows), dtype=torch.bool))))
+    kept = sum(grid.nbytes for [grids] in grids.kept.values() for grid in grids)
+    assert kept == generation.token_bytes(model) * len(rows) * grids.columns
     for rows, states in found:
         anew = [attention.states(model, attention.lay_out([row], CPU))[len(row) - 1] for row in rows]
         torch.testing.assert_close(states, torch.stack(anew), rtol=1e-4, atol=1e-4)
@@ -130,7 +132,7 @@ def test_a_base_that_pads_completes_the_same(name, made):
 def test_little_room_and_rare_looks_change_nothing(tokens, steps, padded, made, monkeypatch):
     """Prompts wait for others to end; on CUDA the stops are looked for every few tokens."""
     model, _, prompts, stops, _ = made("mistral")
-    monkeypatch.setitem(generation.CACHE_TOKENS, "cpu", tokens)
+    monkeypatch.setitem(generation.CACHE_BYTES, "cpu", tokens * generation.token_bytes(model))
     monkeypatch.setitem(generation.STEPS_BETWEEN_LOOKS, "cpu", steps)
     monkeypatch.setitem(generation.PROMPT_TOKENS, "cpu", 50)
     if padded:
@@ -173,7 +175,7 @@ def test_steps_are_recorded_anew_only_when_rows_or_columns_have_changed(tokens, 
     model, _, prompts, stops, _ = made("llama")
     recorder = Recorder()
     monkeypatch.setattr(generation, "_recorder", lambda device: recorder)
-    monkeypatch.setitem(generation.CACHE_TOKENS, "cpu", tokens)
+    monkeypatch.setitem(generation.CACHE_BYTES, "cpu", tokens * generation.token_bytes(model))
     assert_same(made("llama"), complete(model, prompts, stops))
     assert recorder.ran == recorder.recorded and recorder.replayed > 5
 
@@ -200,7 +202,7 @@ def test_rows_that_have_ended_are_not_computed(made, monkeypatch):
     needed = sum(max(min(len(tokens) + 1, LONGEST) - 1, 0) for tokens in expected)
     assert sum(fed[1:]) <= needed / generation.LEFT["cpu"]
     fed.clear()
-    monkeypatch.setitem(generation.CACHE_TOKENS, "cpu", 200)
+    monkeypatch.setitem(generation.CACHE_BYTES, "cpu", 200 * generation.token_bytes(model))
     complete(model, prompts, stops)
     assert max(n for n in fed if n <= len(prompts)) < len(prompts)
 
@@ -268,7 +270,7 @@ def merged(model, plain, member):
 @pytest.mark.parametrize("padded", [False, True])
 def test_members_of_a_pack_complete_together_as_each_alone(padded, pack, monkeypatch):
     model, plain, prompts, stops = pack
-    monkeypatch.setitem(generation.CACHE_TOKENS, "cpu", 200)
+    monkeypatch.setitem(generation.CACHE_BYTES, "cpu", 200 * generation.token_bytes(model))
     if padded:
         model.set_attn_implementation("eager")
     try:

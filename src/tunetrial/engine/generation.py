@@ -30,7 +30,7 @@ from tunetrial.engine.loop import is_out_of_memory
 from tunetrial.engine.segments import Segments, over
 
 CACHED = "tunetrial_cached"
-CACHE_TOKENS = {"cpu": 2**14, "cuda": 2**17}
+CACHE_BYTES = {"cpu": 2**29, "cuda": 2**33}
 PROMPT_TOKENS = {"cpu": 2**11, "cuda": 2**14}
 COLUMNS = {"cpu": 64, "cuda": 128}
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
@@ -60,7 +60,7 @@ def complete(
     owners = [0] * len(prompts) if owners is None else owners
     limits = [max(1, min(longest, context - len(prompt))) for prompt in prompts]
     widest = max((len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)), default=0)
-    tokens = CACHE_TOKENS[causal.device.type]
+    tokens = min(CACHE_BYTES[causal.device.type] // token_bytes(causal), len(prompts) * widest)
     with _caching(causal):
         while True:
             try:
@@ -74,6 +74,14 @@ def complete(
             tokens //= 2
             if causal.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+def token_bytes(causal: PreTrainedModel) -> int:
+    """Bytes of a token's keys and values in all layers."""
+    config = causal.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * causal.dtype.itemsize
 
 
 class _Completions:
