@@ -6,7 +6,7 @@ shapes, so the same bytes as without. Whatever cannot be recorded is computed as
 so.
 
     compute = Replay(compute, CudaGraphs(), abandon=trainables.drop) if device.type == "cuda" else compute
-    losses = compute(batch, factors)
+    losses = compute(batch, factors, first)
 """
 
 from collections import Counter
@@ -87,7 +87,7 @@ class CudaGraphs:
 
 
 class Replay:
-    """`compute(batch, factors) -> losses`, recorded by `batch.key`.
+    """`compute(batch, factors, *how) -> losses`, recorded by `batch.key` and how it is asked for.
 
     What `compute` does to the world must be done by the device alone and in place: a pass that is replayed runs no
     Python. It keeps no tensor that it made.
@@ -99,7 +99,7 @@ class Replay:
 
     def __init__(
         self,
-        compute: Callable[[Batch, torch.Tensor], torch.Tensor],
+        compute: Callable[..., torch.Tensor],
         recorder: Recorder,
         *,
         abandon: Callable[[], None],
@@ -110,15 +110,16 @@ class Replay:
         self.replayed = 0
         self.why_not: str | None = None
 
-    def __call__(self, batch: Batch, factors: torch.Tensor) -> torch.Tensor:
+    def __call__(self, batch: Batch, factors: torch.Tensor, *how: Hashable) -> torch.Tensor:
         """The losses of a batch, as `compute` gives them; gradients are added as it adds them."""
-        if batch.key in self.recorded:
-            return self._again(batch, factors)
-        losses = self.recorder.run(lambda: self.compute(batch, factors))
+        key = batch.key, *how
+        if key in self.recorded:
+            return self._again(key, batch, factors)
+        losses = self.recorder.run(lambda: self.compute(batch, factors, *how))
         if batch.key is not None and self.why_not is None and len(self.recorded) < MOST_GRAPHS:
-            self.visits[batch.key] += 1
-            if self.visits[batch.key] == 2:
-                self._record(batch, factors)
+            self.visits[key] += 1
+            if self.visits[key] == 2:
+                self._record(key, batch, factors)
         return losses
 
     def forget(self, reason: str | None = None) -> bool:
@@ -129,19 +130,19 @@ class Replay:
         self.why_not = self.why_not or reason
         return held
 
-    def _again(self, batch: Batch, factors: torch.Tensor) -> torch.Tensor:
-        kept, kept_factors, again = self.recorded[batch.key]
+    def _again(self, key: tuple, batch: Batch, factors: torch.Tensor) -> torch.Tensor:
+        kept, kept_factors, again = self.recorded[key]
         for target, tensor in zip((*kept.tensors, kept_factors), (*batch.tensors, factors), strict=True):
             target.copy_(tensor, non_blocking=True)
         self.replayed += 1
         return again()
 
-    def _record(self, batch: Batch, factors: torch.Tensor) -> None:
-        factors = factors.clone()
+    def _record(self, key: tuple, batch: Batch, factors: torch.Tensor) -> None:
+        factors, how = factors.clone(), key[1:]
         try:
-            again = self.recorder.record(lambda: self.compute(batch, factors))
+            again = self.recorder.record(lambda: self.compute(batch, factors, *how))
         except RuntimeError as error:
             self.abandon()
             self.forget(f"recording failed: {str(error).partition(chr(10))[0]}")
         else:
-            self.recorded[batch.key] = batch, factors, again
+            self.recorded[key] = batch, factors, again

@@ -214,7 +214,7 @@ class Loop:
                     factors = (scales / weights)[first : members.stop].to(totals)
                     for start in range(0, len(rows[0]), self.micro_batch):
                         chosen = [rows[member][start : start + self.micro_batch] for member in members]
-                        losses = pass_(self.objective.batch(chosen, members), factors)
+                        losses = pass_(self.objective.batch(chosen, members), factors, first == start == 0)
                         totals[first : members.stop] += losses
                 return totals / weights.to(totals)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -298,12 +298,15 @@ class Loop:
 
 
 def forward_and_backward(
-    objective: Objective, trainables: Trainables, batch: object, factors: torch.Tensor
+    objective: Objective, trainables: Trainables, batch: object, factors: torch.Tensor, first: bool
 ) -> torch.Tensor:
-    """Add the gradients of a batch's losses times factors to the masters'. Returns the losses (members,)."""
+    """Add the gradients of a batch's losses times factors to the masters', or replace them by the first of a step.
+
+    Returns the losses (members,).
+    """
     losses = objective.losses(batch)
     (losses * factors.to(losses)).sum().backward()
-    trainables.collect()
+    trainables.collect(first=first)
     return losses.detach()
 
 

@@ -74,15 +74,14 @@ class Trainables:
                 found[name] = master[:rank] if name.endswith("lora_A") else master[:, :rank]
         return {name: found[name] for name in self.parameters if name in found}
 
-    def collect(self) -> None:
-        """Add the gradients of one micro-batch to those of the masters, in fp32."""
+    def collect(self, *, first: bool) -> None:
+        """Add the gradients of one micro-batch to those of the masters, in fp32; the first of a step replace them."""
         for name in self.copies:
             into, gradient = self._of(self.gradients, name), self.parameters[name].grad
-            if self._fresh:
+            if first:
                 into.zero_() if gradient is None else into.copy_(gradient)
             elif gradient is not None:
                 into.add_(gradient)
-        self._fresh = False
         self.drop()
 
     def drop(self) -> None:
@@ -91,15 +90,10 @@ class Trainables:
             self.parameters[name].grad = None
 
     def clear(self) -> None:
-        """Forget all gradients. On CUDA they are 0 from then on, so that every micro-batch does the same."""
+        """Forget all gradients. Those of copies are then replaced by the first that are collected."""
         self.drop()
-        self._fresh = not self.gradients.is_cuda
-        if not self._fresh:
-            self.gradients.zero_()
         for name in self.parameters.keys() - set(self.copies):
-            self.parameters[name].grad = self._of(self.gradients, name)
-            if self._fresh:
-                self.parameters[name].grad.zero_()
+            self.parameters[name].grad = self._of(self.gradients, name).zero_()
 
     def norms(self) -> torch.Tensor:
         """Euclidean norm of each member's gradient, (members,)."""
