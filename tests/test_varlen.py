@@ -93,10 +93,10 @@ def test_what_the_kernel_cannot_is_laid_in_the_grid(name, tmp_path, reference):
     assert not reference
 
 
-@pytest.mark.parametrize("share", [None, 16])
-def test_every_token_is_in_a_row_and_shapes_are_few(share, monkeypatch):
-    if share is not None:
-        monkeypatch.setitem(attention.IDLE_SHARE, "cpu", share)
+@pytest.mark.parametrize("wide", [None, 256])
+def test_every_token_is_in_a_row_and_shapes_are_few(wide, monkeypatch):
+    if wide is not None:
+        monkeypatch.setitem(attention.WIDE_BUCKET, "cpu", wide)
     generator = torch.Generator().manual_seed(0)
     for rows in (1, 2, 16, 17, 40, 100):
         for longest in (1, 3, 70, 600):
@@ -107,10 +107,13 @@ def test_every_token_is_in_a_row_and_shapes_are_few(share, monkeypatch):
             assert bounds[: rows + 1].tolist() == [0, *torch.tensor(lengths).cumsum(0).tolist()]
             assert bounds[-1] == tokens and 0 <= bounds.diff().min() and bounds.diff().max() <= layout.most
             assert layout.most >= 1024 and layout.most.bit_count() == 1
-            if share is not None and sum(lengths) >= 1024:
-                assert tokens - sum(lengths) < sum(lengths) / share
-    assert {attention._rounded(n, "cuda") % 64 for n in range(1, 5000)} == {0}
-    assert len({attention._rounded(n, "cuda") for n in range(1024, 8193)}) <= 3 * 16 + 1
+            if wide is not None and sum(lengths) >= 4096:
+                assert tokens - sum(lengths) < sum(lengths) / attention.IDLE_SHARE
+
+
+def test_buckets_widen_on_cuda_alone():
+    assert {attention._rounded(n, "cuda") for n in range(1, 4097)} == set(range(256, 4097, 256))
+    assert len({attention._rounded(n, "cuda") for n in range(4097, 16385)}) == 2 * 16
     assert {attention._rounded(n, "cpu") - n for n in range(1, 200)} == set(range(64))
 
 
@@ -158,3 +161,9 @@ def test_determinism_ends_with_the_kernel(warn_only):
 
 def test_the_cpu_has_no_such_kernel():
     assert not varlen.takes(torch.zeros(1, dtype=torch.bfloat16), 64)
+
+
+def test_batches_of_one_objective_have_their_longest_in_common():
+    short, long = [[5] * 3], [[5] * 1500]
+    assert attention.lay_out(short, CPU).most == 1024 and attention.lay_out(long, CPU).most == 2048
+    assert attention.lay_out(short, CPU, longest=1500).most == attention.lay_out(long, CPU, longest=3).most == 2048

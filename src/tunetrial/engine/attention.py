@@ -34,7 +34,7 @@ from tunetrial.engine.segments import Segments, over
 
 UNPADDED = "tunetrial_unpadded"
 TOKEN_BUCKET = 64
-IDLE_SHARE = {"cuda": 16}
+WIDE_BUCKET, IDLE_SHARE = {"cuda": 256}, 16
 COLUMN_BUCKET = {"cuda": 32}
 SHORTEST_MOST = 1024
 PROOF_LENGTHS = (24, 1, 9, 17)
@@ -102,11 +102,16 @@ class Layout:
         return nn.functional.pad(gathered, (*(0, 0) * (gathered.ndim - 1), 0, idle))
 
 
-def lay_out(tokens: Sequence[Sequence[int]], device: torch.device, *, members: range = range(1)) -> Layout:
+def lay_out(
+    tokens: Sequence[Sequence[int]], device: torch.device, *, members: range = range(1), longest: int = 1
+) -> Layout:
     """Lay rows of tokens end to end, and idle tokens after them up to the next bucket.
 
-    `members` of a pack have equally many rows, the first those of the first member.
+    Args:
+        members: Those of a pack that the rows are of, equally many of each, the first those of the first member.
+        longest: How long rows of other batches are, so that batches have their `most` in common.
     """
+    reach = max(longest, max(len(row) for row in tokens))
     lengths = np.array([len(row) for row in tokens])
     longest = int(lengths.max())
     longest += -longest % COLUMN_BUCKET.get(device.type, 1)
@@ -116,7 +121,7 @@ def lay_out(tokens: Sequence[Sequence[int]], device: torch.device, *, members: r
     idle = np.zeros(_rounded(len(cells), device.type) - len(cells), dtype=np.int64)
     ids = np.concatenate([*(np.asarray(row, dtype=np.int64) for row in tokens), idle])
     positions = np.concatenate([positions, idle])
-    most = max(SHORTEST_MOST, 1 << int(lengths.max() - 1).bit_length())
+    most = max(SHORTEST_MOST, 1 << (reach - 1).bit_length())
     idle_ends = ends[-1] + np.minimum(np.arange(1, -(-len(lengths) // 16) + 1) * most, len(idle))
     owned = lengths.reshape(len(members), -1).sum(1)
     stops = owned.cumsum().astype(np.int32)
@@ -139,10 +144,11 @@ def lay_out(tokens: Sequence[Sequence[int]], device: torch.device, *, members: r
 
 
 def _rounded(tokens: int, device_type: str) -> int:
-    """The bucket of so many tokens: the next multiple of 64 or, where buckets widen, of a sixteenth of the largest
-    power of two within them, so that less than a sixteenth is idle from 1,024 tokens up."""
-    share = IDLE_SHARE.get(device_type)
-    bucket = TOKEN_BUCKET if share is None else max(TOKEN_BUCKET, (1 << tokens.bit_length() - 1) // share)
+    """The bucket of so many tokens: the next multiple of 64; on a GPU, which fewer do not fill, of 256; from 4,096 up
+    of a sixteenth of the largest power of two within them, so that less than a sixteenth is idle."""
+    bucket = TOKEN_BUCKET
+    if device_type in WIDE_BUCKET:
+        bucket = max(WIDE_BUCKET[device_type], (1 << tokens.bit_length() - 1) // IDLE_SHARE)
     return tokens + -tokens % bucket
 
 

@@ -1,15 +1,14 @@
 """Passes of a training step recorded as CUDA graphs: a thousand launches become one.
 
-A pass is forward, backward and the adding of gradients to buffers that stay where they are. One of a shape seen for the
-second time is recorded; from the third on it is replayed with the numbers of its batch: the same kernels on the same
-shapes, so the same bytes as without. Whatever cannot be recorded is computed as before, for good, and `why_not` says
-so.
+A pass is forward, backward and the adding of gradients to buffers that stay where they are. One of a shape not seen
+before is computed and then recorded; from the second on it is replayed with the numbers of its batch: the same kernels
+on the same shapes, so the same bytes as without. Whatever cannot be recorded is computed as before, for good, and
+`why_not` says so.
 
     compute = Replay(compute, CudaGraphs(), abandon=trainables.drop) if device.type == "cuda" else compute
     losses = compute(batch, factors, first)
 """
 
-from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -105,7 +104,6 @@ class Replay:
         abandon: Callable[[], None],
     ):
         self.compute, self.recorder, self.abandon = compute, recorder, abandon
-        self.visits: Counter[Hashable] = Counter()
         self.recorded: dict[Hashable, tuple[Batch, torch.Tensor, Pass]] = {}
         self.replayed = 0
         self.why_not: str | None = None
@@ -117,9 +115,7 @@ class Replay:
             return self._again(key, batch, factors)
         losses = self.recorder.run(lambda: self.compute(batch, factors, *how))
         if batch.key is not None and self.why_not is None and len(self.recorded) < MOST_GRAPHS:
-            self.visits[key] += 1
-            if self.visits[key] == 2:
-                self._record(key, batch, factors)
+            self._record(key, batch, factors)
         return losses
 
     def forget(self, reason: str | None = None) -> bool:

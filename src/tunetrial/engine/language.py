@@ -32,10 +32,15 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         return self.causal.device
 
-    def batch(self, rows: Sequence[Sequence[Row]], members: range, *, last_alone: bool = False) -> "AnswerBatch":
-        """Lay out the rows of each member; with `last_alone` the answers before the last one are not asked for."""
+    def batch(
+        self, rows: Sequence[Sequence[Row]], members: range, *, last_alone: bool = False, longest: int = 1
+    ) -> "AnswerBatch":
+        """Lay out the rows of each member; with `last_alone` the answers before the last one are not asked for.
+
+        `longest` is how long rows of other batches are (`lay_out`).
+        """
         every = [row for own in rows for row in own]
-        layout = lay_out([row.tokens_T for row in every], self.device, members=members)
+        layout = lay_out([row.tokens_T for row in every], self.device, members=members, longest=longest)
         at, targets, owners, offset = [], [], [], 0
         for number, row in enumerate(every):
             places = row.places[row.places >= row.prompt] if last_alone else row.places
@@ -81,10 +86,10 @@ class AnswerBatch:
         return *self.layout.tensors, self.at, self.targets, self.owners
 
     def recordable(self) -> "AnswerBatch":
-        """The same with a key, and idle answers, which are of no row, up to the next eighth of the tokens: a finer
+        """The same with a key, and idle answers, which are of no row, up to the next quarter of the tokens: a finer
         bucket would make every batch a shape of its own."""
         layout, answers = self.layout, len(self.at)
-        answers += -answers % max(TOKEN_BUCKET, layout.ids.shape[1] // 8)
+        answers += -answers % max(TOKEN_BUCKET, layout.ids.shape[1] // 4)
         fill = lambda numbers, value: nn.functional.pad(numbers, (0, answers - len(numbers)), value=value)  # noqa: E731
         owners = fill(self.owners, layout.rows)
         return AnswerBatch(layout, fill(self.at, 0), fill(self.targets, 0), owners, key=(*layout.shape, answers))
@@ -97,13 +102,14 @@ class TextObjective:
         self.model, self.rows = model, rows
         self.tokens = [row.tokens for row in rows]
         self.answered = [sum(row.answers_T[1:]) for row in rows]
-        self.recordable = recordable(model.causal)
+        self.recordable, self.longest = recordable(model.causal), max(map(len, self.tokens), default=1)
 
     def weight(self, rows: Sequence[int]) -> int:
         return sum(self.answered[row] for row in rows)
 
     def batch(self, rows: Sequence[Sequence[int]], members: range) -> AnswerBatch:
-        batch = self.model.batch([[self.rows[row] for row in own] for own in rows], members)
+        every = [[self.rows[row] for row in own] for own in rows]
+        batch = self.model.batch(every, members, longest=self.longest)
         return batch.recordable() if self.recordable else batch
 
     def losses(self, batch: AnswerBatch) -> torch.Tensor:

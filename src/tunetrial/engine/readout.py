@@ -122,6 +122,7 @@ class HeadObjective:
     def __init__(self, model: Classifier, tokens: list[list[int]], targets: Sequence[str | float]):
         self.model, self.tokens = model, tokens
         self.tokens_T = [np.asarray(row, dtype=np.int64) for row in tokens]
+        self.longest = max(map(len, tokens), default=1)
         self.targets, self.recordable = model.readout.encode(targets, model.device), recordable(model.model)
 
     def weight(self, rows: Sequence[int]) -> int:
@@ -129,7 +130,8 @@ class HeadObjective:
 
     def batch(self, rows: Sequence[Sequence[int]], members: range) -> LabelledBatch:
         every = [row for own in rows for row in own]
-        layout = lay_out([self.tokens_T[row] for row in every], self.model.device, members=members)
+        chosen = [self.tokens_T[row] for row in every]
+        layout = lay_out(chosen, self.model.device, members=members, longest=self.longest)
         return LabelledBatch(layout, self.targets[every], key=layout.shape if self.recordable else None)
 
     def losses(self, batch: LabelledBatch) -> torch.Tensor:
