@@ -1,10 +1,14 @@
 """Whole studies whose trials train together: which do, that they stay so, and what trouble in one costs others."""
 
+from dataclasses import replace
+
 import pytest
 
 from test_kill import finished, kill_again_and_again
 from trial_study import content, differences, load, write_study
 from tunetrial import methods, plan
+from tunetrial.analysis.fairness import ledger
+from tunetrial.core.evidence import Measurement
 from tunetrial.core.study import Arm, Controls, Trial
 from tunetrial.store import StudyFolder
 
@@ -72,6 +76,7 @@ def test_a_packed_study_finds_what_the_same_study_finds_alone(tmp_path):
     packed = load(write_study(tmp_path / "packed", **PACKED), "plain").run()
     alone = load(write_study(tmp_path / "alone", more="replicates: {looks: [4]}"), "plain").run()
     found, expected = content(packed), content(alone)
+    found = {name: one for name, one in found.items() if one["record"]["trial"]["purpose"] != "anchor"}
     together = {one["record"]["resolved"].pop("pack", None) for one in found.values()}
     assert {one["record"]["resolved"].pop("pack", None) for one in expected.values()} == {1, None}
     assert together == {1, 2, 3, None}
@@ -109,3 +114,28 @@ def test_trouble_of_one_member_costs_the_others_nothing(tmp_path, monkeypatch):
     }
     mended = load(tmp_path / "study" / "study.yaml", "plain").run()
     assert mended.outcome.status == "done"
+
+
+def test_an_arm_trained_in_packs_is_held_against_one_of_its_trials_alone(tmp_path):
+    study = load(write_study(tmp_path / "study", **PACKED), "plain").run()
+    [anchor] = study.outcome.evidence.of(purpose="anchor")
+    finals = study.outcome.evidence.of(purpose="final", arm="lora")
+    twin = next(record for record in finals if record.trial.seed == anchor.trial.seed)
+    assert (anchor.resolved["pack"], twin.resolved["pack"]) == (1, 2)
+    assert anchor.measurements["validation.accuracy"] == twin.measurements["validation.accuracy"]
+    assert "test.accuracy" not in anchor.measurements
+    [check] = [check for check in study.decide().fairness if check.what == "packed trials are as alone"]
+    assert check.holds and "in a pack of 2" in check.found
+
+
+def test_a_pack_that_came_out_otherwise_than_alone_breaks_the_ledger(tmp_path):
+    evidence = load(write_study(tmp_path / "study", **PACKED), "plain").run().outcome.evidence
+    wrong = Measurement(value=0.1, unit="share")
+    records = tuple(
+        r.model_copy(update={"measurements": {**r.measurements, "validation.accuracy": wrong}})
+        if r.trial.purpose == "anchor"
+        else r
+        for r in evidence.records
+    )
+    [check] = [c for c in ledger(replace(evidence, records=records)) if c.what == "packed trials are as alone"]
+    assert not check.holds and "0.1 alone" in check.found

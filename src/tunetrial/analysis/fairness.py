@@ -89,7 +89,8 @@ def ledger(evidence: Evidence) -> tuple[Check, ...]:
     groups = [pairs for pairs in groups if any(p.seeds(p.candidate) and p.seeds(p.reference) for p in pairs)]
     rules = RULES.items() if groups else ()
     checks = [_check(what, [(pairs[0], *_apply(rule, pairs)) for pairs in groups]) for what, rule in rules]
-    return (*checks, *_bases(evidence, [pairs[0] for pairs in groups]), *_one_machine(evidence))
+    bases = _bases(evidence, [pairs[0] for pairs in groups])
+    return (*checks, *bases, *_anchored(evidence), *_one_machine(evidence))
 
 
 def obstacles(evidence: Evidence, task: str, candidate: str, reference: str) -> list[str]:
@@ -310,6 +311,26 @@ def _bases(evidence: Evidence, pairs: list[Pair]) -> tuple[Check, ...]:
     return (
         (Check(what="bases are the same, or declared to differ", holds=True, found="; ".join(found)),) if found else ()
     )
+
+
+def _anchored(evidence: Evidence) -> tuple[Check, ...]:
+    """Whether trials in packs came out as one of them did alone: by no more than the margin apart on validation, where
+    that is in units of the metric; one run's rounding can move single answers, a fault moves more."""
+    holds, found = True, []
+    for anchor in evidence.of(purpose="anchor"):
+        trial = anchor.trial
+        spec = evidence.lock.study.task(trial.task)
+        name, finals = f"validation.{spec.metric}", evidence.of(purpose="final", task=trial.task, arm=trial.arm.name)
+        twin = next((r for r in finals if r.trial.seed == trial.seed), None)
+        values = [r.measurements[name].value for r in (anchor, twin) if r is not None and name in r.measurements]
+        if len(values) < 2:
+            holds, shown = False, f"{trial.arm.name} on {trial.task}: {anchor.status} alone, not in its pack"
+        else:
+            holds = holds and (isinstance(spec.margin, str) or abs(values[0] - values[1]) <= spec.margin)
+            pack = twin.resolved.get("pack")
+            shown = f"{trial.arm.name} on {trial.task}: {values[0]:.4g} alone, {values[1]:.4g} in a pack of {pack}"
+        found.append(shown)
+    return (Check(what="packed trials are as alone", holds=holds, found="; ".join(found)),) if found else ()
 
 
 def _one_machine(evidence: Evidence) -> tuple[Check, ...]:

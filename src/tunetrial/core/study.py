@@ -11,7 +11,7 @@ Setting = bool | int | float | str | tuple[str, ...]
 Kind = Literal["classify", "regress", "generate"]
 Readout = Literal["head", "labels", "text"]
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
-Purpose = Literal["tune", "confirm", "final", "probe"]
+Purpose = Literal["tune", "confirm", "final", "probe", "anchor"]
 GainMargin = Annotated[str, Field(pattern=r"^([5-9][0-9](\.[0-9]{1,3})?)% of gain$")]
 Margin = Annotated[float, Field(gt=0)] | GainMargin
 

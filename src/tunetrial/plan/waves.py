@@ -4,7 +4,8 @@ extended by.
 For each task: the search of every arm's learning rate; once all rates of the task are known, the finals of the first
 look, every arm with the same seeds, but one alone of an arm in which nothing is random. Once all rates of all tasks are
 known, the probes, one after the other. When every task has completed a look, the next one for all, if an open
-comparison is bound by seeds.
+comparison is bound by seeds. Of each arm whose finals on the primary task trained in packs one is trained again alone,
+as an anchor: the ledger holds the two against each other.
 
 A task in folds is carried out as its folds: each is a task with rows and rates of its own and one final an arm, without
 looks; the first is probed.
@@ -42,6 +43,7 @@ def next_wave(evidence: Evidence) -> Wave | None:
         ("learning-rate search", pending),
         ("probes", [] if pending else list(_missing(evidence, _probes(evidence.lock, rates)))),
         _finals(evidence, rates, tuned),
+        ("anchors", list(_missing(evidence, _anchors(evidence)))),
     ]
     trials = tuple(trial for _, stage in stages for trial in stage)
     return Wave(trials, " and ".join(why for why, stage in stages if stage)) if trials else None
@@ -87,6 +89,17 @@ def _probes(lock: Lock, rates: dict) -> Iterator[Trial]:
     for (task, arm), rate in rates.items():
         if task in probed:
             yield lock.trial(arm, task, learning_rate=rate.value, seed=seed, purpose="probe")
+
+
+def _anchors(evidence: Evidence) -> Iterator[Trial]:
+    """The first packed final of each arm on the primary task, once more, alone and without the test split."""
+    lock = evidence.lock
+    for arm in lock.study.arms:
+        finals = evidence.of(purpose="final", task=lock.parts(lock.study.rule.primary)[0], arm=arm.name)
+        packed = [record.trial for record in finals if record.status == "ok" and record.resolved.get("pack", 1) > 1]
+        for final in sorted(packed, key=lambda trial: trial.seed)[:1]:
+            rate, seed = final.learning_rate, final.seed
+            yield lock.trial(arm.name, final.task, learning_rate=rate, seed=seed, purpose="anchor")
 
 
 def _trials(lock: Lock, rates: dict, tuned: list[str], seeds: tuple[int, ...]) -> Iterator[Trial]:

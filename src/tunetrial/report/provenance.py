@@ -11,7 +11,7 @@ from tunetrial.report import words
 def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
     """What was run on what, in groups of (name, value): enough to find the same study again."""
     lock, study = evidence.lock, evidence.lock.study
-    purposes = {p: evidence.of(purpose=p) for p in ("tune", "confirm", "final", "probe")}
+    purposes = {p: evidence.of(purpose=p) for p in ("tune", "confirm", "final", "anchor", "probe")}
     rule = [
         ("question", words.clean(study.question)),
         ("study digest", decision.study_digest),
