@@ -13,6 +13,7 @@ from tunetrial.core.checkpoint import common_checkpoint
 from tunetrial.core.errors import IntegrityError
 from tunetrial.core.evidence import TaskData
 from tunetrial.core.study import Trial
+from tunetrial.engine import blocks
 from tunetrial.engine.torch_engine import TorchEngine
 
 MIXED = (
@@ -291,3 +292,38 @@ def test_same_seed_same_bytes_and_other_seed_other(base):
     assert torch.equal(packs[0].trainables.masters, packs[1].trainables.masters)
     other = open_session(base).start_pack(trials({**MIXED[0], "seed": 9}, *MIXED[1:], epochs=2), data)
     assert losses_packed(other)[0] != losses_packed(packs[0])[0]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_layers_computed_anew_in_the_backward_pass_give_the_same_bits_in_less_memory(base, method):
+    data = make_data("classify", rows=48)
+    runs = [open_session(base).start_pack(trials({"seed": 1}, method=method, epochs=2), data) for _ in range(2)]
+    runs[1].loop.recomputes = True
+    kept = []
+    for run in runs:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            loss = run.loop._pass()(run.loop.objective.batch([list(range(16))], range(1)), torch.ones(1), True)
+        run.trainables.clear()
+        kept.append(sum(sizes))
+        assert torch.isfinite(loss).all()
+    assert kept[1] < kept[0] / 2
+    assert losses_packed(runs[0]) == losses_packed(runs[1])
+    assert torch.equal(runs[0].trainables.masters, runs[1].trainables.masters)
+    assert [run.facts(0)["recomputes"] for run in runs] == [False, True]
+
+
+def test_when_one_example_is_too_much_layers_are_computed_anew(base):
+    session, data = open_session(base), make_data("classify", rows=48)
+    expected = losses_packed(session.start_pack(trials({"seed": 1}, epochs=1), data, micro_batch=1))
+    pack = session.start_pack(trials({"seed": 1}, epochs=1), data)
+    whole = pack.loop.objective.losses
+
+    def losses(batch):
+        if not blocks.RECOMPUTES.get():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(batch)
+
+    pack.loop.objective.losses = losses
+    assert losses_packed(pack) == expected
+    assert (pack.facts(0)["micro_batch"], pack.facts(0)["recomputes"]) == (1, True)

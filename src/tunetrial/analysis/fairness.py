@@ -24,6 +24,7 @@ MAY_DIFFER = frozenset(
         "micro_batch",
         "pack",
         "pack_at_once",
+        "recomputes",
         "loss_scale",
         "overflows",
     }

@@ -8,22 +8,28 @@ on them. A backbone that is not known exactly is left to transformers, as is gen
     hidden = states(model, lay_out(rows, model.device))
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from tunetrial.engine import attention, fusion, varlen
 from tunetrial.engine.attention import UNPADDED, Layout
 from tunetrial.engine.elementwise import Norm, SumAndNorm, SwiGLU, Turn
-from tunetrial.engine.segments import over
+from tunetrial.engine.segments import Segments, over
 
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 PROVEN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+RECOMPUTES: ContextVar[bool] = ContextVar("recomputes", default=False)
 
 
 def states(model: PreTrainedModel, layout: Layout) -> torch.Tensor:
@@ -83,10 +89,32 @@ def walk(backbone: PreTrainedModel, layout: Layout) -> torch.Tensor:
     h = Norm.apply(x, first.weight, first.variance_epsilon)
     norms = [*(layer.input_layernorm for layer in backbone.layers), backbone.norm][1:]
     for layer, following in zip(backbone.layers, norms, strict=True):
+        block = partial(through, layer, following, place, layout.segments)
+        x, h = (
+            checkpoint(block, x, h, use_reentrant=False, preserve_rng_state=False) if RECOMPUTES.get() else block(x, h)
+        )
+    return h[0, : layout.ids.shape[1]]
+
+
+def through(
+    layer: nn.Module, following: nn.Module, place: "Grid | Flat", segments: Segments, x: torch.Tensor, h: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One layer: the residual stream after it, and that stream under the norm that follows."""
+    with over(segments):
         norm = layer.post_attention_layernorm
         x, h = SumAndNorm.apply(x, attend(layer.self_attn, h, place), norm.weight, norm.variance_epsilon)
-        x, h = SumAndNorm.apply(x, feed_forward(layer.mlp, h), following.weight, following.variance_epsilon)
-    return h[0, : layout.ids.shape[1]]
+        return SumAndNorm.apply(x, feed_forward(layer.mlp, h), following.weight, following.variance_epsilon)
+
+
+@contextmanager
+def recomputing(wanted: bool) -> Iterator[None]:
+    """Keep of each layer its inputs alone, and compute it again in the backward pass (Chen et al. 2016,
+    arXiv:1604.06174): the same numbers with less memory, in a third more time. Layers that are not walked keep all."""
+    token = RECOMPUTES.set(wanted)
+    try:
+        yield
+    finally:
+        RECOMPUTES.reset(token)
 
 
 def feed_forward(module: nn.Module, h: torch.Tensor) -> torch.Tensor:

@@ -102,7 +102,8 @@ class TextObjective:
         self.model, self.rows = model, rows
         self.tokens = [row.tokens for row in rows]
         self.answered = [sum(row.answers_T[1:]) for row in rows]
-        self.recordable, self.longest = recordable(model.causal), max(map(len, self.tokens), default=1)
+        self.backbone, self.recordable = model.causal.base_model, recordable(model.causal)
+        self.longest = max(map(len, self.tokens), default=1)
 
     def weight(self, rows: Sequence[int]) -> int:
         return sum(self.answered[row] for row in rows)

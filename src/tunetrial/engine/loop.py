@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from tunetrial.core.engine import Step
 from tunetrial.core.errors import DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import Trial
+from tunetrial.engine import blocks
 from tunetrial.engine.batches import examples_digest, first_steps, learning_rate, order, token_digest
 from tunetrial.engine.graphs import CudaGraphs, Replay
 from tunetrial.engine.tensors import write
@@ -29,6 +30,7 @@ class Objective(Protocol):
     """What is minimised: over an optimiser step of a member, the sum of its rows' losses divided by the sum of their
     weights."""
 
+    backbone: torch.nn.Module
     tokens: list[list[int]]
 
     def weight(self, rows: Sequence[int]) -> int:
@@ -63,8 +65,8 @@ class Loop:
     one; the others do not notice.
 
     A step is `batch_examples` examples of each member whatever the memory: they are computed in micro-batches of like
-    lengths, and when memory runs out fewer members are computed at once, then fewer examples, and the same step is
-    begun again.
+    lengths, and when memory runs out fewer members are computed at once, then fewer examples, then layers anew in the
+    backward pass, and the same step is begun again.
 
     In fp16 losses are scaled so that small gradients survive (Micikevicius et al. 2018, arXiv:1710.03740). Where a
     gradient overflows, the member's scale is halved and the same step begun again: no step is left out, so that all
@@ -98,7 +100,7 @@ class Loop:
         self.first_step = 0
         self.diverged: dict[int, str] = {}
         self.device = trainables.masters.device
-        self.warm_start = warm_start
+        self.warm_start, self.recomputes = warm_start, False
         self.merge_at = 0 if warm_start is None else first_steps(warm_start.share, self.steps_in_all)
         self.optimizer_bits = trials[0].arm.settings.get("optimizer_bits", 32)
         self.optimisers, self.replay = self._optimisers(), self._replay()
@@ -107,8 +109,10 @@ class Loop:
         """What records passes, on CUDA. It does not hold the loop, which holds it: memory is let go with the loop."""
         if self.device.type != "cuda":
             return None
-        compute = partial(forward_and_backward, self.objective, self.trainables)
-        return Replay(compute, CudaGraphs(), abandon=self.trainables.drop)
+        return Replay(self._pass(), CudaGraphs(), abandon=self.trainables.drop)
+
+    def _pass(self) -> Callable[..., torch.Tensor]:
+        return partial(forward_and_backward, self.objective, self.trainables, self.recomputes)
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
         """One a member, over its rows of masters and gradients."""
@@ -203,10 +207,10 @@ class Loop:
     def _accumulate(self, rows: list[list[int]]) -> torch.Tensor:
         """Sum the gradients of all micro-batches into the masters'; return each member's mean loss, by its rows'
         weights."""
-        pass_ = self.replay or partial(forward_and_backward, self.objective, self.trainables)
         weights = torch.tensor([float(self.objective.weight(own)) for own in rows])
         scales = torch.tensor([1.0 if c.scaler is None else c.scaler.scale for c in self.courses])
         while True:
+            pass_ = self.replay or self._pass()
             try:
                 totals = torch.zeros(len(rows), dtype=self.trainables.masters.dtype, device=self.device)
                 for first in range(0, len(rows), self.at_once):
@@ -224,16 +228,23 @@ class Loop:
                 if self.replay is not None and self.replay.forget("out of memory"):
                     torch.cuda.empty_cache()
                     continue
-                if self.micro_batch == 1 and self.at_once == 1:
+                if self.micro_batch == 1 and self.at_once == 1 and (self.recomputes or not self._can_recompute()):
                     raise DoesNotFitError(
                         "train step: out of memory at one example, got a micro-batch of 1; use a smaller base or method"
                     ) from None
             if self.at_once > 1:
                 self.at_once //= 2
-            else:
+            elif self.micro_batch > 1:
                 self.micro_batch //= 2
+            else:
+                self.recomputes = True
+                self.replay = self._replay()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _can_recompute(self) -> bool:
+        """Whether the layers are walked, which alone can be computed again."""
+        return blocks.fits(self.objective.backbone)
 
     def _write(self, folder: Path, member: int) -> None:
         """Put a member's masters, moments and step into a checkpoint; no pickle."""
@@ -250,6 +261,7 @@ class Loop:
             "pack": self.pack,
             "micro_batch": self.micro_batch,
             "at_once": self.at_once,
+            "recomputes": self.recomputes,
             "counts": counts,
             "scaler": None if course.scaler is None else vars(course.scaler),
             "diverged": self.diverged.get(member),
@@ -278,6 +290,8 @@ class Loop:
             self._read(folder, state, member)
             self.at_once = min(self.at_once, state["at_once"])
             self.micro_batch = min(self.micro_batch, state["micro_batch"])
+            self.recomputes = self.recomputes or state["recomputes"]
+        self.replay = self._replay()
         self.trainables.publish()
         self.first_step = step
 
@@ -298,13 +312,19 @@ class Loop:
 
 
 def forward_and_backward(
-    objective: Objective, trainables: Trainables, batch: object, factors: torch.Tensor, first: bool
+    objective: Objective,
+    trainables: Trainables,
+    recomputes: bool,
+    batch: object,
+    factors: torch.Tensor,
+    first: bool,
 ) -> torch.Tensor:
     """Add the gradients of a batch's losses times factors to the masters', or replace them by the first of a step.
 
     Returns the losses (members,).
     """
-    losses = objective.losses(batch)
+    with blocks.recomputing(recomputes):
+        losses = objective.losses(batch)
     (losses * factors.to(losses)).sum().backward()
     trainables.collect(first=first)
     return losses.detach()

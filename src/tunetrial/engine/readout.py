@@ -123,6 +123,7 @@ class HeadObjective:
         self.model, self.tokens = model, tokens
         self.tokens_T = [np.asarray(row, dtype=np.int64) for row in tokens]
         self.longest = max(map(len, tokens), default=1)
+        self.backbone = model.model.base_model
         self.targets, self.recordable = model.readout.encode(targets, model.device), recordable(model.model)
 
     def weight(self, rows: Sequence[int]) -> int:

@@ -339,6 +339,7 @@ class TorchPack:
             "micro_batch": self.loop.micro_batch,
             "pack": len(self.trials),
             "pack_at_once": self.loop.at_once,
+            "recomputes": self.loop.recomputes,
             **self._speed(),
             **({} if scaler is None else scaler.facts()),
         }
