@@ -1,9 +1,9 @@
 """Passes of a training step recorded as CUDA graphs: a thousand launches become one.
 
-A pass is forward, backward and the adding of gradients to buffers that stay where they are. One of a shape not seen
-before is computed and then recorded; from the second on it is replayed with the numbers of its batch: the same kernels
-on the same shapes, so the same bytes as without. Whatever cannot be recorded is computed as before, for good, and
-`why_not` says so.
+A pass is forward, backward and the adding of gradients to buffers that stay where they are. The first of all is
+computed, which prepares kernels, and then recorded; one of another shape is recorded when it is first met. Recordings
+are replayed with the numbers of their batch: the same kernels on the same shapes, so the same bytes as without.
+Whatever cannot be recorded is computed as before, for good, and `why_not` says so.
 
     compute = Replay(compute, CudaGraphs(), abandon=trainables.drop) if device.type == "cuda" else compute
     losses = compute(batch, factors, first)
@@ -91,6 +91,8 @@ class Replay:
     What `compute` does to the world must be done by the device alone and in place: a pass that is replayed runs no
     Python. It keeps no tensor that it made.
 
+    `at_once` tells whether a new shape is recorded without being computed first: until that fails.
+
     Args:
         abandon: Called when a recording broke off, to drop what was left of it (gradients of parameters that were not
             yet added to their buffers).
@@ -105,7 +107,7 @@ class Replay:
     ):
         self.compute, self.recorder, self.abandon = compute, recorder, abandon
         self.recorded: dict[Hashable, tuple[Batch, torch.Tensor, Pass]] = {}
-        self.replayed = 0
+        self.replayed, self.at_once = 0, True
         self.why_not: str | None = None
 
     def __call__(self, batch: Batch, factors: torch.Tensor, *how: Hashable) -> torch.Tensor:
@@ -113,9 +115,15 @@ class Replay:
         key = batch.key, *how
         if key in self.recorded:
             return self._again(key, batch, factors)
+        wanted = batch.key is not None and self.why_not is None and len(self.recorded) < MOST_GRAPHS
+        if wanted and self.recorded and self.at_once:
+            self.at_once = self._record(key, batch, factors) is None
+            if self.at_once:
+                return self._again(key, batch, factors)
         losses = self.recorder.run(lambda: self.compute(batch, factors, *how))
-        if batch.key is not None and self.why_not is None and len(self.recorded) < MOST_GRAPHS:
-            self._record(key, batch, factors)
+        fault = self._record(key, batch, factors) if wanted else None
+        if fault is not None:
+            self.forget(f"recording failed: {fault}")
         return losses
 
     def forget(self, reason: str | None = None) -> bool:
@@ -133,12 +141,13 @@ class Replay:
         self.replayed += 1
         return again()
 
-    def _record(self, key: tuple, batch: Batch, factors: torch.Tensor) -> None:
+    def _record(self, key: tuple, batch: Batch, factors: torch.Tensor) -> str | None:
+        """Record a pass; what went wrong, if it did."""
         factors, how = factors.clone(), key[1:]
         try:
             again = self.recorder.record(lambda: self.compute(batch, factors, *how))
         except RuntimeError as error:
             self.abandon()
-            self.forget(f"recording failed: {str(error).partition(chr(10))[0]}")
-        else:
-            self.recorded[key] = batch, factors, again
+            return str(error).partition("\n")[0]
+        self.recorded[key] = batch, factors, again
+        return None
