@@ -3,7 +3,6 @@
 import gc
 import weakref
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from test_varlen import flash_by_reference
 from tiny import make_data, make_model, make_trial
 from tunetrial.engine import graphs
 from tunetrial.engine.graphs import Replay
-from tunetrial.engine.loop import forward_and_backward
 from tunetrial.engine.torch_engine import TorchEngine
 
 
@@ -160,8 +158,7 @@ def test_a_training_of_replayed_passes_is_one_of_computed_ones(method, kind, con
     trial, curves = make_trial(method, epochs=4, **controls), {}
     for recorded in (True, False):
         run = TorchEngine(device="cpu").open(base, "fp32").start_pack([trial], data, micro_batch=8)
-        compute = partial(forward_and_backward, run.loop.objective, run.trainables)
-        replay = Replay(compute, Calls(), abandon=run.trainables.drop)
+        replay = Replay(run.loop._pass(), Calls(), abandon=run.trainables.drop)
         if recorded:
             run.loop.replay = replay
         curves[recorded] = [(step.loss, step.grad_norm) for (step,) in run.steps(None)]
@@ -179,7 +176,7 @@ def test_a_loop_that_is_let_go_takes_its_recordings_along(tmp_path):
         .open(make_model(tmp_path), "fp32")
         .start_pack([make_trial("lora")], make_data("classify", rows=16))
     )
-    run.loop.replay = Replay(partial(forward_and_backward, run.loop.objective, run.trainables), Calls(), abandon=print)
+    run.loop.replay = Replay(run.loop._pass(), Calls(), abandon=print)
     seen = weakref.ref(run.loop.replay)
     gc.disable()
     try:
