@@ -193,7 +193,7 @@ def trained(folder, *, replayed: bool):
 def test_replayed_passes_give_the_bytes_of_computed_ones(tmp_path):
     bases.make("llama", tmp_path)
     curve, weights, step = trained(tmp_path, replayed=True)
-    assert step.why_not is None and step.replayed == 11 and step.at_once
+    assert step.why_not is None and step.replayed == 11 and step.outright
     expected_curve, expected, _ = trained(tmp_path, replayed=False)
     assert curve == expected_curve
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights, expected, strict=True))

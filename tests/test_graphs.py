@@ -119,7 +119,7 @@ def test_a_shape_that_cannot_be_recorded_at_once_is_computed_first():
         world.step([1.0, 2.0])
         world.step([1.0, 2.0, 3.0])
     assert world.recorder.recordings == 4 and world.recorder.runs == 3 and world.replay.replayed == 4
-    assert world.abandoned == 1 and world.replay.why_not is None and not world.replay.at_once
+    assert world.abandoned == 1 and world.replay.why_not is None and not world.replay.outright
 
 
 def test_a_fault_of_the_program_is_not_taken_for_a_recording_that_failed():

@@ -91,7 +91,7 @@ class Replay:
     What `compute` does to the world must be done by the device alone and in place: a pass that is replayed runs no
     Python. It keeps no tensor that it made.
 
-    `at_once` tells whether a new shape is recorded without being computed first: until that fails.
+    `outright` tells whether a new shape is recorded without being computed first: until that fails.
 
     Args:
         abandon: Called when a recording broke off, to drop what was left of it (gradients of parameters that were not
@@ -107,7 +107,7 @@ class Replay:
     ):
         self.compute, self.recorder, self.abandon = compute, recorder, abandon
         self.recorded: dict[Hashable, tuple[Batch, torch.Tensor, Pass]] = {}
-        self.replayed, self.at_once = 0, True
+        self.replayed, self.outright = 0, True
         self.why_not: str | None = None
 
     def __call__(self, batch: Batch, factors: torch.Tensor, *how: Hashable) -> torch.Tensor:
@@ -116,9 +116,9 @@ class Replay:
         if key in self.recorded:
             return self._again(key, batch, factors)
         wanted = batch.key is not None and self.why_not is None and len(self.recorded) < MOST_GRAPHS
-        if wanted and self.recorded and self.at_once:
-            self.at_once = self._record(key, batch, factors) is None
-            if self.at_once:
+        if wanted and self.recorded and self.outright:
+            self.outright = self._record(key, batch, factors) is None
+            if self.outright:
                 return self._again(key, batch, factors)
         losses = self.recorder.run(lambda: self.compute(batch, factors, *how))
         fault = self._record(key, batch, factors) if wanted else None
