@@ -48,7 +48,7 @@ SMALL = tuple(case("tiny", method, 4, (), warm=2, blocks=2, block=2) for method 
 def prepared(case: Case, options: Options):
     """The laps to take and rows for them."""
     work = case.work
-    laps = Laps(options.device, warm=work.get("warm", 20), blocks=work.get("blocks", 3), block=work.get("block", 8))
+    laps = Laps(options.device, warm=work.get("warm", 64), blocks=work.get("blocks", 3), block=work.get("block", 8))
     folder = shapes.base(work["shape"], options.folder, options.device)
     tokenizer = peers.AutoTokenizer.from_pretrained(folder)
     sizes = lengths.drawn("alpaca", laps.steps * work["batch"])

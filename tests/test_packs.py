@@ -10,10 +10,11 @@ import torch
 import bases
 from tiny import make_data, make_model, make_trial
 from tunetrial.core.checkpoint import common_checkpoint
-from tunetrial.core.errors import IntegrityError
+from tunetrial.core.errors import DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import TaskData
 from tunetrial.core.study import Trial
 from tunetrial.engine import blocks
+from tunetrial.engine.readout import batches_of
 from tunetrial.engine.torch_engine import TorchEngine
 
 MIXED = (
@@ -327,3 +328,24 @@ def test_when_one_example_is_too_much_layers_are_computed_anew(base):
     pack.loop.objective.losses = losses
     assert losses_packed(pack) == expected
     assert (pack.facts(0)["micro_batch"], pack.facts(0)["recomputes"]) == (1, True)
+
+
+def test_on_a_gpu_evaluation_batches_are_filled_by_tokens():
+    tokens = [[0] * length for length in (9000, 10, 20, 5000, 20_000, 40_000)]
+    found = batches_of(tokens, 2, torch.device("cuda"))
+    assert found == [[1, 2, 3], [0], [4], [5]]
+    assert [len(rows) for rows in batches_of([[0] * 64] * 1000, 16, torch.device("cuda"))] == [32] * 31 + [8]
+    assert [len(rows) for rows in batches_of([[0] * 64] * 70, 4, torch.device("cpu"))] == [8] * 8 + [6]
+
+
+def test_what_does_not_fit_even_so_is_a_result(base):
+    session, data = open_session(base), make_data("classify", rows=48)
+    pack = session.start_pack(trials(*MIXED, epochs=1), data)
+
+    def losses(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    pack.loop.objective.losses = losses
+    with pytest.raises(DoesNotFitError, match="out of memory at one example, got a micro-batch of 1; use a smaller"):
+        list(pack.steps(None))
+    assert (pack.facts(0)["pack_at_once"], pack.facts(0)["micro_batch"], pack.facts(0)["recomputes"]) == (1, 1, True)

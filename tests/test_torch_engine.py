@@ -347,10 +347,9 @@ def run_with_memory(base, room_mib: int) -> dict:
 
 
 def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(wide_base):
-    plenty, scarce, none = (run_with_memory(wide_base, room) for room in (5000, 100, 4))
+    plenty, scarce = (run_with_memory(wide_base, room) for room in (5000, 100))
     assert plenty["micro_batch"] == 16 and scarce["micro_batch"] in (1, 2, 4, 8)
     assert scarce["losses"] == pytest.approx(plenty["losses"], rel=1e-5)
-    assert none["status"] == "infeasible" and "out of memory at one example" in none["reason"]
 
 
 def test_prediction_does_not_depend_on_company(base, data):

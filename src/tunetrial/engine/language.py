@@ -149,7 +149,7 @@ class TextReader:
     def _likelihoods(self, rows: Sequence[Row]) -> list[list[tuple[float, int]]]:
         """Nats and tokens of the last answer of each row, for each member."""
         made: list[dict[int, tuple[float, int]]] = [{} for _ in self.members]
-        for chosen in batches_of([row.tokens for row in rows], len(self.members)):
+        for chosen in batches_of([row.tokens for row in rows], len(self.members), self.model.device):
             batch = self.model.batch(
                 [[rows[row] for row in chosen] for _ in self.members], self.members, last_alone=True
             )

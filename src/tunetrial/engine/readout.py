@@ -23,15 +23,25 @@ from tunetrial.engine.streams import stream
 from tunetrial.engine.texts import Texts
 from tunetrial.models import ModelShape
 
-EVALUATION_BATCH = 32
+EVALUATION_BATCH, EVALUATION_TOKENS = 32, 2**15
 
 
-def batches_of(tokens: Sequence[Sequence[int]], members: int) -> list[list[int]]:
-    """Rows of like lengths, as they are evaluated together: a batch is some 32 rows, over all members of a pack, and 4
-    of each at least."""
+def batches_of(tokens: Sequence[Sequence[int]], members: int, device: torch.device) -> list[list[int]]:
+    """Rows of like lengths, as they are evaluated together by all members of a pack.
+
+    On a CPU a batch is some 32 rows over all members, and 4 of each at least. On a GPU, where launching a pass takes as
+    long for few tokens as for many, it is as many rows as make some 32,768 tokens.
+    """
     by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
-    size = max(EVALUATION_BATCH // members, 4)
-    return [by_length[first : first + size] for first in range(0, len(by_length), size)]
+    if device.type != "cuda":
+        size = max(EVALUATION_BATCH // members, 4)
+        return [by_length[first : first + size] for first in range(0, len(by_length), size)]
+    made: list[list[int]] = []
+    for row in by_length:
+        if not made or (len(made[-1]) + 1) * len(tokens[row]) * members > EVALUATION_TOKENS:
+            made.append([])
+        made[-1].append(row)
+    return made
 
 
 class Readout(Record):
@@ -159,7 +169,7 @@ class HeadReader:
     def predict(self, examples: Sequence[Example]) -> list[list[str] | list[float]]:
         tokens = self.texts.prompts(examples)
         made: list[dict[int, str | float]] = [{} for _ in self.members]
-        for rows in batches_of(tokens, len(self.members)):
+        for rows in batches_of(tokens, len(self.members), self.model.device):
             layout = lay_out(
                 [tokens[row] for _ in self.members for row in rows], self.model.device, members=self.members
             )
