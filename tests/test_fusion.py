@@ -1,5 +1,7 @@
 """Functions compiled as they are on CUDA, here by torch's tracer alone on the CPU: which variants there are."""
 
+import warnings
+
 import pytest
 import torch
 import torch._dynamo
@@ -129,3 +131,12 @@ def test_running_out_of_memory_does_not_end_compiling(compiled, monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         fused(0)(lambda x: 2 * x)(torch.ones(3))
     assert not fusion.FOUND
+
+
+def test_a_remark_of_the_compiler_is_no_fault():
+    """Warnings are errors here, as they are in many a user's tests."""
+
+    def remarks(x):
+        warnings.warn("TF32 is available but not enabled", stacklevel=1)
+
+    assert fusion._runs(remarks, [torch.ones(1)], "remarks") and fusion.FOUND == []
