@@ -4,13 +4,17 @@ from dataclasses import replace
 
 import pytest
 
+import tiny
 from test_kill import finished, kill_again_and_again
 from trial_study import content, differences, load, write_study
 from tunetrial import methods, plan
-from tunetrial.analysis.fairness import ledger
+from tunetrial.analysis.fairness import ledger, obstacles
+from tunetrial.core.checkpoint import common_checkpoint
 from tunetrial.core.evidence import Measurement
 from tunetrial.core.study import Arm, Controls, Trial
+from tunetrial.engine.torch_engine import TorchEngine
 from tunetrial.store import StudyFolder
+from tunetrial.trial.execution import Interrupted, Terms, carry_out
 
 PACKED = {"more": "pack: 3\nreplicates: {looks: [4]}"}
 
@@ -57,6 +61,16 @@ def test_what_may_not_train_together_does_not(other):
 
 def test_probes_are_alone():
     assert sizes([trial(1, purpose="probe"), trial(2, purpose="probe")]) == [1, 1]
+
+
+def test_moments_in_8_bits_do_not_pack():
+    assert sizes([trial(1, optimizer_bits=8), trial(2, optimizer_bits=8)]) == [1, 1]
+
+
+def test_a_trial_is_in_one_pack_alone():
+    trials = [trial(seed) for seed in range(3)]
+    formed = [[t.id for t in trials], [t.id for t in trials[:2]]]
+    assert plan.packs(trials, most=4, formed=formed) == (tuple(trials),)
 
 
 def test_packs_follow_from_the_wave_and_stay_together():
@@ -139,3 +153,33 @@ def test_a_pack_that_came_out_otherwise_than_alone_breaks_the_ledger(tmp_path):
     )
     [check] = [c for c in ledger(replace(evidence, records=records)) if c.what == "packed trials are as alone"]
     assert not check.holds and "0.1 alone" in check.found
+    assert [text for text in obstacles(replace(evidence, records=records), "mail", "lora", "full") if "alone" in text]
+
+
+def test_members_of_a_parted_pack_begin_afresh_alone(tmp_path):
+    """Their checkpoints are the pack's, of other shapes and rounding."""
+    base = tiny.make_model(tmp_path / "base")
+    data = replace(tiny.make_data("classify", rows=48), name="mail")
+    pack = [t.model_copy(update={"task": "mail"}) for t in (tiny.make_trial(seed=1), tiny.make_trial(seed=2))]
+    store, terms = StudyFolder(tmp_path / "study"), Terms("accuracy", synthetic=False)
+    folders = [store.trial(t) for t in pack]
+    session = TorchEngine(device="cpu", checkpoint_every_s=0.0).open(base, "fp32")
+    with pytest.raises(Interrupted):
+        carry_out(pack, data, session, folders, terms=terms, watch=Until(7))
+    assert all(common_checkpoint([folder.checkpoint]) for folder in folders)
+    for member, folder in zip(pack, folders, strict=True):
+        [record] = carry_out([member], data, session, [folder], terms=terms, watch=Until(1000))
+        assert record.status == "ok" and record.resolved["pack"] == 1
+        assert [step["step"] for step in folder.curve()] == list(range(1, 31))
+
+
+class Until:
+    def __init__(self, step: int):
+        self.step = step
+
+    def started(self, facts) -> None:
+        pass
+
+    def stepped(self, step) -> None:
+        if step.step >= self.step:
+            raise Interrupted

@@ -20,6 +20,7 @@ MAY_DIFFER = frozenset(
         "blocks",
         "compiled",
         "cuda_graphs",
+        "not_compiled",
         "not_recorded",
         "micro_batch",
         "pack",
@@ -91,12 +92,19 @@ def ledger(evidence: Evidence) -> tuple[Check, ...]:
     rules = RULES.items() if groups else ()
     checks = [_check(what, [(pairs[0], *_apply(rule, pairs)) for pairs in groups]) for what, rule in rules]
     bases = _bases(evidence, [pairs[0] for pairs in groups])
-    return (*checks, *bases, *_anchored(evidence), *_one_machine(evidence))
+    anchored = [_anchored(evidence, arm.name) for arm in study.arms if evidence.of(purpose="anchor", arm=arm.name)]
+    packs = Check(
+        what="packed trials are as alone",
+        holds=all(holds for holds, _ in anchored),
+        found="; ".join(text for _, text in anchored),
+    )
+    return (*checks, *bases, *([packs] if anchored else []), *_one_machine(evidence))
 
 
 def obstacles(evidence: Evidence, task: str, candidate: str, reference: str) -> list[str]:
     """Why a pair cannot be compared: what each broken rule found; empty when all hold."""
-    found = (_apply(rule, _pairs(evidence, task, candidate, reference)) for rule in RULES.values())
+    found = [_apply(rule, _pairs(evidence, task, candidate, reference)) for rule in RULES.values()]
+    found += [_anchored(evidence, arm) for arm in (candidate, reference)]
     return [text for holds, text in found if not holds]
 
 
@@ -314,24 +322,21 @@ def _bases(evidence: Evidence, pairs: list[Pair]) -> tuple[Check, ...]:
     )
 
 
-def _anchored(evidence: Evidence) -> tuple[Check, ...]:
-    """Whether trials in packs came out as one of them did alone: by no more than the margin apart on validation, where
-    that is in units of the metric; one run's rounding can move single answers, a fault moves more."""
-    holds, found = True, []
-    for anchor in evidence.of(purpose="anchor"):
-        trial = anchor.trial
-        spec = evidence.lock.study.task(trial.task)
-        name, finals = f"validation.{spec.metric}", evidence.of(purpose="final", task=trial.task, arm=trial.arm.name)
+def _anchored(evidence: Evidence, arm: str) -> Found:
+    """Whether an arm's trials in packs came out as one of them did alone: no further apart on validation than the
+    margin, where that is in units of the metric. One run's rounding can move single answers; a fault moves more."""
+    for anchor in evidence.of(purpose="anchor", arm=arm):
+        trial, spec = anchor.trial, evidence.lock.study.task(anchor.trial.task)
+        name, finals = f"validation.{spec.metric}", evidence.of(purpose="final", task=trial.task, arm=arm)
         twin = next((r for r in finals if r.trial.seed == trial.seed), None)
         values = [r.measurements[name].value for r in (anchor, twin) if r is not None and name in r.measurements]
         if len(values) < 2:
-            holds, shown = False, f"{trial.arm.name} on {trial.task}: {anchor.status} alone, not in its pack"
-        else:
-            holds = holds and (isinstance(spec.margin, str) or abs(values[0] - values[1]) <= spec.margin)
-            pack = twin.resolved.get("pack")
-            shown = f"{trial.arm.name} on {trial.task}: {values[0]:.4g} alone, {values[1]:.4g} in a pack of {pack}"
-        found.append(shown)
-    return (Check(what="packed trials are as alone", holds=holds, found="; ".join(found)),) if found else ()
+            return False, f"{arm} on {trial.task}: {anchor.status} alone, not in its pack"
+        text = f"{arm} on {trial.task}: {values[0]:.4g} alone, {values[1]:.4g} in a pack of {twin.resolved.get('pack')}"
+        if isinstance(spec.margin, str):
+            return True, f"{text}, shown alone: the margin is a share of a gain"
+        return abs(values[0] - values[1]) <= spec.margin, text
+    return True, f"{arm} has no trial to compare"
 
 
 def _one_machine(evidence: Evidence) -> tuple[Check, ...]:

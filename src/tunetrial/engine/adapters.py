@@ -87,7 +87,8 @@ class LoraLinear(nn.Module):
         if len(factors) == 1:
             return factors
         own = [end - start for _, start, end in segments.bounds(count)]
-        return torch.cat([factor.expand(tokens, -1) for factor, tokens in zip(factors, own, strict=True)])
+        parts = [factor.expand(tokens, -1) for factor, tokens in zip(factors, own, strict=True)]
+        return torch.cat([*parts, factors.new_ones(count - sum(own), factors.shape[1])])
 
 
 def _groups(like: torch.Tensor) -> bool:

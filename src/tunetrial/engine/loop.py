@@ -195,6 +195,8 @@ class Loop:
             self.trainables.clear()
         for member, (loss, norm) in enumerate(found):
             if member not in self.diverged and math.isfinite(loss) and math.isfinite(norm):
+                if self.courses[member].scaler is not None:
+                    self.courses[member].scaler.grow()
                 if norm + CLIP_EPSILON > self.controls.clip_norm:
                     gradients[member].mul_(self.controls.clip_norm / (norm + CLIP_EPSILON))
                 for group in self.optimisers[member].param_groups:
@@ -341,14 +343,17 @@ class Scaler:
     def accepts(self, grad_norm: float) -> bool:
         """Whether the step stands, by the norm of its unscaled gradient. At a scale of 1 it does, and has diverged."""
         if math.isfinite(grad_norm):
-            self.sound += 1
-            if self.sound % self.GROW_AFTER == 0:
-                self.scale *= 2
             return True
         if self.scale <= 1:
             return True
         self.scale, self.sound, self.overflows = self.scale / 2, 0, self.overflows + 1
         return False
+
+    def grow(self) -> None:
+        """Count a step that was taken; after so many without an overflow the scale is doubled from the next on."""
+        self.sound += 1
+        if self.sound % self.GROW_AFTER == 0:
+            self.scale *= 2
 
     def facts(self) -> dict[str, float]:
         return {"loss_scale": self.scale, "overflows": self.overflows}

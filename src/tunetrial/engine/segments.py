@@ -19,9 +19,9 @@ import torch
 class Segments:
     """Consecutive members of a pack, the rows of each in the batch, and the tokens of these rows.
 
-    Without `tokens` every row has as many as any other: a padded batch, or one token a row. Tokens beyond all rows,
-    which nothing reads, belong to the last member. `ends` (members,), int32 on the device, is where each member's
-    tokens end, where that is known beforehand.
+    Without `tokens` every row has as many as any other: a padded batch, or one token a row. Idle tokens beyond all
+    rows, which nothing reads, are nobody's, but for one member alone. `ends` (members,), int32 on the device, is where
+    each member's tokens end, where that is known beforehand.
     """
 
     members: range
@@ -34,19 +34,22 @@ class Segments:
         return replace(self, tokens=None, ends=None)
 
     def bounds(self, count: int) -> Iterator[tuple[int, int, int]]:
-        """Each member with where its tokens begin and end among `count`."""
+        """Each member with where its tokens begin and end among `count`. Of one member they are all: shapes are then
+        those of the batch, of which there are few."""
         tokens = self.tokens or tuple(rows * (count // sum(self.rows)) for rows in self.rows)
         start = 0
-        for number, (member, own) in enumerate(zip(self.members, tokens, strict=True), start=1):
-            end = count if number == len(tokens) else start + own
+        for member, own in zip(self.members, tokens, strict=True):
+            end = count if len(tokens) == 1 else start + own
             yield member, start, end
             start = end
 
     def offsets(self, count: int, device: torch.device) -> torch.Tensor:
-        """Where each member's tokens end among `count`, (members,) int32 on the device."""
+        """Where each member's tokens end among `count`, (members,) int32 on the device; idle ones go with the last, so
+        that every token is written."""
         if self.ends is not None:
             return self.ends
-        return torch.tensor([end for _, _, end in self.bounds(count)], dtype=torch.int32, device=device)
+        ends = [end for _, _, end in self.bounds(count)]
+        return torch.tensor([*ends[:-1], count], dtype=torch.int32, device=device)
 
 
 ALONE = Segments(range(1), (1,))

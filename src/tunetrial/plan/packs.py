@@ -31,19 +31,20 @@ def packs(
     """Put the trials of a wave into packs of `most` at most, as even as can be, in order of each one's first trial.
 
     Trials may train together whose method packs, on the same task, for the same purpose, under the same controls, with
-    the base stored alike and an optimiser of as many bits; with DoRA, on the same targets.
+    the base stored alike and moments in fp32 (8 bits are shared by blocks of weights, which would reach over the zeros
+    that ranks are filled up with); with DoRA, on the same targets.
 
     Args:
         formed: Packs of earlier runs, by trials' ids: those of which a trial is still due are taken up as they were,
             with members that `known` has, although these have ended.
     """
     due, known = {trial.id: trial for trial in trials}, dict(known or {})
-    made = [
-        tuple({**known, **due}[name] for name in pack)
-        for pack in formed
-        if due.keys() & set(pack) and set(pack) <= due.keys() | known.keys()
-    ]
-    left = due.keys() - {trial.id for pack in made for trial in pack}
+    made: list[tuple[Trial, ...]] = []
+    left = set(due)
+    for pack in formed:
+        if (wanted := due.keys() & set(pack)) and wanted <= left and set(pack) <= due.keys() | known.keys():
+            made.append(tuple({**known, **due}[name] for name in pack))
+            left -= wanted
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.id in left:
@@ -59,7 +60,7 @@ def packs(
 def _kind(trial: Trial) -> str:
     """Trials of one kind may train together."""
     method = methods.find(trial.arm)
-    if not method.packs or trial.purpose in ("probe", "anchor"):
+    if not method.packs or method.optimizer_bits != 32 or trial.purpose in ("probe", "anchor"):
         return trial.id
     targets = method.targets if method.dora else None
     return canonical(
@@ -69,7 +70,6 @@ def _kind(trial: Trial) -> str:
             trial.data_digest,
             trial.controls.model_dump(mode="json"),
             method.storage,
-            method.optimizer_bits,
             targets,
         ]
     )

@@ -96,6 +96,8 @@ def _anchors(evidence: Evidence) -> Iterator[Trial]:
     lock = evidence.lock
     for arm in lock.study.arms:
         finals = evidence.of(purpose="final", task=lock.parts(lock.study.rule.primary)[0], arm=arm.name)
+        if evidence.of(purpose="anchor", arm=arm.name):
+            continue
         packed = [record.trial for record in finals if record.status == "ok" and record.resolved.get("pack", 1) > 1]
         for final in sorted(packed, key=lambda trial: trial.seed)[:1]:
             rate, seed = final.learning_rate, final.seed

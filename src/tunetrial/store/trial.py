@@ -72,8 +72,10 @@ class TrialFolder:
         with lease.hold(self.path, wait_s, "trial"):
             yield
 
-    def begin(self, *, latest: int | None = None) -> int:
+    def begin(self, *, latest: int | None = None, pack: Sequence[str] = ()) -> int:
         """Start an attempt at the newest checkpoint, of no later step than `latest`, and return its number, 1 first.
+
+        `pack` are the trials that train together in it, if it does not train alone.
 
         What earlier attempts left behind after that checkpoint goes: lines of the curve, scores, weights. A
         checkpoint whose step exceeds the lines of the curve (which a power loss can cut) goes as well.
@@ -91,7 +93,8 @@ class TrialFolder:
         self._sweep(_SCORES, manifest.NAME, self.artifact.name)
         attempt = len(self._legs()) + 1
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        lines.append(self.path / _ATTEMPTS, {"attempt": attempt, "first_line": kept, "started": started}, durable=True)
+        noted = {"attempt": attempt, "first_line": kept, "started": started, "pack": list(pack)}
+        lines.append(self.path / _ATTEMPTS, noted, durable=True)
         return attempt
 
     def append(self, step: Step) -> None:
@@ -234,6 +237,11 @@ class TrialFolder:
                 if dropped:
                     shutil.rmtree(self.artifact)
 
+    def last_pack(self) -> list[str] | None:
+        """With which trials the newest attempt trained; None where there was none."""
+        begun = [line for line in lines.read(self.path / _ATTEMPTS) if "first_line" in line]
+        return begun[-1].get("pack", ["unknown"]) if begun else None
+
     def _legs(self) -> dict[int, float | None]:
         """Wall time in seconds by attempt, None where it was not noted."""
         legs: dict[int, float | None] = {}
@@ -307,18 +315,21 @@ class TrialFolder:
                 path.unlink(missing_ok=True)
 
 
-def begin_together(folders: Sequence[TrialFolder], *, afresh: bool = False) -> None:
-    """Start an attempt at trials that train together, at the newest step of which all have a checkpoint, or afresh.
+def begin_together(folders: Sequence[TrialFolder], pack: Sequence[str], *, afresh: bool = False) -> None:
+    """Start an attempt at trials that train together, at the newest step of which all have a checkpoint, or afresh:
+    as well where one was last trained with others than `pack`, the ids of all that train together.
 
     Raises:
         StoreError: One of the trials is complete.
     """
+    pack = list(pack) if len(pack) > 1 else []
+    afresh = afresh or any(folder.last_pack() not in (None, pack) for folder in folders)
     most = 0 if afresh else min(len(folder.curve()) for folder in folders)
     while (found := common_checkpoint([folder.checkpoint for folder in folders])) and found[0] > most:
         for folder in folders:
             drop_checkpoints(folder.checkpoint, after=found[0] - 1)
     for folder in folders:
-        folder.begin(latest=found[0] if found else 0)
+        folder.begin(latest=found[0] if found else 0, pack=pack)
 
 
 def _check_sealed(folder: Path, seal: str | None, *, known: tuple[str, ...]) -> None:

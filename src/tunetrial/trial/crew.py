@@ -242,10 +242,10 @@ class Crew:
         elif not self.stopping:
             self.stop()
 
-    def _part(self, assignment: Assignment, *, retry: bool) -> None:
+    def _part(self, assignment: Assignment, *, retry: bool, micro_batch: int | None = None) -> None:
         """Carry out the trials of a pack each by itself, now and whenever they are taken up again."""
         StudyFolder(self._folder).dissolve([trial.id for trial in assignment.pack])
-        self._queue.extend(assignment.alone_each(retry=retry))
+        self._queue.extend(assignment.alone_each(retry=retry, micro_batch=micro_batch))
 
     def _give_up(self, assignment: Assignment, reason: str, ended: Ended) -> None:
         """Record that a trial does not fit, although it was alone on the machine."""
@@ -265,8 +265,9 @@ class Crew:
     def _bury(self, worker: Worker, dead: Assignment, ended: Ended) -> None:
         """Decide what becomes of trials whose worker has died."""
         cause, of_memory, packed = worker.exit_in_words(), worker.died_of_memory(), len(dead.pack) > 1
+        half = max(1, (dead.micro_batch or dead.pack[0].controls.batch_examples) // 2)
         if of_memory and dead.retry and packed:
-            self._part(dead, retry=True)
+            self._part(dead, retry=True, micro_batch=half)
         elif of_memory and dead.retry:
             reason = f"killed for memory by the kernel twice, at last alone at a micro-batch of {dead.micro_batch}"
             self._give_up(dead, reason, ended)
@@ -275,7 +276,7 @@ class Crew:
             if (dead.at_once or len(dead.pack)) > 1:
                 how["at_once"] = (dead.at_once or len(dead.pack)) // 2
             else:
-                how["micro_batch"] = max(1, (dead.micro_batch or dead.pack[0].controls.batch_examples) // 2)
+                how["micro_batch"] = half
             self._queue.appendleft(Assignment(dead.pack, dead.due, retry=True, deaths=dead.deaths, **how))
         elif dead.deaths + 1 < DEATHS:
             self._queue.appendleft(replace(dead, deaths=dead.deaths + 1, running=None))

@@ -64,8 +64,9 @@ def carry_out(
     """Carry out trials that train together, or what an earlier attempt left of them, and record each.
 
     A member that has its record already (the pack was killed between two of them) trains along and is recorded no
-    second time. The engine is given only the splits that the trials may see: the test split goes to finals alone.
-    Diverging is a result and is recorded; any error leaves all members that have no record yet without one.
+    second time; such an attempt begins afresh and saves no checkpoints. The engine is given only the splits that the
+    trials may see: the test split goes to finals alone. Diverging is a result and is recorded; any error leaves all
+    members that have no record yet without one.
 
     Raises:
         Interrupted: `watch` said so; nothing is recorded.
@@ -80,7 +81,7 @@ def carry_out(
             held.enter_context(folder.hold(wait_s=ORPHAN_S))
         due = {number: folder for number, folder in due.items() if not folder.done}
         if due:
-            begin_together(list(due.values()), afresh=len(due) < len(pack))
+            begin_together(list(due.values()), [trial.id for trial in pack], afresh=len(due) < len(pack))
             ended = _attempt(pack, seen, session, due, terms, watch)
             for number, (record, scores) in ended.items():
                 record = record.model_copy(update={"synthetic": terms.synthetic, "provenance": provenance()})

@@ -84,14 +84,14 @@ class Purse:
             lock, models.shape(pinned.base), pinned.data, counted=pinned.counted, others=pinned.others
         )
         self._planned_s = {key: each.low for key, each in (planned or {}).items()}
-        self._longest_s: dict[tuple[str, str], float] = {}
+        self._longest_s: dict[tuple[str, str, bool], float] = {}
         self._begun_s: dict[str, tuple[float, int]] = {}
         self.empty = False
 
     def learn(self, records: Iterable[TrialRecord]) -> None:
         """Take in how long trials took."""
         for record in records:
-            self._took(record.trial, sum(record.legs_s))
+            self._took(record.trial, sum(record.legs_s), packed=record.resolved.get("pack", 1) > 1)
 
     def allows(self, pack: Sequence[Trial]) -> bool:
         """Whether the estimate of trials that train together is within what is left; if not, the budget counts as
@@ -99,7 +99,11 @@ class Purse:
         if self._allowed_s is None:
             return True
         keys = [(whole(trial.task), trial.arm.name) for trial in pack]
-        estimate_s = sum(self._longest_s.get(key, self._planned_s.get(key, 0.0)) for key in keys)
+        shares_s = [self._longest_s.get((*key, len(pack) > 1)) for key in keys]
+        if None in shares_s:  # at least as long as one of them alone
+            estimate_s = max(self._planned_s.get(key, 0.0) for key in keys)
+        else:
+            estimate_s = sum(shares_s)
         self._begun_s.update({trial.id: (time.monotonic(), len(pack)) for trial in pack})
         self.empty = self.empty or self._spending.seconds + estimate_s > self._allowed_s
         return not self.empty
@@ -108,7 +112,7 @@ class Purse:
         """Take in how long a trial took that has just ended."""
         if trial.id in self._begun_s:
             begun_s, members = self._begun_s[trial.id]
-            self._took(trial, (time.monotonic() - begun_s) / members)
+            self._took(trial, (time.monotonic() - begun_s) / members, packed=members > 1)
 
     def overdrawn(self) -> bool:
         """Whether nothing is left; keeps what was spent now and then."""
@@ -117,7 +121,7 @@ class Purse:
         self.empty = self.empty or over
         return over
 
-    def _took(self, trial: Trial, seconds: float) -> None:
-        key = (whole(trial.task), trial.arm.name)
+    def _took(self, trial: Trial, seconds: float, *, packed: bool) -> None:
+        key = (whole(trial.task), trial.arm.name, packed)
         if trial.purpose != "probe":
             self._longest_s[key] = max(self._longest_s.get(key, 0.0), seconds)

@@ -178,7 +178,8 @@ class _Course:
         made = plan.packs(trials, most=most, formed=formed, known=known)
         news = [ids for pack in made if len(pack) > 1 and (ids := [trial.id for trial in pack]) not in formed]
         if news:
-            self._store.write_packs([*formed, *news])
+            moved = {name for ids in news for name in ids}
+            self._store.write_packs([*(ids for ids in formed if not moved & set(ids)), *news])
         return made
 
     def _drop_weights(self, records: Sequence[TrialRecord]) -> None:
