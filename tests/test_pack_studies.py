@@ -109,6 +109,7 @@ def test_a_packed_study_killed_again_and_again_ends_with_the_same_bytes(tmp_path
     assert packs[0] == packs[1]
 
 
+@pytest.mark.slow
 def test_trouble_of_one_member_costs_the_others_nothing(tmp_path, monkeypatch):
     """A bug and a worker that always dies: their packs are parted, and the rest of them is carried out."""
     monkeypatch.setenv("TEST_MARKS", str(tmp_path))
