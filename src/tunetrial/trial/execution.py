@@ -171,7 +171,7 @@ def _concluded(
     evaluate_s: float,
     terms: Terms,
 ) -> Ended:
-    """The record of one member, and its scores."""
+    """The record of one member, and its scores; none of one that has diverged, in training or in what it answers."""
     try:
         if number in run.diverged:
             raise DivergedError(run.diverged[number])
