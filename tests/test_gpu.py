@@ -287,9 +287,20 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(wide_base, metho
 
 def test_what_does_not_fit_at_one_example_is_said(wide_base, scarce):
     run = TorchEngine(device="cuda").open(wide_base, "fp32").start(make_trial("lora", epochs=2), long_rows())
-    scarce(2**20)
+    scarce(0)
+    hoard = [taken for size in (2**20, 2**16, 2**12) for taken in all_there_is(size)]
     with pytest.raises(DoesNotFitError, match="out of memory at one example"):
         losses_of(run)
+    assert hoard
+
+
+def all_there_is(size):
+    """Blocks of so many bytes until there are no more: also of what the process holds and does not use."""
+    while True:
+        try:
+            yield torch.empty(size, dtype=torch.uint8, device="cuda")
+        except torch.OutOfMemoryError:
+            return
 
 
 @PRECISIONS
