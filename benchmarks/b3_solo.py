@@ -38,9 +38,9 @@ GPU = (
     case("1.1B", "lora", 16, (speed_up((TRL,), 5, 3.0), speed_up(*NEVER_SLOWER, 2.5))),
     case("1.1B", "full", 16, (speed_up((TRL,), 2, 1.8), speed_up(*NEVER_SLOWER, 1.6))),
     case("1.1B", "qlora", 16, (speed_up(*NEVER_SLOWER, 2.0),)),
-    case("7B", "lora", 8, (speed_up((TRL,), 3, 2.2), speed_up(*NEVER_SLOWER, 1.8)), blocks=2),
-    case("7B", "qlora", 8, (speed_up(*NEVER_SLOWER, 1.2),), blocks=2),
-    case("7B", "full", 8, (speed_up((TRL,), 2, 1.5), speed_up(*NEVER_SLOWER, 1.4)), blocks=2),
+    case("7B", "lora", 8, (speed_up((TRL,), 3, 2.2), speed_up(*NEVER_SLOWER, 1.8)), blocks=4),
+    case("7B", "qlora", 8, (speed_up(*NEVER_SLOWER, 1.2),), blocks=4),
+    case("7B", "full", 8, (speed_up((TRL,), 2, 1.5), speed_up(*NEVER_SLOWER, 1.4)), blocks=4),
 )
 SMALL = tuple(case("tiny", method, 4, (), warm=2, blocks=2, block=2) for method in ("lora", "full"))
 

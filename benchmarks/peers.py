@@ -98,6 +98,7 @@ def trainer_settings(device: str, batch: int) -> dict[str, object]:
     return {
         "per_device_train_batch_size": batch,
         "per_device_eval_batch_size": 4 * batch,
+        "gradient_accumulation_steps": 1,  # Unsloth's own default is another
         "num_train_epochs": 1,
         "learning_rate": 1e-4,
         "lr_scheduler_type": "linear",

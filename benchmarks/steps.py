@@ -16,11 +16,12 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import torch
+from torch.profiler import ProfilerActivity, profile
+
 import b3_solo
 import ours
-import torch
 from contest import Options
-from torch.profiler import ProfilerActivity, profile
 
 PROFILED = 8
 

@@ -294,6 +294,20 @@ def test_when_memory_runs_out_fewer_members_are_computed_at_once(base):
     assert (pack.facts(0)["pack_at_once"], pack.facts(0)["micro_batch"]) == (1, 8)
 
 
+def test_a_step_lays_out_the_rows_of_the_next_and_no_rows_twice(base):
+    pack = open_session(base).start_pack(trials(*MIXED, epochs=2), make_data("classify", rows=48))
+    whole, laid = pack.loop.objective.batch, []
+    pack.loop.objective.batch = lambda rows, members: laid.append((rows, len(steps))) or whole(rows, members)
+    steps: list = []
+    for taken in pack.steps(None):
+        steps.append(taken)
+    wanted = [
+        [sorted(c.order[n], key=lambda row: len(pack.loop.tokens[row])) for c in pack.loop.courses] for n in range(6)
+    ]
+    assert [rows for rows, _ in laid] == wanted
+    assert [during for _, during in laid] == [0, 0, 1, 2, 3, 4]
+
+
 def test_same_seed_same_bytes_and_other_seed_other(base):
     data = make_data("classify", rows=48)
     packs = [open_session(base).start_pack(trials(*MIXED, epochs=2), data) for _ in range(2)]

@@ -115,8 +115,8 @@ class FrozenPlusLowRank(torch.autograd.Function):
         out = x @ matrix(layer).T
         low = x.new_empty(len(x), a.shape[1])
         for k, (_, start, end) in enumerate(segments.bounds(len(x))):
-            torch.mm(x[start:end], a[k].T, out=low[start:end]).mul_(scaling[k])
-            out[start:end].addmm_(low[start:end], b[k].T)
+            torch.mm(x[start:end], a[k].T, out=low[start:end])
+            out[start:end].addmm_(low[start:end], b[k].T, alpha=scaling[k])
         ctx.save_for_backward(x, a, b, low)
         ctx.layer, ctx.scaling, ctx.segments = layer, scaling, segments
         return out
@@ -127,11 +127,11 @@ class FrozenPlusLowRank(torch.autograd.Function):
         dx = dy @ matrix(ctx.layer) if ctx.needs_input_grad[0] else None
         da, db = torch.empty_like(a), torch.empty_like(b)
         for k, (_, start, end) in enumerate(ctx.segments.bounds(len(x))):
-            dlow = (dy[start:end] @ b[k]).mul_(ctx.scaling[k])
+            dlow, factor = dy[start:end] @ b[k], ctx.scaling[k]
             if dx is not None:
-                dx[start:end].addmm_(dlow, a[k])
-            torch.mm(dlow.T, x[start:end], out=da[k])
-            torch.mm(dy[start:end].T, low[start:end], out=db[k])
+                dx[start:end].addmm_(dlow, a[k], alpha=factor)
+            torch.addmm(da[k], dlow.T, x[start:end], beta=0, alpha=factor, out=da[k])
+            torch.addmm(db[k], dy[start:end].T, low[start:end], beta=0, alpha=factor, out=db[k])
         return dx, da, db, None, None, None
 
 

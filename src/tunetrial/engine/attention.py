@@ -126,7 +126,7 @@ def lay_out(
     owned = lengths.reshape(len(members), -1).sum(1)
     stops = owned.cumsum().astype(np.int32)
     stops[-1] = len(ids)
-    move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
+    move = lambda array: on_device(torch.from_numpy(array), device)  # noqa: E731
     return Layout(
         ids=move(ids)[None],
         positions=move(positions)[None],
@@ -141,6 +141,12 @@ def lay_out(
             members, (len(lengths) // len(members),) * len(members), tuple(owned.tolist()), ends=move(stops)
         ),
     )
+
+
+def on_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Numbers of the host on the device: to CUDA from memory that is pinned, since copies of other memory wait for all
+    kernels before them."""
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
 def _rounded(tokens: int, device_type: str) -> int:

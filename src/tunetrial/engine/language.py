@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from tunetrial.core.evidence import Example, TaskData
 from tunetrial.engine import generation
-from tunetrial.engine.attention import TOKEN_BUCKET, Layout, lay_out, logits
+from tunetrial.engine.attention import TOKEN_BUCKET, Layout, lay_out, logits, on_device
 from tunetrial.engine.blocks import states
 from tunetrial.engine.graphs import recordable
 from tunetrial.engine.loss import token_losses, tokens_at_once
@@ -48,7 +48,7 @@ class LanguageModel(nn.Module):
             targets.append(row.tokens_T[places])
             owners.append(np.full(len(places), number))
             offset += len(row.tokens)
-        move = lambda numbers: torch.from_numpy(np.concatenate(numbers)).to(self.device, non_blocking=True)  # noqa: E731
+        move = lambda numbers: on_device(torch.from_numpy(np.concatenate(numbers)), self.device)  # noqa: E731
         return AnswerBatch(layout, move(at), move(targets), move(owners))
 
     def losses(self, batch: "AnswerBatch") -> torch.Tensor:

@@ -18,6 +18,7 @@ from tunetrial.core.errors import DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example
 from tunetrial.core.study import Trial
 from tunetrial.engine import blocks
+from tunetrial.engine.attention import on_device
 from tunetrial.engine.batches import examples_digest, first_steps, learning_rate, order, token_digest
 from tunetrial.engine.graphs import CudaGraphs, Replay
 from tunetrial.engine.tensors import write
@@ -104,6 +105,7 @@ class Loop:
         self.merge_at = 0 if warm_start is None else first_steps(warm_start.share, self.steps_in_all)
         self.optimizer_bits = trials[0].arm.settings.get("optimizer_bits", 32)
         self.optimisers, self.replay = self._optimisers(), self._replay()
+        self.ahead: tuple[list, range, object] | None = None
 
     def _replay(self) -> Replay | None:
         """What records passes, on CUDA. It does not hold the loop, which holds it: memory is let go with the loop."""
@@ -148,7 +150,9 @@ class Loop:
                 self.merge()
             rows = [course.order[number] for course in self.courses]
             rates = [self.rate(member, number) for member in range(len(rows))]
-            found = self.step(rows, rates)
+            after = number + 1
+            following = [course.order[after] for course in self.courses] if after < self.steps_in_all else None
+            found = self.step(rows, rates, following)
             seconds = (time.perf_counter() - started) / len(rows)
             for member, (loss, norm) in enumerate(found):
                 if member not in self.diverged and not (math.isfinite(loss) and math.isfinite(norm)):
@@ -175,13 +179,24 @@ class Loop:
         if self.replay is not None:
             self.replay.forget()
 
-    def step(self, rows: Sequence[Sequence[int]], rates: Sequence[float]) -> list[tuple[float, float]]:
+    def step(
+        self,
+        rows: Sequence[Sequence[int]],
+        rates: Sequence[float],
+        following: Sequence[Sequence[int]] | None = None,
+    ) -> list[tuple[float, float]]:
         """Take one optimiser step over these rows of each member; return each one's mean loss and the norm of its
-        gradient before clipping."""
-        ordered = [sorted(own, key=lambda row: len(self.tokens[row])) for own in rows]
+        gradient before clipping.
+
+        Rows of the `following` step, if given, are laid out while the device is busy with this one.
+        """
+        ordered = self._by_length(rows)
         gradients, accepted = self.trainables.gradients, set(self.diverged)
         while True:
             losses = self._accumulate(ordered)
+            if following is not None:
+                first, members = next(self._parts(self._by_length(following)))
+                self.ahead = first, members, self.objective.batch(first, members)
             for course, gradient in zip(self.courses, gradients, strict=True):
                 if course.scaler is not None:
                     gradient.div_(course.scaler.scale)
@@ -206,23 +221,39 @@ class Loop:
         self.trainables.clear()
         return found
 
+    def _by_length(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        return [sorted(own, key=lambda row: len(self.tokens[row])) for own in rows]
+
+    def _parts(self, rows: list[list[int]]) -> Iterator[tuple[list[list[int]], range]]:
+        """The passes of a step: rows of so many members as are computed at once, a micro-batch of each."""
+        for first in range(0, len(rows), self.at_once):
+            members = range(first, min(first + self.at_once, len(rows)))
+            for start in range(0, len(rows[0]), self.micro_batch):
+                yield [rows[member][start : start + self.micro_batch] for member in members], members
+
+    def _batch(self, rows: list[list[int]], members: range) -> object:
+        """These rows on the device, as they were laid out ahead if they were."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and ahead[:2] == (rows, members):
+            return ahead[2]
+        return self.objective.batch(rows, members)
+
     def _accumulate(self, rows: list[list[int]]) -> torch.Tensor:
         """Sum the gradients of all micro-batches into the masters'; return each member's mean loss, by its rows'
         weights."""
+        wide = self.trainables.masters.dtype
         weights = torch.tensor([float(self.objective.weight(own)) for own in rows])
         scales = torch.tensor([1.0 if c.scaler is None else c.scaler.scale for c in self.courses])
+        factors = on_device((scales / weights).to(wide), self.device)
+        weights = on_device(weights.to(wide), self.device)
         while True:
             pass_ = self.replay or self._pass()
             try:
-                totals = torch.zeros(len(rows), dtype=self.trainables.masters.dtype, device=self.device)
-                for first in range(0, len(rows), self.at_once):
-                    members = range(first, min(first + self.at_once, len(rows)))
-                    factors = (scales / weights)[first : members.stop].to(totals)
-                    for start in range(0, len(rows[0]), self.micro_batch):
-                        chosen = [rows[member][start : start + self.micro_batch] for member in members]
-                        losses = pass_(self.objective.batch(chosen, members), factors, first == start == 0)
-                        totals[first : members.stop] += losses
-                return totals / weights.to(totals)
+                totals = torch.zeros(len(rows), dtype=wide, device=self.device)
+                for number, (chosen, members) in enumerate(self._parts(rows)):
+                    own = slice(members.start, members.stop)
+                    totals[own] += pass_(self._batch(chosen, members), factors[own], number == 0)
+                return totals / weights
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from tunetrial.core.evidence import Example, TaskData
 from tunetrial.core.records import Record
-from tunetrial.engine.attention import Layout, lay_out
+from tunetrial.engine.attention import Layout, lay_out, on_device
 from tunetrial.engine.graphs import recordable
 from tunetrial.engine.heads import classifier_name, make_head, summaries
 from tunetrial.engine.segments import over
@@ -143,7 +143,8 @@ class HeadObjective:
         every = [row for own in rows for row in own]
         chosen = [self.tokens_T[row] for row in every]
         layout = lay_out(chosen, self.model.device, members=members, longest=self.longest)
-        return LabelledBatch(layout, self.targets[every], key=layout.shape if self.recordable else None)
+        targets = self.targets[on_device(torch.tensor(every), self.model.device)]
+        return LabelledBatch(layout, targets, key=layout.shape if self.recordable else None)
 
     def losses(self, batch: LabelledBatch) -> torch.Tensor:
         return self.model.losses(batch.layout, batch.targets).sum(1)

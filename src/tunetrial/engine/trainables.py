@@ -48,6 +48,7 @@ class Trainables:
         self.gradients = torch.zeros_like(self.masters)
         self.copies = [name for name, p in self.parameters.items() if members > 1 or p.dtype != wide]
         self._rounded = [self._of(self.masters, name) for name in self.copies]
+        self._sums = {name: self._of(self.gradients, name) for name in self.copies}
         for name, parameter in self.parameters.items():
             source = parameter.detach() if exact is None or name not in exact else exact[name]
             self._of(self.masters, name).copy_(source)
@@ -76,12 +77,13 @@ class Trainables:
 
     def collect(self, *, first: bool) -> None:
         """Add the gradients of one micro-batch to those of the masters, in fp32; the first of a step replace them."""
-        for name in self.copies:
-            into, gradient = self._of(self.gradients, name), self.parameters[name].grad
-            if first:
-                into.zero_() if gradient is None else into.copy_(gradient)
-            elif gradient is not None:
-                into.add_(gradient)
+        found = {name: self.parameters[name].grad for name in self.copies if self.parameters[name].grad is not None}
+        sums = [self._sums[name] for name in found]
+        if first:
+            for name in self._sums.keys() - found.keys():
+                self._sums[name].zero_()
+        if found:
+            (torch._foreach_copy_ if first else torch._foreach_add_)(sums, list(found.values()))
         self.drop()
 
     def drop(self) -> None:
