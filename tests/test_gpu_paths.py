@@ -13,10 +13,9 @@ import bases
 from test_packs import text_data, trials
 from test_varlen import plainly
 from tiny import make_data, make_model
-from tunetrial.engine import attention, blocks, fusion, quantised, varlen
+from tunetrial.engine import attention, blocks, fusion, varlen
 from tunetrial.engine.graphs import CudaGraphs, Replay
 from tunetrial.engine.loss import token_losses
-from tunetrial.engine.quantised import QuantisedLinear, matrix
 from tunetrial.engine.torch_engine import TorchEngine
 
 pytestmark = [
@@ -213,25 +212,6 @@ def test_a_pass_that_asks_the_device_is_computed_as_before():
         assert step(batch, torch.ones(3, device="cuda")).tolist() == [number] * 3
     assert step.replayed == 0 and dropped == [1] and "recording failed" in step.why_not
     assert torch.ones(2, device="cuda").sum().item() == 2
-
-
-@pytest.mark.parametrize("storage", ["nf4", "int8"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_weights_of_few_bits_are_read_as_plainly(storage, dtype, monkeypatch):
-    """By one kernel, within one rounding of what bitsandbytes or single operations make, and the same bits twice."""
-    pytest.importorskip("bitsandbytes")
-    torch.manual_seed(0)
-    layer = nn.Linear(1024, 768, bias=False, dtype=dtype, device="cuda")
-    stored = QuantisedLinear(layer, storage, torch.device("cuda"))
-    assert fusion.fuses(stored.stored.packed), fusion.why_not()
-    ours, again = matrix(stored), matrix(stored)
-    assert fusion.why_not() is None and torch.equal(ours, again)
-    monkeypatch.setattr(fusion, "fuses", lambda like: False)
-    monkeypatch.setattr(quantised, "fuses", lambda like: False)
-    plain = matrix(stored)
-    assert ours.dtype == plain.dtype == dtype
-    torch.testing.assert_close(ours, plain, rtol=torch.finfo(dtype).eps, atol=1e-7)
-    print(f"{storage} {dtype}: {float((ours != plain).float().mean()):.1e} of weights differ")
 
 
 THREE = ({"seed": 1, "rate": 1e-3}, {"seed": 2, "rate": 3e-4, "settings": {"rank": 3}}, {"seed": 3, "rate": 1e-3})

@@ -13,7 +13,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunetrial.core.errors import ModelError
-from tunetrial.engine.fusion import fused, fuses
 from tunetrial.methods.storage import NF4_BLOCK, NF4_INNER_BLOCK, Storage
 
 
@@ -34,13 +33,9 @@ class Nf4(nn.Module):
         self.register_buffer("scales", state.state2.absmax)
 
     def matrix(self) -> torch.Tensor:
-        """The weight as stored, (outputs, inputs), in the dtype that it had; on CUDA by a kernel of ours."""
+        """The weight as stored, (outputs, inputs), in the dtype that it had."""
         functional = _bitsandbytes()
         levels, inner_levels = _levels(self.packed.device)
-        if fuses(self.packed) and self.shape.numel() % NF4_BLOCK == 0:
-            scales = self.scales.repeat_interleave(NF4_INNER_BLOCK)[: len(self.absmax)]
-            blocks = self.packed.view(-1, NF4_BLOCK // 2), self.absmax, scales
-            return from_nf4(*blocks, self.offset, levels, inner_levels, self.narrow).view(self.shape).to(self.dtype)
         inner = functional.QuantState(
             absmax=self.scales, code=inner_levels, blocksize=NF4_INNER_BLOCK, dtype=torch.float32
         )
@@ -70,30 +65,7 @@ class Int8(nn.Module):
 
     def matrix(self) -> torch.Tensor:
         """The weight as stored, (outputs, inputs), in the dtype that it had."""
-        return from_int8(self.packed, self.scale, self.dtype)
-
-
-@fused(0, 0, 0, None, None, None, None)
-def from_nf4(
-    packed: torch.Tensor,
-    absmax: torch.Tensor,
-    scales: torch.Tensor,
-    offset: torch.Tensor,
-    levels: torch.Tensor,
-    inner_levels: torch.Tensor,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Weights (blocks, 64) of bytes (blocks, 32), two weights each, the first one in its upper half: a level times the
-    block's absolute maximum, which is a level times a scale (blocks,), plus the offset; computed in fp32."""
-    maxima = inner_levels[absmax.int()] * scales + offset
-    halves = torch.stack([packed >> 4, packed & 15], 2).flatten(1)
-    return (levels[halves.int()] * maxima[:, None]).to(dtype)
-
-
-@fused(0, 0, None)
-def from_int8(packed: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Weights (outputs, inputs) of bytes and a scale a row."""
-    return (packed * scale).to(dtype)
+        return (self.packed * self.scale).to(self.dtype)
 
 
 STORES: dict[Storage, type[Nf4] | type[Int8]] = {"nf4": Nf4, "int8": Int8}
