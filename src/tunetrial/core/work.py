@@ -1,0 +1,43 @@
+"""What a pass takes on a device, counted and not measured: bytes that are held, and work by kind of kernel."""
+
+from typing import Literal
+
+from tunetrial.core.records import Record
+
+Part = Literal["base", "trained", "gradients", "moments", "activations", "workspace", "other"]
+
+
+class Kernel(Record):
+    """Operations of one kind and size. A multiply and an add are two operations; `bytes` are read and written once each
+    by one of them, caches apart.
+
+    `shape` is (m, n, k) of a product (m, k) × (k, n), with the number of such in a batched one in `count`; of other
+    kinds it is empty. `count` is how many a pass has.
+    """
+
+    kind: Literal["product", "attention", "elementwise", "copy", "optimiser"]
+    dtype: str
+    shape: tuple[int, ...] = ()
+    count: int
+    operations: float
+    bytes: float
+
+
+class Phase(Record):
+    """The most bytes that tensors occupy at one time of a phase, as the device's allocator rounds them, and what they
+    are then; nothing is said of what the allocator holds in reserve, nor of the device's context.
+
+    `work` is what the phase computes, once.
+    """
+
+    peak_bytes: int
+    parts: dict[Part, int]
+    work: tuple[Kernel, ...] = ()
+
+
+class Traced(Record):
+    """Phases of a trial, or of all members of a pack together, on one device: "load", "step" (one optimiser step),
+    "evaluate" (one batch), "save". `tokens` are the real ones of the step that was counted."""
+
+    phases: dict[str, Phase]
+    tokens: int
