@@ -281,13 +281,40 @@ class Abstention(Record):
     next_spend: str
 
 
+class Scored(Record):
+    """What the plan said before the first run, as a range, beside what was measured; of one arm or of the whole study.
+
+    `likely` is the plan's single best number, where it had one. `measured` is absent where nothing was.
+    """
+
+    what: str
+    arm: str | None = None
+    unit: str
+    low: float
+    high: float
+    likely: float | None = None
+    measured: float | None
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the measurement lies within the range; None without one."""
+        return None if self.measured is None else self.low <= self.measured <= self.high
+
+    @property
+    def error(self) -> float | None:
+        """The plan's number over the measured one, minus 1; None without either."""
+        if self.likely is None or not self.measured:
+            return None
+        return self.likely / self.measured - 1
+
+
 class Decision(Record):
     """The outcome of a study: verdicts, then a recommendation or an abstention, with reasons and flip points.
 
     `confirmations` are of arms whose rates were searched for on another base than they were trained on. `test_openings`
     counts by task how often the test rows have been opened, by any study of this user, this one included; empty where
     nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
-    budget took, by the budget's fields.
+    budget took, by the budget's fields; `predictions` what the plan said beforehand.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -305,6 +332,7 @@ class Decision(Record):
     test_openings: dict[str, int] = {}
     need: Need | None = None
     spent: dict[str, Measurement] = {}
+    predictions: tuple[Scored, ...] = ()
     study_digest: str
     record_digests: dict[str, str]
     synthetic: bool

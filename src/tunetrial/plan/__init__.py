@@ -6,6 +6,7 @@ from tunetrial.plan.estimate import Sizes
 from tunetrial.plan.machine import Machine, check_disk
 from tunetrial.plan.packs import most_members, packs
 from tunetrial.plan.preview import Plan, fit_budget, preview, trial_seconds
+from tunetrial.plan.scored import scored
 from tunetrial.plan.waves import Wave, chosen_rate, next_wave
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "packs",
     "preview",
     "reduced",
+    "scored",
     "trial_seconds",
 ]

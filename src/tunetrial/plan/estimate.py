@@ -36,16 +36,20 @@ LIBRARIES_BYTES = {"cpu": (0.3 * GIB, 1.0 * GIB), "cuda": (1.0 * GIB, 4.0 * GIB)
 
 
 class Range(Record):
-    """A number before it is measured: between these two if the assumptions hold."""
+    """A number before it is measured: between these two if the assumptions hold, and `likely` this one, where the
+    parts are counted and not bounded alone."""
 
     low: float
     high: float
+    likely: float | None = None
 
     def __add__(self, other: "Range") -> "Range":
-        return Range(low=self.low + other.low, high=self.high + other.high)
+        likely = None if None in (self.likely, other.likely) else self.likely + other.likely
+        return Range(low=self.low + other.low, high=self.high + other.high, likely=likely)
 
     def __mul__(self, other: "Range") -> "Range":
-        return Range(low=self.low * other.low, high=self.high * other.high)
+        likely = None if None in (self.likely, other.likely) else self.likely * other.likely
+        return Range(low=self.low * other.low, high=self.high * other.high, likely=likely)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Sizes:
 
 def exactly(value: float) -> Range:
     """A number that is known."""
-    return Range(low=value, high=value)
+    return Range(low=value, high=value, likely=value)
 
 
 def tokens_per_example(

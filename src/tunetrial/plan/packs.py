@@ -16,8 +16,8 @@ MOST = {"cpu": 1, "cuda": 16}
 def most_members(study: Study, device: str) -> int:
     """How many trials train together at most: as the study says, else 16 on a GPU.
 
-    On a CPU one: a pass over the rows of one trial nearly fills a core unless they are short (docs/packs.md), and a pack
-    would keep the other cores from its members.
+    On a CPU one: a pass over the rows of one trial nearly fills a core unless they are short (docs/packs.md), and a
+    pack would keep the other cores from its members.
     """
     return MOST[device] if study.pack == "auto" else study.pack
 

@@ -41,6 +41,8 @@ def html(evidence: Evidence, decision: Decision) -> str:
             rate_panels=plots.rate_panels(evidence, chosen),
             loss_panels=plots.loss_panels(evidence),
             probe_bars=plots.probe_bars(evidence),
+            predictions=tables.predictions(decision),
+            coverage=tables.coverage(decision),
             failures=tables.failures(evidence, decision),
             provenance=provenance.gather(evidence, decision),
             flips=tuple(headline.flip(point) for point in decision.flips),

@@ -152,6 +152,48 @@ def glance(evidence: Evidence, decision: Decision) -> tuple[tuple[str, ...], tup
     return shown, tuple((words.criterion(c), tuple(_cost(decision.costs[a].get(c)) for a in shown)) for c in costs)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """A line of the plan beside its measurement; `outside` asks for attention."""
+
+    name: str
+    said: str
+    measured: str
+    within: str
+    error: str
+    outside: bool
+
+
+def predictions(decision: Decision) -> tuple[Prediction, ...]:
+    """What the plan said before the first run, in the units of the report."""
+    found = []
+    for scored in decision.predictions:
+        said = [words.quantity(Measurement(value=value, unit=scored.unit)) for value in (scored.low, scored.high)]
+        text = said[0] if said[0] == said[1] else f"{said[0]} to {said[1]}"
+        if scored.likely is not None and said[0] != said[1]:
+            text += f", likely {words.quantity(Measurement(value=scored.likely, unit=scored.unit))}"
+        measured = scored.measured
+        found.append(
+            Prediction(
+                f"{scored.what} of {words.name(scored.arm)}" if scored.arm else scored.what,
+                text,
+                "not measured" if measured is None else words.quantity(Measurement(value=measured, unit=scored.unit)),
+                {None: "", True: "yes", False: "no"}[scored.inside],
+                "" if scored.error is None else f"{scored.error:+.1%}",
+                scored.inside is False,
+            )
+        )
+    return tuple(found)
+
+
+def coverage(decision: Decision) -> str:
+    """How many measurements lie within what was said of them."""
+    judged = [scored.inside for scored in decision.predictions if scored.inside is not None]
+    if not judged:
+        return "Nothing was measured that it spoke of."
+    return f"{sum(judged)} of {len(judged)} measurements lie within what was said of them."
+
+
 def failures(evidence: Evidence, decision: Decision) -> tuple[Failure, ...]:
     """Arms without a usable result, runs that diverged or did not fit, arms that were ruled out: none is dropped."""
     states = {(a.task, a.arm): _state(evidence, a) for a in decision.arms if a.state != "trained"}

@@ -27,6 +27,8 @@ def markdown(evidence: Evidence, decision: Decision) -> str:
             verdicts=headline.verdicts(decision),
             columns=tables.columns(evidence, decision),
             rows=tables.rows(evidence, decision),
+            predictions=tables.predictions(decision),
+            coverage=tables.coverage(decision),
             failures=tables.failures(evidence, decision),
             provenance=provenance.gather(evidence, decision),
         )

@@ -16,7 +16,7 @@ from tunetrial.store import lease, sealed
 from tunetrial.store.trial import TrialFolder
 
 _LOCK = "study.lock.json"
-_PACKS = "packs.json"
+_PACKS, _PLAN = "packs.json", "plan.json"
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,24 @@ class StudyFolder:
         return Evidence(lock, records, scores, curves)
 
     def write_plan(self, plan: dict) -> None:
-        """Keep the first wave, the upper bounds and the estimates."""
-        self._write("plan.json", json.dumps(plan, indent=1, allow_nan=False) + "\n")
+        """Keep the first wave, the upper bounds and the estimates; once a trial has a record they stand as they are."""
+        if (self.path / _PLAN).exists() and any(self.path.glob("trials/*/record.json")):
+            return
+        self._write(_PLAN, json.dumps(plan, indent=1, allow_nan=False) + "\n")
+
+    def plan(self) -> dict | None:
+        """What was planned before the first trial; None where nothing was kept.
+
+        Raises:
+            IntegrityError: It cannot be read.
+        """
+        path = self.path / _PLAN
+        if not path.exists():
+            return None
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise IntegrityError(f"{path}: not a plan, got {error}; restore it, or remove it") from None
 
     def packs(self) -> list[list[str]]:
         """The packs that were formed, as ids of their trials.
