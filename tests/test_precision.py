@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny import make_data, make_model, make_trial
 from tunetrial import methods
 from tunetrial.core.errors import DivergedError
-from tunetrial.engine.loop import Scaler
+from tunetrial.engine.optimisers import Scaler
 from tunetrial.engine.torch_engine import TorchEngine
 
 

@@ -1,0 +1,45 @@
+"""How masters are moved: AdamW, and in fp16 the scale of losses."""
+
+import math
+
+import torch
+
+
+class Scaler:
+    """The scale of losses in fp16: halved when a gradient overflows, doubled after 2,000 steps without."""
+
+    GROW_AFTER = 2000
+
+    def __init__(self) -> None:
+        self.scale, self.sound, self.overflows = 2.0**16, 0, 0
+
+    def accepts(self, grad_norm: float) -> bool:
+        """Whether the step stands, by the norm of its unscaled gradient. At a scale of 1 it does, and has diverged."""
+        if math.isfinite(grad_norm):
+            return True
+        if self.scale <= 1:
+            return True
+        self.scale, self.sound, self.overflows = self.scale / 2, 0, self.overflows + 1
+        return False
+
+    def grow(self) -> None:
+        """Count a step that was taken; after so many without an overflow the scale is doubled from the next on."""
+        self.sound += 1
+        if self.sound % self.GROW_AFTER == 0:
+            self.scale *= 2
+
+    def facts(self) -> dict[str, float]:
+        return {"loss_scale": self.scale, "overflows": self.overflows}
+
+
+def optimiser(groups: list[dict], *, bits: int) -> torch.optim.Optimizer:
+    """AdamW with moments in fp32, or in 8 bits with a scale for every 256 (Dettmers et al. 2021, arXiv:2110.02861).
+
+    In 8 bits, moments of tensors of fewer than 4,096 weights stay in fp32.
+    """
+    betas, eps = (0.9, 0.999), 1e-8
+    if bits == 8:
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit([group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
