@@ -1,0 +1,240 @@
+"""Whether an arm fits a device, and the smallest changes that would make it fit.
+
+What is held is counted (`engine.trace`), not estimated; added to it are what the device's context takes and what the
+allocator holds in reserve. When memory is short the engine halves its micro-batches by itself, and then computes
+layers again in the backward pass: neither changes which examples a step sees, so a comparison stays fair. Every other
+change is another question, and is said to be.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from tunetrial import methods
+from tunetrial.core.records import Record
+from tunetrial.core.study import Arm
+from tunetrial.core.work import Part, Traced
+from tunetrial.plan.estimate import GIB, Range
+
+# A process on an H200 held 0.78 GiB beside its tensors and the allocator's reserve (torch 2.11, CUDA 13, compiled
+# kernels loaded); smaller and older devices load fewer kernels.
+CONTEXT_BYTES = {"cpu": Range(low=0.3 * GIB, high=1.0 * GIB), "cuda": Range(low=0.4 * GIB, high=0.9 * GIB)}
+# What the allocator keeps beyond the most that tensors take at one time: pieces that no tensor fits into.
+RESERVE = Range(low=1.0, high=1.1)
+
+
+class Ask(Record):
+    """How a step is computed: so many examples at once, rows cut at so many tokens if given, and whether layers are
+    computed again in the backward pass."""
+
+    micro_batch: int
+    recomputes: bool = False
+    most_tokens: int | None = None
+
+
+SHORTEST = 64
+
+Count = Callable[[Arm, Ask], Traced]
+
+
+class Need(Record):
+    """Memory of an arm, asked so: `peak_bytes` of tensors in the phase that takes most, what they are, and `bytes`,
+    what the device must have free for them, context and reserve included."""
+
+    ask: Ask
+    phase: str
+    peak_bytes: int
+    parts: dict[Part, int]
+    bytes: Range
+    operations: float
+
+    @classmethod
+    def of(cls, traced: Traced, ask: Ask, kind: str) -> "Need":
+        phase, most = max(traced.phases.items(), key=lambda item: item[1].peak_bytes)
+        context = CONTEXT_BYTES[kind]
+        step = traced.phases["step"].work
+        return cls(
+            ask=ask,
+            phase=phase,
+            peak_bytes=most.peak_bytes,
+            parts=most.parts,
+            bytes=Range(
+                low=most.peak_bytes * RESERVE.low + context.low, high=most.peak_bytes * RESERVE.high + context.high
+            ),
+            operations=sum(kernel.count * kernel.operations for kernel in step),
+        )
+
+
+class Change(Record):
+    """Something that would make an arm fit. `time` is how many times the arithmetic of a step it takes, launches and
+    traffic apart; `fair` says what it does to the comparison."""
+
+    what: str
+    need: Need
+    time: float
+    fair: str
+
+
+Verdict = Literal["fits", "tight", "fits in smaller steps", "does not fit"]
+
+
+class Fit(Record):
+    """An arm on a device: "fits" as asked, "tight" where it does at the low end of what it needs alone, "fits in
+    smaller steps" where the engine gets through by itself as the first of `changes` says, or "does not fit"."""
+
+    arm: str
+    device: str
+    room_bytes: int
+    verdict: Verdict
+    need: Need
+    changes: tuple[Change, ...] = ()
+
+
+def fit(
+    arm: Arm, device: str, room_bytes: int, *, kind: str, batch: int, longest: int, layers: int, count: Count
+) -> Fit:
+    """Find out whether an arm fits and, if not, what would make it fit, the smallest change first.
+
+    Args:
+        room_bytes: What the device has free before anything is on it.
+        kind: "cpu" or "cuda".
+        batch: Examples of a step.
+        longest: Tokens of the longest row.
+        layers: Of the base.
+        count: Counts an arm, asked so.
+    """
+
+    def needs(asked: Arm, ask: Ask) -> Need:
+        return Need.of(count(asked, ask), ask, kind)
+
+    whole = needs(arm, Ask(micro_batch=batch))
+    found = {"arm": arm.name, "device": device, "room_bytes": room_bytes, "need": whole}
+    if whole.bytes.high <= room_bytes:
+        return Fit(verdict="fits", **found)
+    smaller = _smaller(arm, room_bytes, batch, needs)
+    own = () if smaller is None else (_by_itself(smaller, whole, batch),)
+    if whole.bytes.low <= room_bytes:
+        return Fit(verdict="tight", changes=own, **found)
+    others: tuple[Change, ...] = ()
+    if smaller is None:
+        others += tuple(_other_settings(arm, room_bytes, batch, needs, whole))
+        others += tuple(_shorter(arm, room_bytes, batch, longest, needs, whole))
+        others += tuple(_more_devices(arm, room_bytes, batch, layers, kind, needs, whole))
+    return Fit(verdict="does not fit" if smaller is None else "fits in smaller steps", changes=own + others, **found)
+
+
+def _smaller(arm: Arm, room_bytes: int, batch: int, needs: Callable[[Arm, Ask], Need]) -> Need | None:
+    """The largest micro-batch that fits, halving from the batch; else one example with layers computed again."""
+    sizes = list(_halves(batch))
+    if not sizes:
+        return None
+    one = needs(arm, Ask(micro_batch=sizes[-1]))
+    if one.bytes.high > room_bytes:
+        again = needs(arm, Ask(micro_batch=sizes[-1], recomputes=True))
+        return again if again.bytes.high <= room_bytes else None
+    fits, low, high = one, 0, len(sizes) - 1
+    while low < high:
+        middle = (low + high) // 2
+        tried = needs(arm, Ask(micro_batch=sizes[middle]))
+        if tried.bytes.high <= room_bytes:
+            fits, high = tried, middle
+        else:
+            low = middle + 1
+    return fits
+
+
+def _halves(batch: int) -> Iterator[int]:
+    while batch > 1:
+        batch //= 2
+        yield batch
+
+
+def _by_itself(need: Need, whole: Need, batch: int) -> Change:
+    what = f"micro-batches of {need.ask.micro_batch} instead of {batch}"
+    if need.ask.recomputes:
+        what += ", layers computed again in the backward pass"
+    fair = "fair: the same examples in every step; the engine does it by itself"
+    return Change(what=what, need=need, time=need.operations / whole.operations, fair=fair)
+
+
+def _other_settings(
+    arm: Arm, room_bytes: int, batch: int, needs: Callable[[Arm, Ask], Need], whole: Need
+) -> Iterator[Change]:
+    """Changes of the arm itself, those that fit."""
+    settings = arm.settings
+    asked: list[tuple[str, Arm, str]] = []
+    if settings.get("optimizer_bits") == 32:
+        fair = "fair if every arm takes it: optimizer_bits: 8"
+        asked.append(("moments in 8 bits", _with(arm, optimizer_bits=8), fair))
+    if arm.method == "lora" and settings.get("base") == "plain":
+        qlora = Arm(name=arm.name, method="qlora", settings=methods.settle("qlora", _plain(settings)))
+        asked.append(("QLoRA: the base in 4 bits", qlora, "another method: add it as an arm of its own"))
+    if arm.method == "full":
+        lora = Arm(name=arm.name, method="lora", settings=methods.settle("lora", {"rank": 16}))
+        asked.append(("LoRA of rank 16 on all linear layers", lora, "another method: add it as an arm of its own"))
+        qlora = Arm(name=arm.name, method="qlora", settings=methods.settle("qlora", {"rank": 16}))
+        asked.append(("QLoRA of rank 16 on all linear layers", qlora, "another method: add it as an arm of its own"))
+    for what, other, fair in asked:
+        need = needs(other, Ask(micro_batch=batch))
+        if need.bytes.high > room_bytes:
+            smaller = _smaller(other, room_bytes, batch, needs)
+            if smaller is None:
+                continue
+            need, what = smaller, f"{what}, {_by_itself(smaller, need, batch).what}"
+        yield Change(what=what, need=need, time=need.operations / whole.operations, fair=fair)
+
+
+def _shorter(
+    arm: Arm, room_bytes: int, batch: int, longest: int, needs: Callable[[Arm, Ask], Need], whole: Need
+) -> Iterator[Change]:
+    """The longest half, quarter and so on of the rows' tokens at which the arm fits, one example at a time."""
+    while longest > SHORTEST:
+        longest //= 2
+        ask = Ask(micro_batch=1, recomputes=True, most_tokens=longest)
+        need = needs(arm, ask)
+        if need.bytes.high <= room_bytes:
+            what = f"rows cut at {longest} tokens, one at a time, layers computed again in the backward pass"
+            fair = f"fair if max_tokens is {longest} for every arm, and it is another task then"
+            yield Change(what=what, need=need, time=need.operations / whole.operations, fair=fair)
+            return
+
+
+def _more_devices(
+    arm: Arm,
+    room_bytes: int,
+    batch: int,
+    layers: int,
+    kind: str,
+    needs: Callable[[Arm, Ask], Need],
+    whole: Need,
+) -> Iterator[Change]:
+    """The fewest such GPUs over which weights, gradients and moments could be shared out.
+
+    Fully sharded data parallelism as Rajbhandari et al. (2020, arXiv:1910.02054, section 5.3, stage 3) have it: each
+    holds its share of the states, its own examples' activations, and two layers' weights gathered at a time.
+    """
+    if kind != "cuda":
+        return
+    for devices in (2, 4, 8, 16):
+        examples = max(1, batch // devices)
+        for recomputes in (False, True):
+            need = needs(arm, Ask(micro_batch=examples, recomputes=recomputes))
+            states = sum(need.parts.get(part, 0) for part in ("base", "trained", "gradients", "moments"))
+            gathered = 2 * need.parts.get("base", 0) // layers
+            each = need.peak_bytes - states + states // devices + gathered
+            context = CONTEXT_BYTES[kind]
+            needed = Range(low=each * RESERVE.low + context.low, high=each * RESERVE.high + context.high)
+            if needed.high <= room_bytes:
+                what = f"{devices} such GPUs, states sharded, {examples} of {batch} examples each"
+                what += ", layers computed again in the backward pass" if recomputes else ""
+                shared = need.model_copy(update={"bytes": needed, "peak_bytes": each})
+                fair = "fair if every arm runs so; tunetrial trains on one GPU so far"
+                yield Change(what=what, need=shared, time=need.operations / whole.operations / devices, fair=fair)
+                return
+
+
+def _with(arm: Arm, **settings: object) -> Arm:
+    return arm.model_copy(update={"settings": {**arm.settings, **settings}})
+
+
+def _plain(settings: dict) -> dict:
+    return {key: settings[key] for key in ("rank", "alpha", "targets", "rslora", "dora") if key in settings}
