@@ -67,7 +67,7 @@ def test_layers_are_computed_again_last_and_that_has_its_price():
 
 
 def test_what_does_not_fit_is_told_what_would_and_what_that_does_to_the_comparison():
-    found = fitted("full", 13)
+    found = fitted("full", 13.05)
     assert found.verdict == "does not fit"
     changes = {change.what.partition(",")[0].partition(":")[0]: change for change in found.changes}
     assert list(changes) == [
