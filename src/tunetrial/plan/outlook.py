@@ -1,0 +1,128 @@
+"""What fine-tuning a model would take on devices that need not be there: memory, time and money, without a study.
+
+A study's own plan (`preview`) knows its rows, its trials and its machine; an outlook is for the question before that.
+"""
+
+import textwrap
+from collections.abc import Iterator
+
+from tunetrial.core.records import Record
+from tunetrial.plan.estimate import GIB, Range
+from tunetrial.plan.fit import Fit
+from tunetrial.plan.power import Power
+
+WIDTH = 100
+PARTS = ("base", "trained", "gradients", "moments", "activations", "workspace", "other")
+
+
+class Cell(Record):
+    """One arm on one device. `step_s` are seconds of an optimiser step and `run_s` of one training run of so many
+    epochs, where rows were given; `usd` is the run's price, by the hour at `price`. Each is None where it is not known,
+    and `why` says of time why not."""
+
+    fit: Fit
+    precision: str
+    step_s: Range | None = None
+    run_s: Range | None = None
+    usd: Range | None = None
+    price: str | None = None
+    why: str | None = None
+
+
+class Outlook(Record):
+    """A model by its configuration, on devices by their data sheets or as measured.
+
+    `parameters` are counted, or of a family that is not known lie within `bound`, and nothing is said of fits then.
+    `sessions` tells, by device, of limits on how long one may be used at a time.
+    """
+
+    model: str
+    source: str
+    parameters: int | None
+    bound: tuple[int, int] | None = None
+    step: str
+    cells: tuple[Cell, ...] = ()
+    sessions: dict[str, str] = {}
+    power: Power | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def nothing_fits(self) -> bool:
+        """Whether there are cells, and none of them fits even in smaller steps."""
+        return bool(self.cells) and all(cell.fit.verdict == "does not fit" for cell in self.cells)
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def _lines(outlook: Outlook) -> Iterator[str]:
+    if outlook.parameters is not None:
+        size = f"{outlook.parameters:,} weights"
+    elif outlook.bound is not None:
+        size = f"between {outlook.bound[0]:,} and {outlook.bound[1]:,} weights"
+    else:
+        size = "weights unknown"
+    yield from _wrapped(f"{outlook.model}: {size}; {outlook.source}")
+    yield from _wrapped(f"a step: {outlook.step}")
+    if outlook.cells:
+        yield ""
+        yield from _table(outlook.cells)
+    changes = [(cell, change) for cell in outlook.cells for change in cell.fit.changes]
+    if changes:
+        yield ""
+        yield "What would make it fit, the smallest change first:"
+    for cell, change in changes:
+        said = f"{cell.fit.arm} on {cell.fit.device}: {change.what}: {_gib(change.need.bytes)} GiB"
+        if abs(change.time - 1) > 0.005:
+            said += f", {change.time:.2g} × the arithmetic of a step"
+        yield from _wrapped(f"{said}; {change.fair}", indent="  ")
+    rest = [f"{device}: {limit}" for device, limit in outlook.sessions.items()]
+    rest += [f"price: {price}" for price in dict.fromkeys(cell.price for cell in outlook.cells if cell.price)]
+    rest += [f"no time: {why}" for why in dict.fromkeys(cell.why for cell in outlook.cells if cell.why)]
+    rest += [str(outlook.power)] if outlook.power else []
+    rest += list(outlook.remarks)
+    if rest:
+        yield ""
+    for line in rest:
+        yield from _wrapped(line)
+
+
+def _table(cells: tuple[Cell, ...]) -> Iterator[str]:
+    heads = ["method", "on", "has GiB", "needs GiB", "", "a step", "a run", "USD"]
+    rows = [heads]
+    for cell in cells:
+        rows.append(
+            [
+                cell.fit.arm,
+                cell.fit.device,
+                f"{cell.fit.room_bytes / GIB:.1f}",
+                _gib(cell.fit.need.bytes),
+                cell.fit.verdict,
+                _seconds(cell.step_s),
+                _seconds(cell.run_s),
+                "" if cell.usd is None else f"{cell.usd.low:.2g}–{cell.usd.high:.2g}",
+            ]
+        )
+    kept = [n for n, head in enumerate(heads) if n < 5 or any(row[n] for row in rows[1:])]
+    widths = [max(len(row[n]) for row in rows) for n in kept]
+    for row in rows:
+        yield "  ".join(row[n].ljust(width) for n, width in zip(kept, widths, strict=True)).rstrip()
+
+
+def _wrapped(text: str, indent: str = "") -> Iterator[str]:
+    yield from textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ")
+
+
+def _gib(needed: Range) -> str:
+    return f"{needed.low / GIB:.1f}–{needed.high / GIB:.1f}"
+
+
+def _seconds(found: Range | None) -> str:
+    """A range of time in the unit that its middle reads best in."""
+    if found is None:
+        return ""
+    middle = (found.low * found.high) ** 0.5
+    size, unit = next(
+        ((s, u) for s, u in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")) if middle >= s), (1e-3, "ms")
+    )
+    return f"{found.low / size:.2g}–{found.high / size:.2g} {unit}"
