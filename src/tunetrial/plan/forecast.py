@@ -1,6 +1,6 @@
 """What fine-tuning a model would take on devices that need not be there: memory, time and money, without a study.
 
-A study's own plan (`preview`) knows its rows, its trials and its machine; an outlook is for the question before that.
+A study's own plan (`preview`) knows its rows, its trials and its machine; a forecast is for the question before that.
 """
 
 import textwrap
@@ -29,7 +29,7 @@ class Cell(Record):
     why: str | None = None
 
 
-class Outlook(Record):
+class Forecast(Record):
     """A model by its configuration, on devices by their data sheets or as measured.
 
     `parameters` are counted, or of a family that is not known lie within `bound`, and nothing is said of fits then.
@@ -55,19 +55,19 @@ class Outlook(Record):
         return "\n".join(_lines(self))
 
 
-def _lines(outlook: Outlook) -> Iterator[str]:
-    if outlook.parameters is not None:
-        size = f"{outlook.parameters:,} weights"
-    elif outlook.bound is not None:
-        size = f"between {outlook.bound[0]:,} and {outlook.bound[1]:,} weights"
+def _lines(forecast: Forecast) -> Iterator[str]:
+    if forecast.parameters is not None:
+        size = f"{forecast.parameters:,} weights"
+    elif forecast.bound is not None:
+        size = f"between {forecast.bound[0]:,} and {forecast.bound[1]:,} weights"
     else:
         size = "weights unknown"
-    yield from _wrapped(f"{outlook.model}: {size}; {outlook.source}")
-    yield from _wrapped(f"a step: {outlook.step}")
-    if outlook.cells:
+    yield from _wrapped(f"{forecast.model}: {size}; {forecast.source}")
+    yield from _wrapped(f"a step: {forecast.step}")
+    if forecast.cells:
         yield ""
-        yield from _table(outlook.cells)
-    changes = [(cell, change) for cell in outlook.cells for change in cell.fit.changes]
+        yield from _table(forecast.cells)
+    changes = [(cell, change) for cell in forecast.cells for change in cell.fit.changes]
     if changes:
         yield ""
         yield "What would make it fit, the smallest change first:"
@@ -76,11 +76,11 @@ def _lines(outlook: Outlook) -> Iterator[str]:
         if abs(change.time - 1) > 0.005:
             said += f", {change.time:.2g} × the arithmetic of a step"
         yield from _wrapped(f"{said}; {change.fair}", indent="  ")
-    rest = [f"{device}: {limit}" for device, limit in outlook.sessions.items()]
-    rest += [f"price: {price}" for price in dict.fromkeys(cell.price for cell in outlook.cells if cell.price)]
-    rest += [f"no time: {why}" for why in dict.fromkeys(cell.why for cell in outlook.cells if cell.why)]
-    rest += [str(outlook.power)] if outlook.power else []
-    rest += list(outlook.remarks)
+    rest = [f"{device}: {limit}" for device, limit in forecast.sessions.items()]
+    rest += [f"price: {price}" for price in dict.fromkeys(cell.price for cell in forecast.cells if cell.price)]
+    rest += [f"no time: {why}" for why in dict.fromkeys(cell.why for cell in forecast.cells if cell.why)]
+    rest += [str(forecast.power)] if forecast.power else []
+    rest += list(forecast.remarks)
     if rest:
         yield ""
     for line in rest:
