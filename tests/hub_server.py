@@ -1,7 +1,7 @@
 """A Hub on this machine: what huggingface_hub asks for, for models and data sets kept in a folder.
 
 Layout: `<root>/<models|datasets>/<org>/<name>/<files>`, all at one commit. Names that begin with `gated`, `broken` or
-`refused` answer as the Hub does for these.
+`refused` answer as the Hub does for these; all of `meta-llama` is gated.
 """
 
 import hashlib
@@ -50,7 +50,8 @@ def serve(root: Path) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
                     kind, parts = "datasets", parts[1:]
                 parts, asked = parts[:2], parts[2:]
             folder = root / kind / "/".join(parts)
-            fault = next((FAULTS[name] for name in FAULTS if parts[1].startswith(name)), None)
+            asked_for = "gated" if parts[0] == "meta-llama" else parts[1]
+            fault = next((FAULTS[name] for name in FAULTS if asked_for.startswith(name)), None)
             if fault:
                 return self.answer(fault[0], b"{}", X_Error_Code=fault[1])
             if not folder.is_dir():

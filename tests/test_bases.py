@@ -118,7 +118,7 @@ def test_heads_of_a_classifier_are_counted(family):
     config = bases.configuration(family, num_labels=3)
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(config)
-    shape_ = models.sizes._shape(json.loads(config.to_json_string(use_diff=False)), FAMILIES[family])
+    shape_ = models.shape_of(json.loads(config.to_json_string(use_diff=False)))
     assert classifier.num_parameters() == shape_.backbone_parameters + shape_.readout_parameters(3)
     assert classifier.base_model_prefix == shape_.prefix
 
@@ -144,7 +144,7 @@ def test_golden_counts():
         ),
     }
     for family, (config, count) in known.items():
-        assert models.sizes._shape({"model_type": family} | config, FAMILIES[family]).parameters == count, family
+        assert models.shape_of({"model_type": family} | config).parameters == count, family
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,15 @@ def test_golden_counts():
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention: not supported, got True"),
         ("bert", {"position_embedding_type": "relative_key"}, "not supported, got 'relative_key' in a bert"),
         ("bert", {"is_decoder": True}, "is_decoder: not supported"),
-        ("llama", {"hidden_size": "many"}, "a size is not a number"),
-        ("llama", {"hidden_size": None}, "a size is not a number"),
+        ("llama", {"hidden_size": "many"}, "hidden_size: must be a whole number from 1 to 131072, got 'many'; mend it"),
+        ("llama", {"hidden_size": None}, "hidden_size: must be a whole number from 1 to 131072, got None"),
+        ("llama", {"hidden_size": -32}, "hidden_size: must be a whole number from 1 to 131072, got -32"),
+        ("llama", {"hidden_size": 10**30}, "hidden_size: must be a whole number from 1 to 131072, got 1000"),
+        ("gpt2", {"n_layer": True}, "n_layer: must be a whole number from 1 to 1024, got True"),
+        ("llama", {"vocab_size": 97.0}, "vocab_size: must be a whole number from 1 to 8388608, got 97.0"),
+        ("llama", {"num_key_value_heads": 3}, "num_key_value_heads: must divide the number of heads, got 3 and 4"),
+        ("bert", {"hidden_size": 33}, "hidden_size: must be a multiple of the number of heads, got 33 and 4; mend it"),
+        ("roberta", {"max_position_embeddings": 2}, "max_position_embeddings: must be above 2, got 2; mend it"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(family, change, message, tmp_path):

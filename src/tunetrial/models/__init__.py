@@ -12,12 +12,23 @@ from pathlib import Path
 from tunetrial.core import manifest
 from tunetrial.core.errors import IntegrityError, ModelError
 from tunetrial.core.records import Record
+from tunetrial.models.bounds import Bound
 from tunetrial.models.hub import Repository, fetch, listed
-from tunetrial.models.sizes import ModelShape, shape
+from tunetrial.models.named import EMBEDDED, Described, described
+from tunetrial.models.sizes import ModelShape, shape, shape_of
 
-__all__ = ["EMBEDDED", "ModelShape", "PinnedModel", "resolve", "shape"]
+__all__ = [
+    "EMBEDDED",
+    "Bound",
+    "Described",
+    "ModelShape",
+    "PinnedModel",
+    "described",
+    "resolve",
+    "shape",
+    "shape_of",
+]
 
-EMBEDDED = Path(__file__).parent.parent / "embedded" / "base"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".gguf")
 WANTED = (

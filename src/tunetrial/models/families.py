@@ -41,6 +41,7 @@ class Family(Record):
 
     `keys` are the family's own names of sizes and `defaults` the values of keys that `config.json` may leave out.
     `refused` are switches that change what the model computes and are not supported, with their harmless values.
+    `own_width` says that an absent intermediate size is four hidden sizes.
     `prefix` is the backbone's name in Hugging Face's classifier. `offset_positions` says that positions begin after
     the padding token's number, `transposed` that weights are stored as (inputs, outputs).
     """
@@ -55,6 +56,7 @@ class Family(Record):
     encoding: Encoding | None = None
     head_bias: bool = False
     offset_positions: bool = False
+    own_width: bool = False
     transposed: bool = False
 
 
@@ -133,7 +135,9 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": _decoder(
         _attention("attention_bias", "attention_bias") | _gated(),
         norms=("4 hidden", "2 head_dim"),
-        defaults=_defaults(131072, tied=True, num_key_value_heads=4, head_dim=256),
+        defaults=_defaults(
+            131072, tied=True, num_attention_heads=8, num_key_value_heads=4, head_dim=256, vocab_size=262208
+        ),
         refused=_ONE_WAY,
     ),
     "phi": _decoder(
@@ -168,6 +172,7 @@ FAMILIES: dict[str, Family] = {
             "max_position_embeddings": "n_positions",
         },
         defaults={"tie_word_embeddings": True, "n_positions": 1024, "n_inner": None},
+        own_width=True,
         refused={"add_cross_attention": (None, False)},
         prefix="transformer",
         transposed=True,
