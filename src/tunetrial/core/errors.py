@@ -6,6 +6,7 @@
     ├── ModelError       a base model cannot be used as named
     ├── DataError        a task, split or row cannot be used as named
     │   └── RunawayError a template takes more time or memory on a row than any prompt is worth
+    ├── ConfigError      what is asked for at a verb or in a plan is not known, or makes no sense: a device, a unit
     ├── EvidenceError    scores are missing, unpaired or too few for what is asked of them
     ├── StoreError       a study folder cannot be used now: held by another process, full, or of another study
     ├── DivergedError    a trial's loss, gradient or weights are no longer finite: a result, not a fault
@@ -38,6 +39,10 @@ class DataError(TunetrialError):
 
 class RunawayError(DataError):
     """A template does not come to an end on a row; trying the others would take as long again."""
+
+
+class ConfigError(TunetrialError):
+    """A device, price or quantity that is not known, or units that do not go together."""
 
 
 class EvidenceError(TunetrialError):

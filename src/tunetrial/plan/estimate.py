@@ -13,20 +13,10 @@ from tunetrial.core.evidence import Example
 from tunetrial.core.records import Record
 from tunetrial.core.study import Arm, Controls
 from tunetrial.models import ModelShape
+from tunetrial.plan import catalogue
 
 GIB = 2**30
 COMPUTE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
-# Dense bf16 operations a second (fp16 for t4) and bytes of memory, from the makers' data sheets.
-GPUS = {
-    "t4": (65e12, 16 * GIB),
-    "l4": (121e12, 24 * GIB),
-    "a10g": (70e12, 24 * GIB),
-    "rtx4090": (165e12, 24 * GIB),
-    "l40s": (362e12, 48 * GIB),
-    "a100": (312e12, 80 * GIB),
-    "h100": (989e12, 80 * GIB),
-    "h200": (989e12, 141 * GIB),
-}
 CPU_OPERATIONS_PER_S = (2e10, 6e11)
 REACHED_SHARE = {"bf16": (0.05, 0.5), "fp16": (0.05, 0.5), "fp32": (0.005, 0.1), "fp64": (0.001, 0.05)}
 STEP_S = (0.005, 0.1)
@@ -150,20 +140,18 @@ def evaluate_operations(arm: Arm, shape: ModelShape) -> float:
 
 
 def operations_per_s(gpu: str | None, precision: str) -> Range | None:
-    """What the device reaches; a CPU of 1 to 16 cores if none is named, None for a name that is not known."""
-    if gpu is None:
-        return Range(low=CPU_OPERATIONS_PER_S[0], high=CPU_OPERATIONS_PER_S[1])
-    known = device(gpu)
-    if known is None:
+    """What the device reaches; a CPU of 1 to 16 cores if none or a CPU is named, None for a name that is not known.
+
+    The share is of the peak in bf16, or in fp16 where there is no bf16.
+    """
+    known = None if gpu is None else catalogue.find(gpu)
+    if gpu is not None and known is None:
         return None
+    if known is None or known.kind == "cpu":
+        return Range(low=CPU_OPERATIONS_PER_S[0], high=CPU_OPERATIONS_PER_S[1])
+    peak = known.operations_per_s["bf16"] or known.operations_per_s["fp16"]
     low, high = REACHED_SHARE[precision]
-    return Range(low=low * known[0], high=high * known[0])
-
-
-def device(gpu: str) -> tuple[float, int] | None:
-    """Operations a second and bytes of memory of a GPU by name, however it is written."""
-    plain = "".join(c for c in gpu.lower() if c.isalnum()).removeprefix("nvidia").removeprefix("geforce")
-    return GPUS.get(plain)
+    return Range(low=low * peak, high=high * peak)
 
 
 def _activation_bytes(shape: ModelShape, compute: int, length: float) -> float:

@@ -8,7 +8,7 @@ from tunetrial.core.evidence import Evidence, TaskData
 from tunetrial.core.records import Record
 from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
 from tunetrial.models import ModelShape
-from tunetrial.plan import budget, estimate
+from tunetrial.plan import budget, catalogue, estimate
 from tunetrial.plan.estimate import GIB, Range, Sizes, exactly
 from tunetrial.plan.machine import Machine, disk_bytes, first_and_last, side_by_side
 from tunetrial.plan.power import Power, power, prior
@@ -282,8 +282,9 @@ def _why_folds(lock: Lock, task: str) -> str:
 
 def _refused(lock: Lock, memory: Mapping[str, Range]) -> dict[str, str]:
     """Arms whose least memory is more than the named GPU has, or than the study's limit."""
-    known = estimate.device(lock.study.hardware.gpu) if lock.study.hardware.gpu else None
-    bounds = {f"a {lock.study.hardware.gpu} has": known[1] / GIB} if known else {}
+    known = catalogue.find(lock.study.hardware.gpu) if lock.study.hardware.gpu else None
+    usable = known and known.usable_bytes
+    bounds = {f"a {lock.study.hardware.gpu} has": usable / GIB} if usable else {}
     if "peak_gib" in lock.study.limits:
         bounds["limits.peak_gib allows"] = lock.study.limits["peak_gib"]
     return {
@@ -299,8 +300,8 @@ def _assumptions(lock: Lock, data: Mapping[str, TaskData], counted: Mapping[str,
     gpu = lock.study.hardware.gpu
     if gpu is None:
         device = "a CPU of 1 to 16 cores: name a GPU under hardware if there is one"
-    elif estimate.device(gpu) is None:
-        device = f"no time without the speed of {gpu!r}; known are {', '.join(estimate.GPUS)}"
+    elif catalogue.find(gpu) is None:
+        device = f"no time without the speed of {gpu!r}; known are {', '.join(catalogue.devices())}"
     else:
         low, high = (100 * share for share in estimate.REACHED_SHARE[lock.precision])
         device = f"a {gpu} at {low:g} to {high:g} % of its bf16 peak"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from tunetrial.plan.estimate import GPUS
+from tunetrial.plan import catalogue
 
 WAIT_S = 5.0
 # Of cgroups of version 2 and 1: the limit, what is used, and the line of memory.stat of what the kernel can take back.
@@ -51,6 +51,6 @@ def gpu_name() -> str | None:
 
 
 def short_name(name: str) -> str:
-    """`NVIDIA A100-SXM4-80GB` is `a100`; a name that plans do not know stays as it is."""
-    plain = "".join(c for c in name.lower() if c.isalnum())
-    return max((known for known in GPUS if known in plain), key=len, default=name)
+    """`NVIDIA A100-SXM4-80GB` is `a100-80`; a name that plans do not know stays as it is."""
+    found = catalogue.find(name)
+    return found.name if found else name
