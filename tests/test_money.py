@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tunetrial.core.errors import ConfigError
 from tunetrial.plan import catalogue, money
+from tunetrial.plan.estimate import Range
 from tunetrial.plan.money import (
     Account,
     Bill,
@@ -119,6 +120,15 @@ def test_a_total_is_the_sum_of_ends(amounts, usd):
     whole = Bill(name="arm", lines=lines).usd
     assert whole.low == pytest.approx(usd * sum(low for low, _ in amounts))
     assert whole.high == pytest.approx(usd * sum(low + more for low, more in amounts))
+
+
+def test_what_runs_is_charged_by_the_hours_of_all_gpus():
+    seconds = {"tuning": Range(low=1800, high=7200), "finals": Range(low=3600, high=3600)}
+    tuning, finals = money.compute(seconds, price(3, "GPU-hour"), basis="estimated", gpus=2)
+    assert (tuning.what, tuning.unit, tuning.usd) == ("tuning", "GPU-hour", Usd.of(3, 12))
+    assert finals.usd == Usd.of(6)
+    with pytest.raises(ConfigError, match="for a GB-month, got an amount in GPU-hour"):
+        money.compute(seconds, price(3, "GB-month"), basis="estimated")
 
 
 def test_money_without_a_price_is_absent_and_named():

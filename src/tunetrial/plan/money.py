@@ -6,7 +6,7 @@ Estimated costs are ranges; the ends of a total are the sums of the ends.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from tunetrial.core.errors import ConfigError
 from tunetrial.core.records import Record
 from tunetrial.plan.catalogue import Price
+from tunetrial.plan.estimate import Range
 
 HOURS_PER_MONTH = 730.0  # a twelfth of 365 days, as cloud bills reckon
 GB_BYTES = 10**9
@@ -210,6 +211,16 @@ def line(what: str, amount: Amount, price: Price | None, *, basis: Basis) -> Lin
     usd, source = cost(amount, price), price.source
     where = ", ".join(part for part in (source.text, source.address) if part)
     return Line(**head, price=price.usd, usd=usd, source=price.kind, where=where, date=source.date)
+
+
+def compute(seconds: Mapping[str, Range], price: Price | None, *, basis: Basis, gpus: int = 1) -> tuple[Line, ...]:
+    """Lines of what runs on a machine of so many GPUs: "tuning", "finals", "evaluation", each by its seconds.
+
+    Raises:
+        ConfigError: The price is not one of a GPU's hour.
+    """
+    hours = {what: GpuHours.of(ends.low * gpus / 3600, ends.high * gpus / 3600) for what, ends in seconds.items()}
+    return tuple(line(what, amount, price, basis=basis) for what, amount in hours.items())
 
 
 def kept(variant_bytes: int, *, variants: int, months: float, shared_bytes: int = 0, price: Price | None) -> GbMonths:
