@@ -11,8 +11,8 @@ when the budget is spent.
 from collections.abc import Iterator, Mapping
 
 from tunetrial.core.errors import DoesNotFitError
+from tunetrial.core.speed import Range
 from tunetrial.core.study import Budget, Hardware, Lock, Reduction, Study
-from tunetrial.plan.estimate import Range
 
 FEWEST_POINTS = 3
 BEYOND_POINTS = 2

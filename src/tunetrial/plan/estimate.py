@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tunetrial import methods
 from tunetrial.core.evidence import Example
-from tunetrial.core.records import Record
+from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Controls
 from tunetrial.models import ModelShape
 from tunetrial.plan import catalogue
@@ -25,34 +25,12 @@ SPARE = 1.25
 LIBRARIES_BYTES = {"cpu": (0.3 * GIB, 1.0 * GIB), "cuda": (1.0 * GIB, 4.0 * GIB)}
 
 
-class Range(Record):
-    """A number before it is measured: between these two if the assumptions hold, and `likely` this one, where the
-    parts are counted and not bounded alone."""
-
-    low: float
-    high: float
-    likely: float | None = None
-
-    def __add__(self, other: "Range") -> "Range":
-        likely = None if None in (self.likely, other.likely) else self.likely + other.likely
-        return Range(low=self.low + other.low, high=self.high + other.high, likely=likely)
-
-    def __mul__(self, other: "Range") -> "Range":
-        likely = None if None in (self.likely, other.likely) else self.likely * other.likely
-        return Range(low=self.low * other.low, high=self.high * other.high, likely=likely)
-
-
 @dataclass(frozen=True)
 class Sizes:
     """A base as plans know it: its shape, and by task the tokens of each training row, where they were counted."""
 
     shape: ModelShape
     counted: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-
-def exactly(value: float) -> Range:
-    """A number that is known."""
-    return Range(low=value, high=value, likely=value)
 
 
 def tokens_per_example(

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tunetrial.core.errors import DoesNotFitError
+from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Lock
 from tunetrial.models import ModelShape
 from tunetrial.plan import estimate
-from tunetrial.plan.estimate import GIB, Range, exactly
+from tunetrial.plan.estimate import GIB
 from tunetrial.store import most_kept, replicates
 
 CHECKPOINTS = 3

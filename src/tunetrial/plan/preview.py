@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from tunetrial import methods
 from tunetrial.core.evidence import Evidence, TaskData
 from tunetrial.core.records import Record
+from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
 from tunetrial.models import ModelShape
 from tunetrial.plan import budget, catalogue, estimate
-from tunetrial.plan.estimate import GIB, Range, Sizes, exactly
+from tunetrial.plan.estimate import GIB, Sizes
 from tunetrial.plan.machine import Machine, disk_bytes, first_and_last, side_by_side
 from tunetrial.plan.power import Power, power, prior
 from tunetrial.plan.tuning import CONFIRMED_POINTS, grid

@@ -19,6 +19,7 @@ from tunetrial.core.errors import DivergedError
 from tunetrial.core.evidence import Example, Fact, Measurement, Scores, TaskData, TrialRecord
 from tunetrial.core.study import Trial
 from tunetrial.store import TrialFolder, begin_together
+from tunetrial.store.speeds import processor
 from tunetrial.tasks import sandbox
 
 SPLITS = {**dict.fromkeys(("tune", "confirm", "probe", "anchor"), ("validation",)), "final": ("validation", "test")}
@@ -292,16 +293,6 @@ def _contributions(metric: metrics.Metric, scores: Mapping[str, Scores]) -> dict
 
 def _size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def provenance() -> dict[str, Fact]:
