@@ -73,7 +73,7 @@ def kernel_seconds(kernel: Kernel, speed: Speed) -> float:
 
 
 def correction(speed: Speed, observed: Sequence[Observed], *, precision: str, method: str) -> Range | None:
-    """By how much what `seconds` says is likely is to be multiplied, by what was observed with this speed; None without any.
+    """By how much what is likely by `seconds` is to be multiplied, as observed with this speed; None without any.
 
     The median of the logarithms of measured over predicted, so that single slow trials do not count, drawn towards
     that of all methods in this precision, and that towards 1, as if there were PRIOR_TRIALS more. The range is to
