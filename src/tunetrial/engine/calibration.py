@@ -178,7 +178,7 @@ def _time(cases: Sequence[Case], device: torch.device, seconds: float) -> Timed:
         case.call()
         once = min(clock.time(case.call) for _ in range(2))
         repeats = max(1, min(50, math.ceil(TIMED_S / once)))
-        turns.append((case, _repeated(case.call, repeats, device), repeats))
+        turns.append((case, _repeated(case, repeats, device), repeats))
     found = defaultdict(list)
     for number in range(MOST_ROUNDS):
         if number >= FEWEST_ROUNDS and time.perf_counter() - began > seconds:
@@ -188,9 +188,11 @@ def _time(cases: Sequence[Case], device: torch.device, seconds: float) -> Timed:
     return [(case, statistics.median(found[place])) for place, (case, _, _) in enumerate(turns)]
 
 
-def _repeated(call: Callable[[], object], repeats: int, device: torch.device) -> Callable[[], object]:
-    """A call again and again; on CUDA recorded, so that launches do not count."""
-    if device.type == "cuda":
+def _repeated(case: Case, repeats: int, device: torch.device) -> Callable[[], object]:
+    """A call again and again; on CUDA recorded, so that launches do not count, but for the optimiser's, which is not
+    recorded in training either."""
+    call = case.call
+    if device.type == "cuda" and case.kind != "optimiser":
         beside, recorded = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         with torch.cuda.stream(beside):  # libraries prepare themselves once a stream, which cannot be recorded
             beside.wait_stream(torch.cuda.default_stream())
