@@ -322,10 +322,36 @@ def test_a_bound_holds_counts_of_families_that_are_not_known(family, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family} | config))
     bound = models.described(str(tmp_path)).bound
     assert bound.low <= count <= bound.high
-    assert bound.why.startswith("if its blocks are like those of a known family: leanest as in ")
+    assert bound.why.startswith("if its blocks are made as in known families: leanest as in ")
 
 
 @pytest.mark.parametrize("change", [{"num_local_experts": -1}, {"num_local_experts": 10**6}, {"num_experts": "x"}])
 def test_experts_that_cannot_be_counted_are_refused(change, tmp_path):
     config = OF_OTHER_FAMILIES["mixtral"][0] | {"model_type": "mixtral", "num_local_experts": None} | change
-    assert "must be a whole number from 0 to 4096, got " in refused_config(config, tmp_path)
+    assert "must be a whole number from 0 to 65536, got " in refused_config(config, tmp_path)
+
+
+# Each as transformers builds it, three blocks of it; dense and with experts, decoders and encoders.
+BUILT = (
+    ("arcee", "bitnet", "bloom", "cohere2", "falcon", "glm4", "gptj", "granite", "mpt", "nanochat", "olmo2")
+    + ("opt", "smollm3", "stablelm", "starcoder2", "codegen", "olmoe", "qwen3_moe", "gpt_oss", "deepseek_v2")
+    + ("electra", "megatron-bert", "xlm-roberta")
+)
+
+
+@pytest.mark.parametrize("family", BUILT)
+def test_a_bound_holds_what_transformers_builds(family, tmp_path):
+    key = next(key for key in ("num_hidden_layers", "n_layer") if hasattr(AutoConfig.for_model(family), key))
+    config = AutoConfig.for_model(family, **{key: 3})
+    with torch.device("meta"):
+        count = AutoModelForCausalLM.from_config(config).num_parameters()
+    (tmp_path / "config.json").write_text(config.to_json_string(use_diff=False))
+    bound = models.described(str(tmp_path)).bound
+    assert bound.low <= count <= bound.high
+
+
+@pytest.mark.parametrize("key", ["mamba_d_state", "linear_conv_kernel_dim", "conv_L_cache", "ssm_cfg", "lru_width"])
+def test_blocks_of_another_kind_are_not_bounded(key, tmp_path):
+    config = {"model_type": "hybrid", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 97, key: 4}
+    said = refused_config(config | {"num_attention_heads": 4}, tmp_path)
+    assert f"{key}: blocks as no known family has them, got 'hybrid'; its weights cannot be bounded, use one" in said

@@ -6,28 +6,34 @@ from typing import Any
 from tunetrial.core.errors import ModelError
 from tunetrial.core.records import Record
 from tunetrial.models.families import FAMILIES, Family
-from tunetrial.models.sizes import refuse_quantised, shape_as, size
+from tunetrial.models.sizes import ModelShape, refuse_quantised, shape_as, size
 
 # What configurations in transformers call the same size; the first is what most call it.
 NAMES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim", "model_dim"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers"),
-    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
     "num_key_value_heads": ("num_key_value_heads", "n_kv_heads", "num_kv_heads"),
-    "intermediate_size": ("intermediate_size", "ffn_hidden_size", "ffn_dim", "d_ff", "n_inner", "hidden_dim"),
+    "intermediate_size": ("intermediate_size", "ffn_hidden_size", "ffn_dim", "d_ff", "dff", "n_inner", "hidden_dim"),
     "max_position_embeddings": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"),
     "head_dim": ("head_dim",),
     "vocab_size": ("vocab_size", "padded_vocab_size"),
+    "embedding_size": ("embedding_size", "word_embed_proj_dim"),
 }
+EVERY_FAMILY_HAS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 EXPERT_WIDTHS = ("moe_intermediate_size", "expert_intermediate_size")
-SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts")
+SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 SHARED_WIDTH = "shared_expert_intermediate_size"
+# Keys that begin so tell of blocks that no known family has: a state instead of attention, embeddings a layer.
+OF_OTHER_BLOCKS = ("mamba", "ssm", "linear_", "conv_", "lru_", "rwkv", "recurrent", "hidden_size_per_layer_input")
 
 
 class Bound(Record):
-    """How many weights a model of an unknown family has if each of its blocks is made like one of a known family:
-    from the leanest of those to the fattest. It says nothing about a model with blocks of another kind."""
+    """How many weights a model of an unknown family has if its blocks are made of what those of known families are.
+
+    It says nothing about a model with blocks of another kind.
+    """
 
     low: int
     high: int
@@ -37,67 +43,103 @@ class Bound(Record):
 def bound(config: Mapping[str, Any], where: object = "config.json") -> Bound:
     """Bound the weights that these sizes imply.
 
-    Every known family's blocks, embeddings and head are counted with the sizes given (`ModelShape.parameters`). What
-    the configuration does not say is taken at its least for `low` and at its most for `high`: heads of keys and values
-    (one, or as many as of queries), the width of the MLP (two to four hidden sizes), a head of its own, biases,
-    learned positions. Experts count as one MLP: as wide as one of them for `low`, as wide as all for `high`.
+    `low` is the embedding and the projections of the known family whose blocks have the fewest weights at these sizes,
+    without norms and biases; `high` all of the one whose blocks have the most, with a bias on each projection and a
+    layer before the head. What the configuration does not say is taken at its least for `low` and at its most for
+    `high`: heads of keys and values (one, or as many as of queries), the width of the MLP (two or four hidden sizes), a
+    head of its own. Experts count as one MLP, for `low` as wide as one of them, for `high` as all with one that is
+    shared, a router and their biases.
 
     Raises:
-        ModelError: It lacks a size that every family has or has one that no model has, is already quantised, or is of
-            an encoder and a decoder.
+        ModelError: It lacks a size that every family has or has one that no model has, is already quantised, is of an
+            encoder and a decoder, or has keys of blocks that no known family has.
     """
-    refuse_quantised(config, where)
-    if config.get("is_encoder_decoder"):
-        family = config.get("model_type")
-        raise ModelError(f"{where}: encoder-decoders are not supported, got {family!r}; use a model of one stack")
+    _check(config, where)
     known = {name: found for name in NAMES if (found := _stated(config, name, where)) is not None}
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+    for name in EVERY_FAMILY_HAS:
         if name not in known:
-            named = f"{', '.join(NAMES[name])}" if len(NAMES[name]) > 1 else "no such key"
+            named = ", ".join(NAMES[name])
             raise ModelError(f"{where}: {name} is missing, got none of {named}; name a config.json with sizes")
-    experts = _count(config, EXPERTS, where)
-    counts = {fat: sorted(_counts(config, known, where, fat=fat, experts=experts)) for fat in (False, True)}
-    (low, leanest), (high, fattest) = counts[False][0], counts[True][-1]
+    experts = _first(config, EXPERTS, "experts", where) or 0
+    low, leanest = min(_counts(config, known, where, fat=False, experts=experts))
+    high, fattest = max(_counts(config, known, where, fat=True, experts=experts))
     together = f"; its {experts} experts as one and as all" if experts else ""
-    why = f"if its blocks are like those of a known family: leanest as in {leanest}, fattest as in {fattest}{together}"
+    why = f"if its blocks are made as in known families: leanest as in {leanest}, fattest as in {fattest}{together}"
     return Bound(low=low, high=high, why=why)
 
 
+def _check(config: Mapping[str, Any], where: object) -> None:
+    refuse_quantised(config, where)
+    family = config.get("model_type")
+    if config.get("is_encoder_decoder"):
+        raise ModelError(f"{where}: encoder-decoders are not supported, got {family!r}; use a model of one stack")
+    for key, value in config.items():
+        if key.startswith(OF_OTHER_BLOCKS) and value:
+            raise ModelError(
+                f"{where}: {key}: blocks as no known family has them, got {family!r}; its weights cannot be bounded, "
+                f"use one of {', '.join(FAMILIES)}"
+            )
+
+
 def _stated(config: Mapping[str, Any], name: str, where: object) -> int | None:
-    key = next((key for key in NAMES[name] if config.get(key) is not None), None)
-    return None if key is None else size(config, key, name, where)
+    return _first(config, NAMES[name], "hidden_size" if name == "embedding_size" else name, where)
 
 
-def _count(config: Mapping[str, Any], keys: tuple[str, ...], where: object) -> int:
-    """How many experts a block has by one of these keys; none in a dense model."""
+def _first(config: Mapping[str, Any], keys: tuple[str, ...], name: str, where: object) -> int | None:
+    """The size under the first of these keys that is set; None where none is."""
     key = next((key for key in keys if config.get(key) is not None), None)
-    return 0 if key is None else size(config, key, "experts", where, least=0)
+    return None if key is None else size(config, key, name, where, least=0 if name == "experts" else 1)
 
 
 def _counts(
     config: Mapping[str, Any], known: Mapping[str, int], where: object, *, fat: bool, experts: int
 ) -> Iterator[tuple[int, str]]:
     """The weights that these sizes imply in every known family that can have them."""
-    hidden, heads = known["hidden_size"], known["num_attention_heads"]
-    sizes = {
-        "num_key_value_heads": heads if fat else 1,
-        "head_dim": max(hidden // heads, 1),
-        "max_position_embeddings": 2048 if fat else 2,
-        **known,
-    }
-    tied = config.get("tie_word_embeddings")
-    switches = {"tie_word_embeddings": (not fat) if tied is None else bool(tied), "pad_token_id": 0}
-    switches |= {"attention_bias": fat, "mlp_bias": fat, "type_vocab_size": 2 if fat else 1}
+    layers, hidden = known["num_hidden_layers"], known["hidden_size"]
     width = _width(config, known, where, fat=fat, experts=experts)
-    routers = known["num_hidden_layers"] * experts * hidden if fat else 0
+    routers = layers * experts * (2 * hidden + width) if fat and experts else 0
     for name, family in FAMILIES.items():
         if _can_have(family, config):
             # The count grows evenly with the width, which for many experts is beyond that of any one MLP.
             one, two = (
-                shape_as(_renamed(sizes | {"intermediate_size": w}, family) | switches, family, where).parameters
+                _weights(_shape(config, known, family, w, where, fat=fat), known.get("embedding_size"), fat=fat)
                 for w in (1, 2)
             )
             yield one + (width - 1) * (two - one) + routers, name
+
+
+def _shape(
+    config: Mapping[str, Any], known: Mapping[str, int], family: Family, width: int, where: object, *, fat: bool
+) -> ModelShape:
+    """The shape of a model of this family with these sizes and an MLP of this width."""
+    heads = known["num_attention_heads"]
+    sizes = {"num_key_value_heads": heads if fat else 1, "max_position_embeddings": 2048 if fat else 2, **known}
+    if not fat and (config.get("multi_query") or config.get("kv_lora_rank")):
+        sizes["num_key_value_heads"] = 1
+    sizes["head_dim"] = known.get("head_dim") or max(known["hidden_size"] // heads, 1)
+    if fat:
+        parts = [config.get(key) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")]
+        latent = sum(part for part in parts if isinstance(part, int))
+        sizes["head_dim"] = max(sizes["head_dim"], latent)
+    tied = config.get("tie_word_embeddings")
+    switches = {"tie_word_embeddings": (not fat) if tied is None else bool(tied), "pad_token_id": 0}
+    switches |= {"type_vocab_size": 2 if fat else 1}
+    renamed = {family.keys.get(key, key): value for key, value in (sizes | {"intermediate_size": width}).items()}
+    return shape_as(renamed | switches, family, where)
+
+
+def _weights(shape: ModelShape, embedding: int | None, *, fat: bool) -> int:
+    """For the lean those of embedding, projections and head; for the fat all, with a bias on every projection and what
+    encoders with a language-model head have before it: a square layer and its norm."""
+    tables = 1 if shape.tied or not shape.decoder else 2
+    narrow, wide = min(shape.hidden, embedding or shape.hidden), max(shape.hidden, embedding or 0)
+    if not fat:
+        blocks = sum(inputs * outputs for inputs, outputs in shape.projections.values())
+        return tables * shape.vocabulary * narrow + shape.layers * blocks
+    biases = sum(outputs for name, (_, outputs) in shape.projections.items() if name not in shape.biased)
+    wider = tables * (shape.vocabulary + shape.hidden) * (wide - shape.hidden)
+    before_head = shape.hidden * (shape.hidden + 3) + shape.vocabulary
+    return shape.parameters + shape.layers * biases + wider + before_head
 
 
 def _can_have(family: Family, config: Mapping[str, Any]) -> bool:
@@ -114,15 +156,11 @@ def _width(config: Mapping[str, Any], known: Mapping[str, int], where: object, *
     dense = known.get("intermediate_size") or (4 if fat else 2) * known["hidden_size"]
     if not experts:
         return dense
-    key = next((key for key in EXPERT_WIDTHS if config.get(key) is not None), None)
-    one = size(config, key, "intermediate_size", where) if key else dense
+    one = _first(config, EXPERT_WIDTHS, "intermediate_size", where) or dense
     if not fat:
         return min(dense, one)
-    shared = _count(config, SHARED_EXPERTS, where) * one
-    if config.get(SHARED_WIDTH) is not None:
-        shared = size(config, SHARED_WIDTH, "intermediate_size", where)
+    shared = _first(config, (SHARED_WIDTH,), "intermediate_size", where)
+    if shared is None:
+        stated = _first(config, SHARED_EXPERTS, "experts", where)
+        shared = (1 if stated is None else stated) * one
     return max(dense, experts * one + shared)
-
-
-def _renamed(sizes: Mapping[str, int], family: Family) -> dict[str, Any]:
-    return {family.keys.get(name, name): value for name, value in sizes.items()}

@@ -23,7 +23,7 @@ LARGEST = {
     "vocab_size": 2**23,
     "max_position_embeddings": 2**27,
     "type_vocab_size": 2**16,
-    "experts": 2**12,
+    "experts": 2**16,
 }
 LARGEST_FILE_BYTES = 2**22
 
