@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 
 from trial_study import content, differences, load
 from tunetrial import plan, spec, tasks
-from tunetrial.analysis import compare, decide, folds, metrics, stats
+from tunetrial.analysis import compare, decide, folds, metrics, stats, verdict
 from tunetrial.core.errors import DataError, EvidenceError
 from tunetrial.core.evidence import Evidence, Measurement, Scores, TrialRecord
 from tunetrial.core.study import Arm, DataPin, Lock, TaskSpec
@@ -407,15 +407,43 @@ def test_the_test_to_train_ratio_counts_what_chose_the_rates():
     assert folds.test_to_train(a_lock(), "mail") == pytest.approx(16 / 64)
 
 
-def test_power_of_folds_is_that_of_the_verdict():
-    """With the spread that the prior implies, the detectable effect is that of the verdict's own formula."""
-    lock = a_lock()
-    found = plan.power.power(lock, lock.study.tasks[0], plan.power.Prior(seed_sd=0.01, example_sd=0.3))
-    spread = 2 * 0.01**2 + 0.3**2 * 5 / 80
-    se = (spread * (1 / 10 + 16 / 64)) ** 0.5
-    assert found.detectable == {10: pytest.approx(stats.detectable_effect(se, 9, level=0.95))}
-    assert found.detectable_at_best < found.detectable[10] and found.rows_needed > 80
+@pytest.mark.parametrize(("seed_sd", "example_sd"), [(0.01, 0.3), (0.05, 0.1)])
+def test_power_of_folds_is_that_of_the_verdict(seed_sd, example_sd):
+    """Counted: rows cut anew in each repeat, runs that differ by seed, judged by the corrected resampled t."""
+    found = plan.power.power(
+        a_lock(), a_lock().study.tasks[0], plan.power.Prior(seed_sd=seed_sd, example_sd=example_sd)
+    )
+    rng, studies = np.random.default_rng(3), 1000
+    drawn = [drawn_folds(rng, seed_sd, example_sd) for _ in range(studies)]
+    for effect, chance in [(found.detectable[10], 0.8), *((o.effect, o.overall.direction) for o in found.outlook)]:
+        ends = [one.model_copy(update={"effect": one.effect + effect}).interval(0.95) for one in drawn]
+        assert np.mean([low > 0 or high < 0 for low, high in ends]) == pytest.approx(chance, abs=0.045)
+    judged = [verdict.judge([verdict.by_margin(one, 0.05)], alpha=0.05, looks=[(1,)])[0].words for one in drawn]
+    assert np.mean([words == "CAN'T TELL YET" for words in judged]) == pytest.approx(
+        found.outlook[0].overall.inconclusive, abs=0.045
+    )
+    assert found.detectable_at_best < found.detectable[10]
     assert "5 folds × 2 repeats of 80 rows" in str(found)
+
+
+def drawn_folds(rng, seed_sd, example_sd):
+    """The estimate of one study of 5 folds × 2 repeats of 80 rows without a difference."""
+    own_E, diff_J = rng.normal(0, example_sd, 80), []
+    for _ in range(2):
+        parts = np.array_split(rng.permutation(80), 5)
+        diff_J += [own_E[part].mean() + rng.normal(0, seed_sd * 2**0.5) for part in parts]
+    return stats.resampled(np.array(diff_J), test_to_train=16 / 64)
+
+
+def test_rows_that_folds_need_are_a_number_or_none_for_every_margin():
+    def needed(margin, **prior):
+        spec = a_lock().study.tasks[0].model_copy(update={"margin": margin})
+        return plan.power.power(a_lock(), spec, plan.power.Prior(**prior))
+
+    assert 80 < needed(0.05, seed_sd=0.01, example_sd=0.3).rows_needed < 2000
+    assert needed(2.0, seed_sd=0.01, example_sd=0.3).rows_needed == 5
+    never = needed(0.01, seed_sd=0.05, example_sd=0.3)
+    assert never.rows_needed is None and "no number of rows" in str(never)
 
 
 # Whole studies on the simulator

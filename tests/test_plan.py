@@ -437,7 +437,7 @@ def test_detectable_effect_is_found_as_often_as_it_says():
 def test_preview_says_when_no_number_of_seeds_can_settle_it():
     few = plan.preview(a_lock(test=277, margin=0.01), SHAPE)
     assert few.power[0].rows_needed > 277
-    assert "with 277 test rows no number of seeds can resolve the margin" in str(few)
+    assert "with 277 test items no number of seeds can resolve 1 point: about " in str(few)
     many = plan.preview(a_lock(test=20_000, margin=0.02), SHAPE)
     assert many.power[0].rows_needed < 20_000 and "no number of seeds" not in str(many)
     assert many.power[0].detectable[10] < many.power[0].detectable[5]

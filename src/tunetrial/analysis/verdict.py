@@ -152,14 +152,14 @@ def needs(
 
     if not _would_settle(estimate, verdict, margin, 0.0, estimate.df):
         return MORE_TUNING
-    seeds = _least(lambda r: settled(r, now[1]), now[0], MANY_SEEDS)
-    examples = _least(lambda e: settled(now[0], e), now[1], MANY_EXAMPLES)
+    seeds = least(lambda r: settled(r, now[1]), now[0], MANY_SEEDS)
+    examples = least(lambda e: settled(now[0], e), now[1], MANY_EXAMPLES)
     rows = None if examples is None else _round_up((examples - now[1]) * rows_per_example)
     if seeds is not None and (bound_by(parts) == "seeds" or rows is None):
         return f"about {seeds - now[0]} more {'seed' if seeds - now[0] == 1 else 'seeds'}"
     if rows is not None:
         return (NO_SEEDS if seeds is None else "") + f"about {rows} more test rows"
-    both = _least(lambda r: settled(r, now[1] * r // now[0]), now[0], MANY_SEEDS)
+    both = least(lambda r: settled(r, now[1] * r // now[0]), now[0], MANY_SEEDS)
     if both is None:
         return "no affordable number of seeds or test rows: the margin is too small for this task"
     rows = _round_up((now[1] * both // now[0] - now[1]) * rows_per_example)
@@ -177,7 +177,7 @@ def needs_rows(estimate: Estimate, verdict: Verdict, margin: float, *, rows: int
     def settled(planned: int) -> bool:
         return _would_settle(estimate, verdict, margin, estimate.se * (rows / planned) ** 0.5, estimate.df)
 
-    enough = _least(settled, rows, MANY_EXAMPLES)
+    enough = least(settled, rows, MANY_EXAMPLES)
     if enough is None:
         return "no affordable number of rows: the margin is too small for this task"
     return f"about {_round_up(enough - rows)} more rows, not more repeats"
@@ -191,7 +191,7 @@ def _would_settle(estimate: Estimate, verdict: Verdict, margin: float, se: float
     return max(gain, loss) > both or within
 
 
-def _least(enough: Callable[[int], bool], start: int, limit: int) -> int | None:
+def least(enough: Callable[[int], bool], start: int, limit: int) -> int | None:
     """The smallest number above `start` that is enough, by bisection; None if even `limit` is not."""
     low, high = start, limit
     if not enough(limit):

@@ -5,14 +5,19 @@ from tunetrial.plan.budget import allowed_s, reduced
 from tunetrial.plan.estimate import Sizes
 from tunetrial.plan.machine import Machine, check_disk
 from tunetrial.plan.packs import most_members, packs
+from tunetrial.plan.pilot import Pilot, Prior, pilot, prior_of
+from tunetrial.plan.power import Power, power_of
 from tunetrial.plan.preview import Plan, fit_budget, preview, trial_seconds
 from tunetrial.plan.scored import scored
 from tunetrial.plan.waves import Wave, chosen_rate, next_wave
 
 __all__ = [
     "Machine",
+    "Pilot",
     "Plan",
     "Point",
+    "Power",
+    "Prior",
     "Rate",
     "Sizes",
     "Wave",
@@ -23,7 +28,10 @@ __all__ = [
     "most_members",
     "next_wave",
     "packs",
+    "pilot",
+    "power_of",
     "preview",
+    "prior_of",
     "reduced",
     "scored",
     "trial_seconds",
