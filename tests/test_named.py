@@ -1,6 +1,8 @@
 """What a model is made of, from whatever names it: ids known offline, configurations, folders, sizes written inline."""
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from hub_server import COMMIT, serve
 from test_hub import offline, put_in_cache, run  # noqa: F401
 from tunetrial import models
 from tunetrial.core.errors import ModelError
+from tunetrial.models.bounds import EXPERTS, NAMES
 from tunetrial.models.families import FAMILIES
 from tunetrial.models.named import KNOWN
 from tunetrial.models.written import EXAMPLE
@@ -331,11 +334,11 @@ def test_experts_that_cannot_be_counted_are_refused(change, tmp_path):
     assert "must be a whole number from 0 to 65536, got " in refused_config(config, tmp_path)
 
 
-# Each as transformers builds it, three blocks of it; dense and with experts, decoders and encoders.
+# Each as transformers builds it, three blocks of it; dense and with experts, decoders, encoders and hybrids.
 BUILT = (
     ("arcee", "bitnet", "bloom", "cohere2", "falcon", "glm4", "gptj", "granite", "mpt", "nanochat", "olmo2")
     + ("opt", "smollm3", "stablelm", "starcoder2", "codegen", "olmoe", "qwen3_moe", "gpt_oss", "deepseek_v2")
-    + ("electra", "megatron-bert", "xlm-roberta")
+    + ("electra", "megatron-bert", "xlm-roberta", "bamba", "falcon_h1", "granitemoehybrid", "qwen3_next", "minimax")
 )
 
 
@@ -350,8 +353,37 @@ def test_a_bound_holds_what_transformers_builds(family, tmp_path):
     assert bound.low <= count <= bound.high
 
 
-@pytest.mark.parametrize("key", ["mamba_d_state", "linear_conv_kernel_dim", "conv_L_cache", "ssm_cfg", "lru_width"])
-def test_blocks_of_another_kind_are_not_bounded(key, tmp_path):
-    config = {"model_type": "hybrid", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 97, key: 4}
-    said = refused_config(config | {"num_attention_heads": 4}, tmp_path)
-    assert f"{key}: blocks as no known family has them, got 'hybrid'; its weights cannot be bounded, use one" in said
+def test_embeddings_a_layer_are_not_bounded(tmp_path):
+    config = {"model_type": "gemma9_text", "hidden_size": 32, "hidden_size_per_layer_input": 8}
+    said = "hidden_size_per_layer_input: no known family has it, got 8 in a gemma9_text; use a model without it"
+    assert said in refused_config(config, tmp_path)
+
+
+KEYS = sorted(
+    {name for names in NAMES.values() for name in names}
+    | {key for family in FAMILIES.values() for key in (*family.keys.values(), *family.defaults, *family.refused)}
+    | {*EXPERTS, "model_type", "dtype", "quantization_config", "text_config", "architectures", "multi_query", "conv_l"}
+)
+ANYTHING = st.one_of(
+    st.sampled_from([2, 4, 8, 64]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.sampled_from(KEYS), st.integers(1, 9), max_size=3),
+)
+
+
+@given(st.sampled_from([*FAMILIES, "new"]), st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=4))
+def test_any_configuration_is_counted_bounded_or_refused_in_one_line(family, changes):
+    sizes = {"n_embd": 8, "dim": 8, "n_layer": 2, "n_layers": 2, "n_head": 4, "n_heads": 4, "hidden_dim": 16}
+    sizes |= {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 16}
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(
+            json.dumps({"model_type": family, "vocab_size": 97} | sizes | changes)
+        )
+        try:
+            found = models.described(folder)
+        except ModelError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            assert (found.shape is None) == (found.bound is not None)
+            assert found.bound is None or 0 < found.bound.low <= found.bound.high

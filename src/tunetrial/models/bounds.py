@@ -1,12 +1,13 @@
 """A bound on the weights of a model whose family is not known, from the sizes in its `config.json`."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunetrial.core.errors import ModelError
 from tunetrial.core.records import Record
 from tunetrial.models.families import FAMILIES, Family
-from tunetrial.models.sizes import ModelShape, refuse_quantised, shape_as, size
+from tunetrial.models.sizes import ModelShape, refuse_quantised, shape_as, short, size
 
 # What configurations in transformers call the same size; the first is what most call it.
 NAMES = {
@@ -25,8 +26,11 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 EXPERT_WIDTHS = ("moe_intermediate_size", "expert_intermediate_size")
 SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 SHARED_WIDTH = "shared_expert_intermediate_size"
-# Keys that begin so tell of blocks that no known family has: a state instead of attention, embeddings a layer.
-OF_OTHER_BLOCKS = ("mamba", "ssm", "linear_", "conv_", "lru_", "rwkv", "recurrent", "hidden_size_per_layer_input")
+# Keys that begin so tell of layers that keep a state, or convolve, instead of attention; or of embeddings a layer.
+OF_MIXERS = ("mamba", "ssm", "linear_", "conv_", "lru_", "rwkv", "recurrent")
+# A Mamba block that doubles the hidden size has six squares of it, and its state's (Gu and Dao, arXiv:2312.00752).
+MIXER_SQUARES = 8
+OF_LAYERED_EMBEDDINGS = "hidden_size_per_layer_input"
 
 
 class Bound(Record):
@@ -48,11 +52,12 @@ def bound(config: Mapping[str, Any], where: object = "config.json") -> Bound:
     layer before the head. What the configuration does not say is taken at its least for `low` and at its most for
     `high`: heads of keys and values (one, or as many as of queries), the width of the MLP (two or four hidden sizes), a
     head of its own. Experts count as one MLP, for `low` as wide as one of them, for `high` as all with one that is
-    shared, a router and their biases.
+    shared, a router and their biases. Where keys tell of layers with a state or a convolution instead of attention
+    (Mamba, linear attention), blocks count for `low` without attention, for `high` with it and `MIXER_SQUARES` besides.
 
     Raises:
         ModelError: It lacks a size that every family has or has one that no model has, is already quantised, is of an
-            encoder and a decoder, or has keys of blocks that no known family has.
+            encoder and a decoder, or has embeddings a layer.
     """
     _check(config, where)
     known = {name: found for name in NAMES if (found := _stated(config, name, where)) is not None}
@@ -63,8 +68,13 @@ def bound(config: Mapping[str, Any], where: object = "config.json") -> Bound:
     experts = _first(config, EXPERTS, "experts", where) or 0
     low, leanest = min(_counts(config, known, where, fat=False, experts=experts))
     high, fattest = max(_counts(config, known, where, fat=True, experts=experts))
-    together = f"; its {experts} experts as one and as all" if experts else ""
-    why = f"if its blocks are made as in known families: leanest as in {leanest}, fattest as in {fattest}{together}"
+    why = f"if its blocks are made as in known families: leanest as in {leanest}, fattest as in {fattest}"
+    why += f"; its {experts} experts as one and as all" if experts else ""
+    why += (
+        f"; layers without attention as nothing and as {MIXER_SQUARES} hidden sizes squared"
+        if _has_mixers(config)
+        else ""
+    )
     return Bound(low=low, high=high, why=why)
 
 
@@ -73,12 +83,9 @@ def _check(config: Mapping[str, Any], where: object) -> None:
     family = config.get("model_type")
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{where}: encoder-decoders are not supported, got {family!r}; use a model of one stack")
-    for key, value in config.items():
-        if key.startswith(OF_OTHER_BLOCKS) and value:
-            raise ModelError(
-                f"{where}: {key}: blocks as no known family has them, got {family!r}; its weights cannot be bounded, "
-                f"use one of {', '.join(FAMILIES)}"
-            )
+    if config.get(OF_LAYERED_EMBEDDINGS):
+        got = f"got {short(config[OF_LAYERED_EMBEDDINGS])} in a {family}"
+        raise ModelError(f"{where}: {OF_LAYERED_EMBEDDINGS}: no known family has it, {got}; use a model without it")
 
 
 def _stated(config: Mapping[str, Any], name: str, where: object) -> int | None:
@@ -101,11 +108,11 @@ def _counts(
     for name, family in FAMILIES.items():
         if _can_have(family, config):
             # The count grows evenly with the width, which for many experts is beyond that of any one MLP.
-            one, two = (
-                _weights(_shape(config, known, family, w, where, fat=fat), known.get("embedding_size"), fat=fat)
-                for w in (1, 2)
-            )
-            yield one + (width - 1) * (two - one) + routers, name
+            shapes = [_shape(config, known, family, w, where, fat=fat) for w in (1, 2)]
+            one, two = (_weights(shape, known.get("embedding_size"), fat=fat) for shape in shapes)
+            mixers = MIXER_SQUARES * hidden * hidden if fat else -_attention(shapes[0], family)
+            other = layers * mixers if _has_mixers(config) else 0
+            yield one + (width - 1) * (two - one) + routers + other, name
 
 
 def _shape(
@@ -128,13 +135,23 @@ def _shape(
     return shape_as(renamed | switches, family, where)
 
 
+def _has_mixers(config: Mapping[str, Any]) -> bool:
+    return any(value for key, value in config.items() if key.startswith(OF_MIXERS))
+
+
+def _attention(shape: ModelShape, family: Family) -> int:
+    """Weights of the projections of a block's attention."""
+    parts = {name: (layer.inputs, *layer.outputs) for name, layer in family.projections.items()}
+    return sum(math.prod(shape.projections[name]) for name in parts if "intermediate" not in parts[name])
+
+
 def _weights(shape: ModelShape, embedding: int | None, *, fat: bool) -> int:
     """For the lean those of embedding, projections and head; for the fat all, with a bias on every projection and what
     encoders with a language-model head have before it: a square layer and its norm."""
     tables = 1 if shape.tied or not shape.decoder else 2
     narrow, wide = min(shape.hidden, embedding or shape.hidden), max(shape.hidden, embedding or 0)
     if not fat:
-        blocks = sum(inputs * outputs for inputs, outputs in shape.projections.values())
+        blocks = sum(math.prod(sizes) for sizes in shape.projections.values())
         return tables * shape.vocabulary * narrow + shape.layers * blocks
     biases = sum(outputs for name, (_, outputs) in shape.projections.items() if name not in shape.biased)
     wider = tables * (shape.vocabulary + shape.hidden) * (wide - shape.hidden)
