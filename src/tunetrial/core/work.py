@@ -36,8 +36,10 @@ class Phase(Record):
 
 
 class Traced(Record):
-    """Phases of a trial, or of all members of a pack together, on one device: "load", "step" (one optimiser step),
-    "evaluate" (one batch), "save". `tokens` are the real ones of the step that was counted."""
+    """Phases of a trial, or of all members of a pack together, on one device: "load", on a GPU "prepare" (the first
+    step, while kernels are compiled and before there are moments), "step" (any later optimiser step), "evaluate" (one
+    batch), "save". It fits where the highest peak of them does. `tokens` are the real ones of the step that was
+    counted."""
 
     phases: dict[str, Phase]
     tokens: int

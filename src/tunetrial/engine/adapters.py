@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import grouped_mm
 from transformers.pytorch_utils import Conv1D
 
-from tunetrial.engine import tensors
+from tunetrial.engine import place, tensors
 from tunetrial.engine.quantised import QuantisedLinear, is_linear, matrix, sizes
 from tunetrial.engine.segments import Segments, current
 from tunetrial.engine.streams import stream
@@ -48,11 +48,11 @@ class LoraLinear(nn.Module):
         self.ranks = tuple(0 if spec is None else spec.rank for spec in specs)
         self.scaling = tuple(0.0 if spec is None else spec.scaling for spec in specs)
         rank = max(self.ranks)
-        if weight.is_cuda and len(specs) > 1:
+        if place.is_cuda(weight) and len(specs) > 1:
             rank += -rank % GROUPED_ALIGNMENT
         a = torch.zeros(len(specs), rank, inputs)
         for drawn, own, generator in zip(a, self.ranks, generators, strict=True):
-            if own:
+            if own and not weight.is_meta:
                 drawn[:own].uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
         self.lora_A = nn.Parameter(a.to(weight))
         self.lora_B = nn.Parameter(torch.zeros(len(specs), outputs, rank).to(weight))
@@ -93,7 +93,7 @@ class LoraLinear(nn.Module):
 
 def _groups(like: torch.Tensor) -> bool:
     """Whether there is a grouped product of such tensors."""
-    return like.is_cuda and like.dtype == torch.bfloat16
+    return place.is_cuda(like) and like.dtype == torch.bfloat16
 
 
 def told_on_device(model: nn.Module) -> bool:
@@ -170,8 +170,8 @@ def attach(model: nn.Module, specs: Sequence[AdapterSpec], *, seeds: Sequence[in
     the member's seed, which is drawn from as if the member were alone."""
     generators = [torch.Generator().manual_seed(stream(seed, "adapter")) for seed in seeds]
     targets = tuple({name: None for spec in specs for name in spec.targets})
-    for parent, name, place in list(_slots(model, targets)):
-        own = [spec if _is_target(place, spec.targets) else None for spec in specs]
+    for parent, name, path in list(_slots(model, targets)):
+        own = [spec if _is_target(path, spec.targets) else None for spec in specs]
         setattr(parent, name, LoraLinear(getattr(parent, name), own, generators=generators))
 
 

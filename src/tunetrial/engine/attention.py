@@ -29,7 +29,7 @@ from transformers.utils import logging
 
 from tunetrial import models
 from tunetrial.core.errors import ModelError
-from tunetrial.engine import varlen
+from tunetrial.engine import place, varlen
 from tunetrial.engine.segments import Segments, over
 
 UNPADDED = "tunetrial_unpadded"
@@ -114,11 +114,11 @@ def lay_out(
     reach = max(longest, max(len(row) for row in tokens))
     lengths = np.array([len(row) for row in tokens])
     longest = int(lengths.max())
-    longest += -longest % COLUMN_BUCKET.get(device.type, 1)
+    longest += -longest % COLUMN_BUCKET.get(place.kind(device), 1)
     ends = lengths.cumsum()
     positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
     cells = positions + np.repeat(np.arange(len(lengths)) * longest, lengths)
-    idle = np.zeros(_rounded(len(cells), device.type) - len(cells), dtype=np.int64)
+    idle = np.zeros(_rounded(len(cells), place.kind(device)) - len(cells), dtype=np.int64)
     ids = np.concatenate([*(np.asarray(row, dtype=np.int64) for row in tokens), idle])
     positions = np.concatenate([positions, idle])
     most = max(SHORTEST_MOST, 1 << (reach - 1).bit_length())
@@ -195,7 +195,7 @@ def attend(
         return varlen.attend(q, k, v, layout.bounds, layout.most, scaling=scaling, window=window)[None], None
     window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
     q, k, v = (layout.grid(x[0].transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
-    if query.device.type != "cuda" or softcap is not None:
+    if not place.is_cuda(query) or softcap is not None:
         mixed = _plain(q, k, v, scaling, hidden=layout.hidden(causal=causal, window=window), softcap=softcap)
     elif causal and window is None:
         mixed = _fused(q, k, v, scaling, hidden=None)

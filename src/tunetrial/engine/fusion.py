@@ -16,6 +16,8 @@ from functools import cache, wraps
 
 import torch
 
+from tunetrial.engine import meter, place
+
 COMPILED_FOR = 512  # from 1,024 up torch plans kernels of many inputs with blocks of half the size
 MOST_VARIANTS = 64
 OPTIONS = {"deterministic": True}
@@ -39,8 +41,11 @@ def fused(*tokens: int | None) -> Callable[[Callable], Callable]:
         def either(*args):
             if not fuses(args[0]):
                 return function(*args)
-            compiled, args = _compiled(function), [_plain(arg) for arg in args]
+            args = [_plain(arg) for arg in args]
             kind = tuple(_kind(arg, dim) for arg, dim in zip(args, tokens, strict=True))
+            if args[0].is_meta:
+                return meter.one_kernel(function, args, tokens, (function.__name__, *kind), COMPILED_FOR)
+            compiled = _compiled(function)
             if kind not in known:
                 examples = [_example(arg, dim) for arg, dim in zip(args, tokens, strict=True)]
                 if not _runs(compiled, examples, function.__name__):
@@ -55,7 +60,7 @@ def fused(*tokens: int | None) -> Callable[[Callable], Callable]:
 
 def fuses(like: torch.Tensor) -> bool:
     """Whether functions of such tensors are compiled."""
-    return like.is_cuda and why_not() is None
+    return place.is_cuda(like) and (like.is_meta or why_not() is None)
 
 
 def why_not() -> str | None:

@@ -194,9 +194,9 @@ class Loop:
         ordered = self._by_length(rows)
         gradients, accepted = self.trainables.gradients, set(self.diverged)
         while True:
-            losses = self._accumulate(ordered)
+            losses = self.accumulate(ordered)
             if following is not None:
-                first, members = next(self._parts(self._by_length(following)))
+                first, members = next(self.parts(self._by_length(following)))
                 self.ahead = first, members, self.objective.batch(first, members)
             for course, gradient in zip(self.courses, gradients, strict=True):
                 if course.scaler is not None:
@@ -213,19 +213,23 @@ class Loop:
             if member not in self.diverged and math.isfinite(loss) and math.isfinite(norm):
                 if self.courses[member].scaler is not None:
                     self.courses[member].scaler.grow()
-                if norm + CLIP_EPSILON > self.controls.clip_norm:
-                    gradients[member].mul_(self.controls.clip_norm / (norm + CLIP_EPSILON))
-                for group in self.optimisers[member].param_groups:
-                    group["lr"] = rates[member]
-                self.optimisers[member].step()
+                self.move(member, norm, rates[member])
         self.trainables.publish()
         self.trainables.clear()
         return found
 
+    def move(self, member: int, norm: float, rate: float) -> None:
+        """Clip a member's gradient, of this norm, and take its step."""
+        if norm + CLIP_EPSILON > self.controls.clip_norm:
+            self.trainables.gradients[member].mul_(self.controls.clip_norm / (norm + CLIP_EPSILON))
+        for group in self.optimisers[member].param_groups:
+            group["lr"] = rate
+        self.optimisers[member].step()
+
     def _by_length(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         return [sorted(own, key=lambda row: len(self.tokens[row])) for own in rows]
 
-    def _parts(self, rows: list[list[int]]) -> Iterator[tuple[list[list[int]], range]]:
+    def parts(self, rows: list[list[int]]) -> Iterator[tuple[list[list[int]], range]]:
         """The passes of a step: rows of so many members as are computed at once, a micro-batch of each."""
         for first in range(0, len(rows), self.at_once):
             members = range(first, min(first + self.at_once, len(rows)))
@@ -239,7 +243,7 @@ class Loop:
             return ahead[2]
         return self.objective.batch(rows, members)
 
-    def _accumulate(self, rows: list[list[int]]) -> torch.Tensor:
+    def accumulate(self, rows: list[list[int]]) -> torch.Tensor:
         """Sum the gradients of all micro-batches into the masters'; return each member's mean loss, by its rows'
         weights."""
         wide = self.trainables.masters.dtype
@@ -251,7 +255,7 @@ class Loop:
             pass_ = self.replay or self._pass()
             try:
                 totals = torch.zeros(len(rows), dtype=wide, device=self.device)
-                for number, (chosen, members) in enumerate(self._parts(rows)):
+                for number, (chosen, members) in enumerate(self.parts(rows)):
                     own = slice(members.start, members.stop)
                     totals[own] += pass_(self._batch(chosen, members), factors[own], number == 0)
                 return totals / weights

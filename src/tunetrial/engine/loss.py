@@ -11,6 +11,7 @@ are made anew in the backward pass, since its gradient sums over tokens that are
 import torch
 
 from tunetrial.engine.fusion import fused
+from tunetrial.engine.place import is_cuda
 
 CHUNK_LOGITS = 2**26
 
@@ -78,7 +79,7 @@ def _token_products(dlogits: torch.Tensor, weight: torch.Tensor, nats: torch.Ten
     On a CPU's matrix units a product in bf16 multiplies, where rows are no multiple of their width, what stands behind
     a row by 0: a token that is not a number would take the one before it along.
     """
-    lost = None if dlogits.is_cuda or not nats.isnan().any() else nats.isnan()
+    lost = None if dlogits.is_meta or is_cuda(dlogits) or not nats.isnan().any() else nats.isnan()
     torch.mm(dlogits if lost is None else dlogits.masked_fill(lost[:, None], 0), weight, out=out)
     if lost is not None:
         out[lost] = torch.nan
@@ -86,7 +87,7 @@ def _token_products(dlogits: torch.Tensor, weight: torch.Tensor, nats: torch.Ten
 
 def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """a b, on CUDA without rounding to the inputs' dtype."""
-    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda and a.dtype != dtype else a @ b
+    return torch.mm(a, b, out_dtype=dtype) if is_cuda(a) and a.dtype != dtype else a @ b
 
 
 def _chunks(tokens: int, chunk: int) -> list[slice]:

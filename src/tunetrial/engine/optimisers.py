@@ -42,4 +42,5 @@ def optimiser(groups: list[dict], *, bits: int) -> torch.optim.Optimizer:
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit([group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps)
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+    fused = all(weights.device.type != "meta" for group in groups for weights in group["params"])  # refused there
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)

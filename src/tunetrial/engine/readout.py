@@ -18,6 +18,7 @@ from tunetrial.core.records import Record
 from tunetrial.engine.attention import Layout, lay_out, on_device
 from tunetrial.engine.graphs import recordable
 from tunetrial.engine.heads import classifier_name, make_head, summaries
+from tunetrial.engine.place import is_cuda
 from tunetrial.engine.segments import over
 from tunetrial.engine.streams import stream
 from tunetrial.engine.texts import Texts
@@ -33,7 +34,7 @@ def batches_of(tokens: Sequence[Sequence[int]], members: int, device: torch.devi
     long for few tokens as for many, it is as many rows as make some 32,768 tokens.
     """
     by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
-    if device.type != "cuda":
+    if not is_cuda(device):
         size = max(EVALUATION_BATCH // members, 4)
         return [by_length[first : first + size] for first in range(0, len(by_length), size)]
     made: list[list[int]] = []

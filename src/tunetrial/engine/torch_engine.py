@@ -16,7 +16,7 @@ from tunetrial.core.engine import Alone, Description, Step, Together
 from tunetrial.core.errors import DoesNotFitError, IntegrityError, ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Precision, Readout, Trial
-from tunetrial.engine import adapters, attention, blocks, fusion, probe, tensors, untuned
+from tunetrial.engine import adapters, attention, blocks, fusion, place, probe, tensors, untuned
 from tunetrial.engine.language import LabelReader, TextReader
 from tunetrial.engine.loop import Loop, does_not_fit
 from tunetrial.engine.readout import HeadReader
@@ -209,7 +209,7 @@ class TorchPack:
     def _room(self, tokens: Sequence[Sequence[int]]) -> int:
         """How many members' steps make a pass of a good size: beyond it a pass costs memory and gains no time."""
         step = self.trials[0].controls.batch_examples * sum(map(len, tokens)) / len(tokens)
-        return max(1, int(PASS_TOKENS[self.session.device.type] // step))
+        return max(1, int(PASS_TOKENS[place.kind(self.session.device)] // step))
 
     def _warm_start(self, method: methods.Full) -> WarmStart:
         """Attach the adapter that is trained first."""

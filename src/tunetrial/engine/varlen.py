@@ -11,10 +11,11 @@ operators and leaves no place for that.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 
 import torch
 import torch.utils.deterministic
+
+from tunetrial.engine import place
 
 DTYPES = (torch.float16, torch.bfloat16)
 CAPABILITY = (8, 0)
@@ -23,14 +24,9 @@ WIDEST_HEAD = 256
 
 def takes(like: torch.Tensor, head_dim: int) -> bool:
     """Whether the kernel computes attention of such tensors: by their device, their dtype and the width of heads."""
-    if not like.is_cuda or like.dtype not in DTYPES:
+    if not place.is_cuda(like) or like.dtype not in DTYPES:
         return False
-    return _capability(like.device) >= CAPABILITY and head_dim % 8 == 0 and head_dim <= WIDEST_HEAD
-
-
-@lru_cache(maxsize=16)
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    return place.capability(like.device) >= CAPABILITY and head_dim % 8 == 0 and head_dim <= WIDEST_HEAD
 
 
 def attend(

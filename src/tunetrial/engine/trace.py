@@ -1,0 +1,315 @@
+"""Memory and work of a trial, counted by running the engine's own code on tensors without storage.
+
+No weights and no device are needed: a model is built from its configuration on the meta device, adapters are attached,
+and an optimiser step is taken through the code that takes it on the device; `meter` counts what is made and let go.
+The device's own ways (rows attended as they lie, compiled chains, grouped products) are taken as there.
+
+Not counted: what the device's context, its libraries and its allocator's reserve take; what a kernel keeps beside its
+results, but for attention's backward pass and cuBLAS's workspaces; the keys and values of completions; and on a GPU
+what a base takes that is read once as it is stored, before it is quantised. A device older than compute capability 8.0
+is taken to attend without a fused kernel. Counts are of one process that trains one pack.
+
+    traced = trace(config, arm, controls, lengths=[512] * 16, answered=[64] * 16)
+    traced.phases["step"].peak_bytes
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from tunetrial import methods
+from tunetrial.core.errors import ModelError
+from tunetrial.core.evidence import Example, TaskData
+from tunetrial.core.study import Arm, Controls, Kind, Trial
+from tunetrial.core.work import Traced
+from tunetrial.engine import adapters, attention
+from tunetrial.engine.attention import lay_out
+from tunetrial.engine.depth import FEW, Reached, deeper
+from tunetrial.engine.loop import Loop, forward_and_backward
+from tunetrial.engine.meter import Meter, cuda_block, matmul_workspace
+from tunetrial.engine.place import Place, assumed
+from tunetrial.engine.readout import EVALUATION_BATCH, EVALUATION_TOKENS, HeadReader, batches_of
+from tunetrial.engine.texts import Row
+from tunetrial.engine.torch_engine import DTYPES, TorchPack, TorchSession
+from tunetrial.models.sizes import shape_of
+
+META = torch.device("meta")
+
+
+def trace(
+    config: Mapping[str, object],
+    arm: Arm,
+    controls: Controls,
+    *,
+    lengths: Sequence[int],
+    device: str = "cuda",
+    kind: Kind = "generate",
+    outputs: int = 1,
+    members: int = 1,
+    micro_batch: int | None = None,
+    at_once: int | None = None,
+    recomputes: bool = False,
+    answered: Sequence[int] | None = None,
+    capability: tuple[int, int] = (9, 0),
+    processors: int = 132,
+) -> Traced:
+    """Count a trial of an arm, or a pack of `members` of them that train together.
+
+    Phases: "load" the base as the method stores it, with what is trained; "prepare" the first step on a GPU, while
+    kernels are prepared on examples and moments are not yet there; "step" any later one; "evaluate" a batch; "save"
+    the artifact's making.
+
+    Args:
+        config: A Hugging Face `config.json`.
+        lengths: Tokens of the rows of one optimiser step, of each member alike.
+        outputs: Labels of a head that classifies; 1 for a number.
+        micro_batch, at_once: Rows and members that are computed at once; as the engine begins if None.
+        answered: How many of each row's tokens are answers, the last ones, where the readout is text; all but the
+            first if None.
+        capability, processors: Of a CUDA device: compute capability, streaming multiprocessors.
+    Raises:
+        ModelError: The configuration is of no model that the engine trains, or of one that cannot be counted.
+        SpecError: The arm's settings do not suit the base.
+    """
+    if not methods.find(arm).tuned:
+        raise ModelError(f"{arm.name}: nothing is trained, got method {arm.method}; trace an arm that takes steps")
+    asked = _Asked(
+        config,
+        _trial(arm, controls, len(lengths)),
+        _Rows(lengths, answered),
+        _data(len(lengths), kind, outputs),
+        Place(device, capability, processors),
+        members,
+        {"micro_batch": micro_batch, "at_once": at_once},
+        recomputes,
+    )
+    with _understood():
+        layers = shape_of(config).layers
+        if layers <= FEW + 1 or _uneven(config, max(lengths)):
+            found = _count(asked, layers)
+        else:
+            few, more = _count(asked, FEW), _count(asked, FEW + 1)
+            found = {name: deeper(few[name], more[name], layers) for name in few}
+    return Traced(phases={name: one.phase for name, one in found.items()}, tokens=members * sum(lengths))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be counted."""
+
+    config: Mapping[str, object]
+    trial: Trial
+    rows: "_Rows"
+    data: TaskData
+    place: Place
+    members: int
+    passes: Mapping[str, int | None]
+    recomputes: bool
+
+
+def _count(asked: _Asked, layers: int) -> dict[str, Reached]:
+    """The phases of a base of so many layers."""
+    cuda = asked.place.kind == "cuda"
+    with assumed(asked.place), Meter("meta", block=cuda_block if cuda else int) as meter:
+        session = _Session(asked, layers, meter)
+        trials = [asked.trial.model_copy(update={"seed": seed}) for seed in range(asked.members)]
+        pack = TorchPack(session, trials, asked.data, **asked.passes)
+        pack.loop.recomputes = asked.recomputes
+        _name_parts(pack, meter)
+        found = {"load": meter.reached()}
+        if cuda:  # of the thread that goes forward on two streams, and of the one that goes backward on one
+            meter.hold(3 * matmul_workspace(asked.place.capability), "workspace")
+        step, prepare = _step(pack, meter, asked.rows.lengths)
+        found |= {"prepare": prepare} if cuda else {}
+        found |= {"step": step, "evaluate": _evaluate(pack, meter), "save": _save(pack, meter, asked.config)}
+    return found
+
+
+def _uneven(config: Mapping[str, object], longest: int) -> bool:
+    """Whether layers differ in what they compute: some have a window that rows are longer than."""
+    kinds = config.get("layer_types") or ()
+    own = AutoConfig.for_model(**config) if not kinds else None
+    kinds = kinds or getattr(own, "layer_types", None) or ()
+    return len(set(kinds)) > 1 and longest > (config.get("sliding_window") or getattr(own, "sliding_window", None) or 0)
+
+
+class _Rows:
+    """Rows of given lengths, asked for as `Texts` are; the last `answered` tokens of each are its answer."""
+
+    def __init__(self, lengths: Sequence[int], answered: Sequence[int] | None):
+        self.lengths = list(lengths)
+        self.answered = [n - 1 for n in lengths] if answered is None else list(answered)
+
+    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        return [[0] * self.lengths[int(example.id)] for example in examples]
+
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        return [self.row(self.lengths[n], self.answered[n]) for n in (int(example.id) for example in examples)]
+
+    @staticmethod
+    def row(length: int, answered: int) -> Row:
+        prompt = length - answered
+        return Row([0] * length, [False] * prompt + [True] * answered, prompt)
+
+
+class _Session:
+    """What `TorchPack` asks of a session: a base in memory, by its configuration alone."""
+
+    reader = TorchSession.reader
+    checkpoint_every_s = 60.0
+
+    def __init__(self, asked: _Asked, layers: int, meter: Meter):
+        self.shape, self.texts = shape_of(asked.config), asked.rows
+        self.asked, self.layers, self.meter = asked, layers, meter
+        self.precision, self.device = asked.trial.controls.precision, META
+        self.storage = methods.find(asked.trial.arm).storage
+        on_device = asked.place.kind == "cpu" or self.storage == "plain"
+        self.model = self._base(DTYPES[self.precision], on_device=on_device)
+        adapters.quantise(self.model, self.storage, tuple(self.shape.projections), device=META)
+        meter.give((*self.model.parameters(), *self.model.buffers()), "base")
+
+    def load(self, dtype: torch.dtype) -> torch.nn.Module:
+        """The base once more, in the host's memory."""
+        return self._base(dtype, on_device=self.asked.place.kind == "cpu")
+
+    def _base(self, dtype: torch.dtype, *, on_device: bool) -> torch.nn.Module:
+        kept = {name: value for name, value in self.asked.config.items() if name not in ("dtype", "torch_dtype")}
+        config = AutoConfig.for_model(kept.pop("model_type"), **kept)
+        config.num_hidden_layers = self.layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: self.layers]
+        headless = self.asked.trial.controls.readout == "head"
+        roberta = {"add_pooling_layer": False} if config.model_type == "roberta" and headless else {}
+        loader = AutoModel if headless else AutoModelForCausalLM
+        with META, self.meter.silent():
+            model = loader.from_config(config, dtype=dtype, attn_implementation=attention.UNPADDED, **roberta)
+        if on_device:
+            self.meter.give((*model.parameters(), *model.buffers()), "base")
+        return model.eval().requires_grad_(False)
+
+
+def _data(rows: int, kind: Kind, outputs: int) -> TaskData:
+    labels = tuple(map(str, range(outputs))) if kind == "classify" else ()
+    target = {"classify": "0", "regress": 0.0, "generate": ""}[kind]
+    examples = [Example(id=str(n), cluster=str(n), prompt="", target=target) for n in range(rows)]
+    return TaskData(name="traced", kind=kind, labels=labels, splits={"train": tuple(examples), "validation": ()})
+
+
+def _trial(arm: Arm, controls: Controls, rows: int) -> Trial:
+    """Of two steps, so that a warm start has its own."""
+    controls = controls.model_copy(update={"batch_examples": rows, "epochs": 2})
+    given = {"task": "traced", "data_digest": "", "learning_rate": 1.0, "purpose": "probe"}
+    return Trial(arm=arm, controls=controls, seed=0, **given)
+
+
+def _name_parts(pack: TorchPack, meter: Meter) -> None:
+    trained, base = pack.trainables, pack.session.model
+    layers = next(m for m in base.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == pack.session.layers)
+    meter.walk(layers, pack.model)
+    meter.give(trained.parameters.values(), "trained")
+    meter.give([trained.masters], "trained", block=int)  # blocks are not linear in the number of layers
+    meter.give([trained.gradients], "gradients", block=int)
+    for name in trained.copies:
+        parameter = trained.parameters[name]
+        parameter.register_post_accumulate_grad_hook(lambda weights: meter.give([weights.grad], "gradients"))
+
+
+def _step(pack: TorchPack, meter: Meter, lengths: Sequence[int]) -> tuple[Reached, Reached]:
+    """A step, and what differs in the first one: kernels are compiled by examples, and there are no moments yet."""
+    loop = pack.loop
+    if loop.warm_start is not None:
+        loop.merge()
+        _name_parts(pack, meter)
+    members = range(len(loop.courses))
+    with meter.silent():
+        for member in members:
+            loop.move(member, 0.0, 0.0)
+    states = (state for optimiser in loop.optimisers for state in optimiser.state.values())
+    meter.give((t for state in states for t in state.values() if isinstance(t, torch.Tensor)), "moments", block=int)
+    meter.reset()
+    rows = [sorted(range(len(lengths)), key=lambda row: lengths[row])] * len(members)
+    with meter.making("activations"):
+        _passes(loop, meter, rows)
+        pack.trainables.norms()
+        pack.trainables.publish()
+    _note_optimiser(loop, meter)
+    step, moments = meter.reached(), meter.now["moments"]
+    first = {moment: (size - moments, {}) for moment, size in step.prepared.items()}
+    return step, Reached(first, step.prepared, {})
+
+
+def _passes(loop: Loop, meter: Meter, rows: list[list[int]]) -> None:
+    """All passes of a step; those of the same shape are counted once, and their work as often as there are such."""
+    parts, seen = list(loop.parts(rows)), Counter()
+    key = lambda part: tuple(tuple(len(loop.tokens[row]) for row in own) for own in part[0])  # noqa: E731
+    for part in parts[1:]:
+        seen[key(part)] += 1
+    for first, part in [(True, parts[0]), *((False, {key(p): p for p in parts[1:]}[k]) for k in seen)]:
+        before = meter.kernels.copy()
+        chosen, members = part
+        meter.pairs = _pairs(length for own in key(part) for length in own)
+        factors = torch.ones(len(members), dtype=torch.float32, device=META)
+        batch = loop.objective.batch(chosen, members)
+        forward_and_backward(loop.objective, loop.trainables, loop.recomputes, batch, factors, first)
+        again = 0 if first else seen[key(part)] - 1
+        for kernel, count in (meter.kernels - before).items():
+            meter.kernels[kernel] += again * count
+
+
+def _pairs(lengths: Iterable[int]) -> float:
+    """Queries and the keys that they see, themselves among them."""
+    return float(sum(n * (n + 1) // 2 for n in lengths))
+
+
+@torch.no_grad()
+def _evaluate(pack: TorchPack, meter: Meter) -> Reached:
+    """A batch of rows as long as the longest."""
+    members, model, asked = pack.reader.members, pack.reader.model, pack.session.texts
+    longest = max(asked.lengths)
+    most = [[0] * longest] * (EVALUATION_TOKENS // longest + EVALUATION_BATCH)
+    rows = [most[row] for row in batches_of(most, len(members), META)[0]]
+    meter.reset()
+    meter.pairs = _pairs(len(row) for row in rows * len(members))
+    with meter.making("activations"):
+        if isinstance(pack.reader, HeadReader):
+            model(lay_out(rows * len(members), META, members=members))
+        else:
+            texts = [_Rows.row(longest, min(longest - 1, max(asked.answered))) for _ in rows]
+            model.losses(model.batch([texts] * len(members), members, last_alone=True))
+    return meter.reached()
+
+
+def _save(pack: TorchPack, meter: Meter, config: Mapping[str, object]) -> Reached:
+    """All weights are rounded to the base's dtype where that is narrower, and written one by one."""
+    meter.reset()
+    if pack.adapter is None:
+        named = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+        through = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(named)
+        with meter.making("other"):
+            pack.trainables.publish(through=through)
+    return meter.reached()
+
+
+def _note_optimiser(loop: Loop, meter: Meter) -> None:
+    """AdamW reads a weight, its gradient and two moments, and writes all but the gradient."""
+    weights = loop.trainables.masters.shape[1]
+    wide = loop.trainables.masters.element_size()
+    moment = 1 + 4 / 256 if loop.optimizer_bits == 8 else wide
+    dtype = str(loop.trainables.masters.dtype).removeprefix("torch.")
+    key = "optimiser", dtype, (), float(weights), weights * (3 * wide + 4 * moment)
+    meter.kernels[key] += len(loop.courses)
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Say in one line what cannot be counted."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        got = " ".join(str(error).split())[:200] or type(error).__name__
+        what = "this model cannot be counted without weights"
+        raise ModelError(f"trace: {what}, got {got}; measure it with a short study instead") from error

@@ -1,0 +1,154 @@
+"""What a trial takes, counted without weights: the same as when it really runs, and as by hand."""
+
+import dataclasses
+import gc
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import bases
+import tiny
+from tunetrial import methods
+from tunetrial.core.errors import ModelError
+from tunetrial.core.evidence import TaskData
+from tunetrial.core.study import Arm, Controls
+from tunetrial.engine import trace as tracing
+from tunetrial.engine.meter import MIB, Meter, cuda_block, matmul_workspace
+from tunetrial.engine.torch_engine import TorchEngine
+from tunetrial.engine.trace import trace
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}
+
+
+def arm(method: str, **settings: object) -> Arm:
+    return Arm(name=method, method=method, settings=methods.settle(method, settings))
+
+
+def controls(**other: object) -> Controls:
+    return Controls(**{"base_fingerprint": "", "precision": "bf16", "readout": "text", "max_new_tokens": 8} | other)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Bases of three layers with a tokenizer, by family."""
+    root = tmp_path_factory.mktemp("bases")
+    tokenizer = tiny.make_model(root / "tokenizer")
+    made = {}
+    for family in ("llama", "qwen3", "mistral"):
+        made[family] = Path(shutil.copytree(tokenizer, root / family))
+        sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 128}
+        bases.make(family, made[family], num_hidden_layers=3, **sizes)
+    return made
+
+
+def rows(kind: str) -> TaskData:
+    data = tiny.make_data("classify", rows=16, validation=4)
+    if kind == "classify":
+        return data
+    write = lambda example: dataclasses.replace(example, target=example.prompt[:9])  # noqa: E731
+    splits = {name: tuple(map(write, examples)) for name, examples in data.splits.items()}
+    return TaskData(name="tiny", kind="generate", labels=(), splits=splits)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "method", "members", "recomputes"),
+    [
+        ("llama", "generate", "full", 1, False),
+        ("llama", "generate", "lora", 3, False),
+        ("qwen3", "classify", "lora", 3, True),
+        ("mistral", "generate", "qlora", 1, True),
+    ],
+)
+def test_count_is_what_a_step_on_the_cpu_takes(folders, family, kind, method, members, recomputes):
+    readout = {"classify": "head", "generate": "text"}[kind]
+    asked = {"epochs": 1, "batch_examples": 16, "readout": readout, "max_new_tokens": 8}
+    trials = [tiny.make_trial(method, seed=seed, **asked) for seed in range(members)]
+    session, meter = TorchEngine(device="cpu").open(folders[family], "fp32"), Meter("cpu")
+    session.prepare(trials[0])
+    meter.give((*session.model.parameters(), *session.model.buffers()), "base")
+    with meter:
+        loop = session.start_pack(trials, rows(kind)).loop
+        loop.recomputes, order = recomputes, [course.order[0] for course in loop.courses]
+        loop.step(order, [1e-3] * members)
+        gc.collect()
+        meter.reset()
+        loop.step(order, [1e-3] * members)
+    answered = [loop.objective.answered[row] for row in order[0]] if kind == "generate" else None
+    counted = trace(
+        json.loads((folders[family] / "config.json").read_text()),
+        trials[0].arm,
+        trials[0].controls,
+        lengths=[len(loop.tokens[row]) for row in order[0]],
+        answered=answered,
+        device="cpu",
+        kind=kind,
+        outputs=3,
+        members=members,
+        recomputes=recomputes,
+    )
+    assert counted.phases["step"].peak_bytes == pytest.approx(meter.peak, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("device", "method", "members", "recomputes"), [("cpu", "full", 1, False), ("cuda", "lora", 2, True)]
+)
+def test_layers_drawn_on_are_layers_counted(monkeypatch, device, method, members, recomputes):
+    asked = {"lengths": [64] * 16, "answered": [32] * 16, "members": members, "recomputes": recomputes}
+    drawn = trace(LLAMA, arm(method), controls(), device=device, **asked)
+    monkeypatch.setattr(tracing, "FEW", 99)
+    assert drawn == trace(LLAMA, arm(method), controls(), device=device, **asked)
+
+
+def test_states_are_counted_as_by_hand():
+    weights = 32000 * 512 + 8 * (512 * (512 + 256 + 256 + 512) + 3 * 512 * 1024 + 2 * 512) + 512
+    parts = trace(LLAMA, arm("full"), controls(), lengths=[64] * 4).phases["step"].parts
+    assert parts["moments"] == pytest.approx(8 * weights, rel=1e-4)
+    assert parts["trained"] == pytest.approx(6 * weights, rel=1e-2)
+    assert parts["workspace"] >= 3 * 32 * MIB
+
+
+def test_work_is_six_operations_a_weight_and_token_or_four_where_the_base_is_frozen():
+    blocks = 8 * (512 * (512 + 256 + 256 + 512) + 3 * 512 * 1024)
+    asked = {"lengths": [256] * 4, "answered": [64] * 4}
+    for method, passes in (("full", 6), ("lora", 4)):
+        work = trace(LLAMA, arm(method), controls(), **asked).phases["step"].work
+        products = sum(kernel.count * kernel.operations for kernel in work if kernel.kind == "product")
+        head = 32000 * 512 * 256 * {6: 8, 4: 4}[passes]  # where the weight is trained, logits are made twice
+        adapter = 0 if method == "full" else 6 * 16 * 1024 * 8 * (1024 + 768 + 768 + 1024 + 3 * 1536)
+        unasked = 0 if method == "full" else 2 * 1024 * 512 * (1024 + 3 * 16)  # what embeddings would be trained by
+        assert products == passes * blocks * 1024 + head + adapter - unasked
+        attention = {kernel.operations for kernel in work if kernel.kind == "attention"}
+        assert min(attention) == 4 * 4 * (256 * 257 / 2) * 8 * 64
+
+
+def test_memory_grows_with_members_and_rows_and_shrinks_by_recomputing():
+    peak = lambda **other: trace(LLAMA, arm("lora"), controls(), **other).phases["step"].peak_bytes  # noqa: E731
+    alone = peak(lengths=[512] * 8)
+    assert peak(lengths=[512] * 8, members=2) > alone > peak(lengths=[512] * 4)
+    assert peak(lengths=[512] * 8, recomputes=True) < 0.7 * alone
+    assert peak(lengths=[512] * 8, micro_batch=2) < 0.5 * alone
+
+
+def test_blocks_and_workspaces_are_those_of_torch():
+    assert [cuda_block(size) for size in (1, 512, 513, 11 * MIB, 12 * MIB - 1)] == [512, 512, 1024, 12 * MIB, 12 * MIB]
+    assert cuda_block(10 * MIB + 512) == 10 * MIB + 512
+    assert [matmul_workspace((major, 0)) for major in (8, 9, 10)] == [8519680, 32 * MIB, 32 * MIB]
+
+
+def test_what_is_not_trained_or_not_known_is_refused():
+    with pytest.raises(ModelError, match="nothing is trained"):
+        trace(LLAMA, arm("none"), controls(), lengths=[8])
+    with pytest.raises(ModelError, match="family not supported"):
+        trace(LLAMA | {"model_type": "mamba"}, arm("full"), controls(), lengths=[8])
