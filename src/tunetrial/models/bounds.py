@@ -70,11 +70,8 @@ def bound(config: Mapping[str, Any], where: object = "config.json") -> Bound:
     high, fattest = max(_counts(config, known, where, fat=True, experts=experts))
     why = f"if its blocks are made as in known families: leanest as in {leanest}, fattest as in {fattest}"
     why += f"; its {experts} experts as one and as all" if experts else ""
-    why += (
-        f"; layers without attention as nothing and as {MIXER_SQUARES} hidden sizes squared"
-        if _has_mixers(config)
-        else ""
-    )
+    if _has_mixers(config):
+        why += f"; layers without attention as nothing and as {MIXER_SQUARES} hidden sizes squared"
     return Bound(low=low, high=high, why=why)
 
 
