@@ -1,6 +1,7 @@
 """What a study can find out: against golden values, an independent integral, and verdicts of simulated studies."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,13 @@ from scipy import integrate, optimize
 from scipy import stats as scipy_stats
 
 from planted import evidence, lock
-from tunetrial.analysis import stats, verdict
+from tunetrial.analysis import rates, stats, verdict
 from tunetrial.analysis.compare import review
 from tunetrial.core.errors import EvidenceError
 from tunetrial.plan import chances
 from tunetrial.plan.chances import Levels
 from tunetrial.plan.pilot import observed, pilot
-from tunetrial.plan.power import Power, Prior, power_of, prior_of, rows_needed
+from tunetrial.plan.power import Power, Prior, power, power_of, prior_of, rows_needed
 
 USUAL = prior_of("accuracy")
 
@@ -115,7 +116,8 @@ def study(setting: Setting, rng) -> list[tuple[verdict.Verdict, bool]]:
     diff_RE, found = draw(setting, rng, setting.looks[-1]), []
     for look in setting.looks:
         at = diff_RE[:look]
-        contrasts = verdict.by_margin(stats.crossed(at), setting.margin)
+        allowed = {"below": setting.prior.below, "above": setting.prior.above}
+        contrasts = verdict.by_margin(stats.crossed(at).model_copy(update=allowed), setting.margin)
         (judged,) = verdict.judge([contrasts], alpha=0.05, looks=[setting.looks])
         goes_on = judged.words in verdict.OPEN and verdict.bound_by(stats.components(at)) == "seeds"
         found.append((judged, not goes_on or look == setting.looks[-1]))
@@ -150,12 +152,30 @@ SETTINGS = [
     Setting(prior=Prior(seed_sd=0.01, example_sd=0.1), rows=200, looks=(5, 10), margin=0.02, share=-0.5),
     Setting(prior=Prior(seed_sd=0.01, example_sd=0.1, rest_sd=0.2), rows=200, looks=(3, 6, 9), margin=0.03),
     Setting(prior=Prior(seed_sd=0.005, example_sd=0.3), rows=277, looks=(5,), margin=0.05, share=-1.0),
+    Setting(prior=Prior(seed_sd=0.01, example_sd=0.1, below=0.004, above=0.008), rows=300, looks=(5, 10), margin=0.03),
 ]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_chances_are_those_of_simulated_verdicts(setting):
     compare_with_simulation(setting, 500, sigmas=3.5)
+
+
+def test_one_look_drawn_is_one_look_integrated():
+    prior, level = Prior(seed_sd=0.01, example_sd=0.2, rest_sd=0.2, below=0.002, above=0.001), Levels(0.05, 0.05)
+    drawn, made = chances.studies(prior, 250, (4,), level), chances.crossed(prior, 4, 250)
+    for effect in (0.0, -0.02, 0.04):
+        of_draws = chances.overall(drawn, effect, 0.04).model_dump()
+        assert of_draws == pytest.approx(chances.chance(made, effect, 0.04, level).model_dump(), abs=0.004)
+
+
+def test_draws_are_the_same_every_time_and_agree_with_more_of_them():
+    prior, level = Prior(seed_sd=0.01, example_sd=0.1, rest_sd=0.2), chances.levels(0.05, (5, 10))
+    once, again = (chances.studies(prior, 300, (5, 10), level) for _ in range(2))
+    more = chances.studies(prior, 300, (5, 10), level, draws=2**16)
+    assert np.array_equal(once.error_KN, again.error_KN)
+    few, many = (chances.overall(one, -0.01, 0.02).model_dump() for one in (once, more))
+    assert few == pytest.approx(many, abs=0.003)
 
 
 @pytest.mark.slow
@@ -202,6 +222,29 @@ def test_every_line_fits_a_terminal_and_is_kept(metric, piloted):
     found = power_of(metric, 0.025, 1500, 10, observed(diff_RE) if piloted else prior_of(metric), looks=(5, 10))
     assert max(map(len, str(found).splitlines())) <= 100
     assert Power.model_validate_json(found.model_dump_json()) == found
+
+
+def test_the_page_shows_what_is_said():
+    page = (Path(__file__).parent.parent / "docs/power.md").read_text(encoding="utf-8")
+    assert str(power_of("accuracy", 0.02, 2000, 10, USUAL, looks=(5, 10))) in page
+
+
+def test_what_tuning_may_lose_is_counted_and_may_be_too_much():
+    plain, lossy = (power_of("accuracy", 0.05, 1000, 5, USUAL.model_copy(update={"below": b})) for b in (0.0, 0.01))
+    assert lossy.detectable[5] == pytest.approx(plain.detectable[5] + 0.01, abs=5e-4)
+    assert lossy.rows_needed > plain.rows_needed
+    assert lossy.outlook[0].overall.inconclusive > plain.outlook[0].overall.inconclusive
+    hopeless = power_of("accuracy", 0.01, 1000, 5, USUAL.model_copy(update={"above": 0.01}))
+    assert hopeless.rows_needed is None and hopeless.takes[0].seeds is None
+    assert "more seeds of tuning: no number of finals or test rows" in str(hopeless).replace("\n    ", " ")
+
+
+def test_a_margin_that_is_a_share_of_a_gain_has_no_chances_yet():
+    asked = lock(margin="95% of gain", arms=("full", "lora", "base"))
+    pins = {"mail": asked.data["mail"].model_copy(update={"counts": {"train": 100, "test": 300}})}
+    found = power(asked.model_copy(update={"data": pins}), asked.study.tasks[0], USUAL)
+    assert found.detectable.keys() == {5, 10} and not (found.outlook or found.takes or found.rows_needed)
+    assert "known in accuracy once the base is scored" in str(found) and "tuning" not in str(found)
 
 
 def test_plans_of_before_are_still_read():
@@ -286,6 +329,8 @@ def test_a_pilot_is_read_from_finals_and_from_tune_trials(purpose):
     found = evidence(lock(), {"full": 0.8, "lora": 0.8}, seeds=5, per_cluster=3)
     made = pilot(found, "mail", "lora", purpose=purpose)
     assert made.replicates == (5 if purpose == "final" else 3) and made.examples == 100
+    regrets = [rates.tuned(found, arm, "mail").expected_regret for arm in ("full", "lora")]
+    assert [made.prior.below, made.high.above] == pytest.approx([regret or 0.0 for regret in regrets])
     assert pilot(found, "mail", "full", purpose=purpose) is None
     if purpose == "final":
         whole = next(c.difference.parts for c in review(found)[1])

@@ -7,9 +7,9 @@ chi-squares, exact up to quadrature: the noncentral t where seeds alone vary (St
 one-sided tests (Phillips 1990; Julious 2004). Looks share seeds and examples; what a study ends with is counted over
 draws of all mean squares of all looks, with the rule by which `analysis.extend` goes on.
 
-Not counted: what is allowed for tuned rates that lose, and steps of Holm's procedure after the first, which other
-comparisons decide. The former makes verdicts rarer, the latter more frequent. A comparison is taken for the study's
-only one when it is asked whether the next look is made.
+Not counted: steps of Holm's procedure after the first, which other comparisons decide and which make verdicts more
+frequent. A comparison is taken for the study's only one when it is asked whether the next look is made. What tuned
+rates may lose is allowed for as far as the prior says.
 
 Axis letters: N node or draw, K look, J vector of examples, C coordinate.
 """
@@ -53,12 +53,14 @@ class Levels(NamedTuple):
 @dataclass(frozen=True)
 class Sampling:
     """How an estimate comes out: normal with `sd`; independently of it, with `weight_N`, a standard error of `se_N`
-    and so many degrees of freedom."""
+    and so many degrees of freedom. `below` and `above` are as in `stats.Estimate`."""
 
     sd: float
     se_N: Floats
     df_N: Floats
     weight_N: Floats
+    below: float = 0.0
+    above: float = 0.0
 
 
 def levels(alpha: float, looks: tuple[int, ...]) -> Levels:
@@ -77,7 +79,7 @@ def crossed(prior: Prior, seeds: int, rows: float) -> Sampling:
     weight_N = np.prod(np.meshgrid(*(weight for _, weight in nodes), indexing="ij"), axis=0).ravel()
     total_N, df_N = _satterthwaite(*squares_N, df)
     sd = (seed / seeds + example / examples + rest / (seeds * examples)) ** 0.5
-    return Sampling(sd, (total_N / (seeds * examples)) ** 0.5, df_N, weight_N)
+    return Sampling(sd, (total_N / (seeds * examples)) ** 0.5, df_N, weight_N, prior.below, prior.above)
 
 
 def resampled(prior: Prior, rows: float, folds: int, repeats: float, *, test_to_train: float) -> Sampling:
@@ -105,24 +107,28 @@ def resampled(prior: Prior, rows: float, folds: int, repeats: float, *, test_to_
 def chance(sampling: Sampling, effect: float, margin: float, level: Levels) -> Chance:
     """The chances of the claims at one look under a true effect: candidate minus reference, turned."""
     both_N, side_N = (_critical(sampling.df_N, tail) * sampling.se_N for tail in (level.two_sided / 2, level.one_sided))
+    better_N, worse_N = sampling.below + both_N, -sampling.above - both_N
+    safe_N, same_N = sampling.below + side_N - margin, margin - side_N - sampling.above
 
-    def between(low_N: Floats | float, high_N: Floats) -> float:
-        low_N, high_N = ((end - effect) / sampling.sd for end in (low_N, high_N))
-        return float(sampling.weight_N @ np.maximum(special.ndtr(high_N) - special.ndtr(low_N), 0.0))
+    def between(low_N: Floats, high_N: Floats) -> float:
+        low_N, high_N = (special.ndtr((end - effect) / sampling.sd) for end in (low_N, high_N))
+        return min(float(sampling.weight_N @ np.maximum(high_N - low_N, 0.0)), 1.0)
 
     return Chance(
-        direction=1 - between(-both_N, both_N),
-        within=between(side_N - margin, margin - side_N),
-        not_worse=1 - between(-inf, side_N - margin),
-        inconclusive=between(-both_N, np.minimum(both_N, side_N - margin)),
+        direction=1 - between(worse_N, better_N),
+        within=between(safe_N, same_N),
+        not_worse=1 - between(np.full(len(safe_N), -inf), safe_N),
+        inconclusive=between(worse_N, np.minimum(better_N, safe_N)),
     )
 
 
 def detectable(sampling: Sampling, level: float, power: float) -> float:
-    """The smallest true effect of which the direction is found with this power; `level` is two-sided."""
+    """The smallest true effect of which the direction is found with this power, of the sign that takes more; `level`
+    is two-sided."""
+    sign = 1 if sampling.below >= sampling.above else -1
 
     def shortfall(effect: float) -> float:
-        return power - chance(sampling, effect, inf, Levels(level, level)).direction
+        return power - chance(sampling, sign * effect, inf, Levels(level, level)).direction
 
     top = sampling.sd
     while shortfall(top) > 0:
@@ -131,21 +137,26 @@ def detectable(sampling: Sampling, level: float, power: float) -> float:
 
 
 class Studies(NamedTuple):
-    """Drawn studies, shapes (K, N): errors of the estimates, half-lengths of intervals, and whether seeds bind them."""
+    """Drawn studies, shapes (K, N): errors of the estimates, half-lengths of intervals, and whether seeds bind them.
+
+    `below` and `above` are as in `stats.Estimate`.
+    """
 
     error_KN: Floats
     both_KN: Floats
     side_KN: Floats
     by_seeds_KN: np.ndarray
+    below: float
+    above: float
 
 
 def overall(drawn: Studies, effect: float, margin: float) -> Chance:
     """The chances of the claims at the look that a study ends with: the last, or the first that settles the verdict or
     whose interval seeds do not bind (`analysis.extend`)."""
-    estimate_KN = effect + drawn.error_KN
-    direction_KN = np.abs(estimate_KN) > drawn.both_KN
-    not_worse_KN = estimate_KN > drawn.side_KN - margin
-    within_KN = not_worse_KN & (estimate_KN < margin - drawn.side_KN)
+    low_KN, high_KN = effect + drawn.error_KN - drawn.below, effect + drawn.error_KN + drawn.above
+    direction_KN = (low_KN > drawn.both_KN) | (high_KN < -drawn.both_KN)
+    not_worse_KN = low_KN > drawn.side_KN - margin
+    within_KN = not_worse_KN & (high_KN < margin - drawn.side_KN)
     ends_KN = direction_KN | within_KN | ~drawn.by_seeds_KN
     ends_KN[-1] = True
     end_N = ends_KN.argmax(axis=0)[None]
@@ -199,7 +210,7 @@ def studies(prior: Prior, rows: float, looks: Sequence[int], level: Levels, *, d
         seeds_N, examples_N = (np.maximum(square - squares[2], 0.0) for square in squares[:2])
         both_N, side_N = (_critical(df_N, tail) * se_N for tail in (level.two_sided / 2, level.one_sided))
         found.append((grand + mean_N, both_N, side_N, seeds_N >= examples_N))
-    return Studies(*(np.stack(column) for column in zip(*found, strict=True)))
+    return Studies(*(np.stack(column) for column in zip(*found, strict=True)), prior.below, prior.above)
 
 
 def _pooled(counts: Sequence[int], mean: Sequence[Floats], inner: Sequence[Floats]) -> tuple[Floats, Floats]:

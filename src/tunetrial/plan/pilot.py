@@ -17,6 +17,7 @@ SEED_SD = 0.01
 DISCORDANCE = 0.10
 SEED_SHARE, EXAMPLE_SHARE = 0.02, 0.3
 IN_UNITS_OF_TARGET = ("mae", "rmse")
+ENDS = ("prior", "low", "high")
 
 
 class Prior(Record):
@@ -24,13 +25,16 @@ class Prior(Record):
 
     `seed_sd` is of one run's score; `example_sd` of the difference between two arms on one example, the same at
     every seed, so that no number of seeds averages it out; `rest_sd` of what varies there from seed to seed besides.
-    An example is a cluster of `rows_per_example` rows where rows come in clusters.
+    An example is a cluster of `rows_per_example` rows where rows come in clusters. `below` and `above` are what the
+    tuned rates of the reference and of the candidate are expected to lose, which a verdict allows for (`rates`).
     """
 
     seed_sd: float = Field(ge=0)
     example_sd: float = Field(ge=0)
     rest_sd: float = Field(default=0.0, ge=0)
     rows_per_example: float = Field(default=1.0, ge=1)
+    below: float = Field(default=0.0, ge=0)
+    above: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _varies(self) -> Self:
@@ -106,7 +110,10 @@ def pilot(
     if len(seeds) < 2:
         return None
     diff_RE = np.stack([one[seed][1] - other[seed][1] for seed in seeds])
-    return observed(diff_RE, rows.cluster_E, level=level)
+    found = observed(diff_RE, rows.cluster_E, level=level)
+    below, above = (_regret(evidence, task, arm) for arm in (against, candidate))
+    allowed = {name: getattr(found, name).model_copy(update={"below": below, "above": above}) for name in ENDS}
+    return found.model_copy(update=allowed)
 
 
 def observed(diff_RE: Floats, cluster_E: Sequence[str] | None = None, *, level: float = 0.95) -> Pilot:
@@ -154,3 +161,9 @@ def _tuned(evidence: Evidence, task: str, arm: str) -> dict[int, tuple[Scores, F
         if r.status == "ok" and r.trial.learning_rate == rate
     }
     return {seed: (s, metrics.contributions(metric, s)) for seed, s in found.items() if arms.sound(s)}
+
+
+def _regret(evidence: Evidence, task: str, arm: str) -> float:
+    """What a verdict allows for the arm's rate; nothing where its search cannot tell, as there."""
+    chosen = rates.tuned(evidence, arm, task)
+    return (chosen and chosen.expected_regret) or 0.0

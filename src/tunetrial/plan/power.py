@@ -65,7 +65,8 @@ class Power(Record):
 
     `takes` has each claim: the direction of a difference as large as the margin; an effect within the margin, if there
     is none and if half the margin is lost; and a candidate that is not worse, if there is no difference. `outlook` is
-    at no difference and at losses and gains of the margin and of half of it. Nothing is allowed for tuning (`chances`).
+    at no difference and at losses and gains of the margin and of half of it. No `rows_needed` either where what tuned
+    rates may lose is no less than the margin.
     With a `pilot` the prior is what it estimates, and `ends` are the same figures at the low and the high ends of its
     intervals, both spreads at once.
 
@@ -134,7 +135,9 @@ def power_of(
     """
     looks, title = looks or (seeds,), metrics.find(metric).title
     wrong = {
-        f"margin: must be above 0, got {margin}; state the smallest difference in {title} that matters": margin <= 0,
+        f"margin: must be above 0, got {margin}; state the smallest difference in {title} that matters": not 0
+        < margin
+        < inf,
         f"test rows: must be 2 or more, got {rows}; hold more rows back": rows < 2,
         f"seeds: must be 2 or more, got {seeds}; 5 is usual": seeds < 2,
         f"level: must lie between 0.5 and 1, got {level}; 0.95 is usual": not 0.5 < level < 1,
@@ -164,18 +167,20 @@ def _by_seeds(
     """What seeds and test rows allow, by the variance of a verdict (`stats.crossed`)."""
     level, best = chances.levels(alpha, looks), assumed.example_sd / (rows / assumed.rows_per_example) ** 0.5
     made = {look: chances.crossed(assumed, look, rows) for look in looks}
+    at_best = stats.detectable_effect(best, rows / assumed.rows_per_example - 1, level=1 - level.two_sided, power=POWER)
     found = {
         "detectable": {look: chances.detectable(one, level.two_sided, POWER) for look, one in made.items()},
-        "detectable_at_best": stats.detectable_effect(best, rows - 1, level=1 - level.two_sided, power=POWER),
+        "detectable_at_best": at_best + max(assumed.below, assumed.above),
     }
     if isinstance(margin, str):
         return found
     drawn = chances.studies(assumed, rows, looks, level) if len(looks) > 1 else None
     # Clusters, and answers that change from seed to seed, are no longer right or wrong once they are averaged.
     binary = metric == "accuracy" and assumed.rows_per_example == 1 and not assumed.rest_sd
-    needed = rows_needed(margin, assumed.example_sd**2, alpha=level.two_sided, binary=binary)
+    left = margin - max(assumed.below, assumed.above)
+    needed = rows_needed(left, assumed.example_sd**2, alpha=level.two_sided, binary=binary) if left > 0 else None
     return found | {
-        "rows_needed": max(2, ceil(needed * assumed.rows_per_example)),
+        "rows_needed": None if needed is None else max(2, ceil(needed * assumed.rows_per_example)),
         "takes": tuple(_takes(claim, effect, assumed, margin, rows, looks, level) for claim, effect in _asked(margin)),
         "outlook": tuple(_outlook(made, drawn, effect, margin, level) for effect in _effects(margin)),
     }
@@ -299,7 +304,9 @@ def _of_rows(found: Power) -> list[str]:
     """Whether the test rows can resolve the margin at all."""
     if found.folding and found.outlook and found.rows_needed is None:
         return ["no number of rows would resolve the margin in so many folds"]
-    if found.rows_needed is None or found.rows_needed <= found.test_rows:
+    if found.rows_needed is None:
+        return [f"the margin takes {verdict.MORE_TUNING}"] if found.outlook else []
+    if found.rows_needed <= found.test_rows:
         return []
     about = f"about {_figure(found, lambda one: _number(one.rows_needed))} rows would"
     if found.folding:
