@@ -15,7 +15,7 @@ from tunetrial.analysis.compare import review
 from tunetrial.core.errors import EvidenceError
 from tunetrial.plan import chances
 from tunetrial.plan.chances import Levels
-from tunetrial.plan.pilot import observed, pilot
+from tunetrial.plan.noise import observed, pilot
 from tunetrial.plan.power import Power, Prior, power, power_of, prior_of, rows_needed
 
 USUAL = prior_of("accuracy")
@@ -239,10 +239,22 @@ def test_what_tuning_may_lose_is_counted_and_may_be_too_much():
     assert "more seeds of tuning: no number of finals or test rows" in str(hopeless).replace("\n    ", " ")
 
 
+def of_study(**asked) -> Power:
+    """Of the first task of a study with 300 test rows."""
+    held = lock(**asked)
+    pins = {name: pin.model_copy(update={"counts": {"train": 100, "test": 300}}) for name, pin in held.data.items()}
+    return power(held.model_copy(update={"data": pins}), held.study.tasks[0], USUAL)
+
+
+def test_a_study_has_the_levels_of_its_family_and_looks():
+    found = of_study(arms=("full", "lora", "base"), tasks=("mail", "other"))
+    alone = power_of("accuracy", 0.05, 300, 10, USUAL, level=1 - 0.05 / 4, looks=(5, 10))
+    assert (found.detectable, found.takes, found.outlook) == (alone.detectable, alone.takes, alone.outlook)
+    assert str(of_study(arms=("full",))) == "mail: margin 0.05 accuracy on 300 test rows"
+
+
 def test_a_margin_that_is_a_share_of_a_gain_has_no_chances_yet():
-    asked = lock(margin="95% of gain", arms=("full", "lora", "base"))
-    pins = {"mail": asked.data["mail"].model_copy(update={"counts": {"train": 100, "test": 300}})}
-    found = power(asked.model_copy(update={"data": pins}), asked.study.tasks[0], USUAL)
+    found = of_study(margin="95% of gain", arms=("full", "lora", "base"))
     assert found.detectable.keys() == {5, 10} and not (found.outlook or found.takes or found.rows_needed)
     assert "known in accuracy once the base is scored" in str(found) and "tuning" not in str(found)
 

@@ -4,8 +4,8 @@ from tunetrial.analysis.rates import Point, Rate
 from tunetrial.plan.budget import allowed_s, reduced
 from tunetrial.plan.estimate import Sizes
 from tunetrial.plan.machine import Machine, check_disk
+from tunetrial.plan.noise import Pilot, Prior, pilot, prior_of
 from tunetrial.plan.packs import most_members, packs
-from tunetrial.plan.pilot import Pilot, Prior, pilot, prior_of
 from tunetrial.plan.power import Power, power_of
 from tunetrial.plan.preview import Plan, fit_budget, preview, trial_seconds
 from tunetrial.plan.scored import scored

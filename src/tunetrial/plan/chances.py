@@ -17,7 +17,7 @@ Axis letters: N node or draw, K look, J vector of examples, C coordinate.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import inf
+from math import ceil, inf
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +27,9 @@ from scipy import special
 from tunetrial.analysis import stats
 from tunetrial.analysis.stats import Floats
 from tunetrial.core.records import Record
-from tunetrial.plan.pilot import Prior
+from tunetrial.plan.noise import Prior
 
-NODES = {"seeds": 48, "examples": 8, "rest": 3}
+NODES = (64, 24, 8)
 DRAWS = 2**14
 
 
@@ -74,7 +74,7 @@ def crossed(prior: Prior, seeds: int, rows: float) -> Sampling:
     seed, example, rest = prior.variances
     expected = (examples * seed + rest, seeds * example + rest, rest)
     df = (seeds - 1, examples - 1, (seeds - 1) * (examples - 1))
-    nodes = [_mean_square(*args) for args in zip(expected, df, NODES.values(), strict=True)]
+    nodes = [_mean_square(*args) for args in zip(expected, df, NODES, strict=True)]
     squares_N = [axis.ravel() for axis in np.meshgrid(*(value for value, _ in nodes), indexing="ij")]
     weight_N = np.prod(np.meshgrid(*(weight for _, weight in nodes), indexing="ij"), axis=0).ravel()
     total_N, df_N = _satterthwaite(*squares_N, df)
@@ -96,8 +96,8 @@ def resampled(prior: Prior, rows: float, folds: int, repeats: float, *, test_to_
     if repeats == inf:
         square_N, weight_N = np.array([((folds - 1) * within + between) / folds]), np.ones(1)
     else:
-        inner = _mean_square(within, repeats * (folds - 1), NODES["seeds"])
-        outer = _mean_square(between, repeats - 1, NODES["examples"])
+        inner = _mean_square(within, repeats * (folds - 1), NODES[0])
+        outer = _mean_square(between, repeats - 1, NODES[1])
         parts = np.meshgrid(inner[0] * repeats * (folds - 1), outer[0] * (repeats - 1), indexing="ij")
         square_N, weight_N = sum(parts).ravel() / (splits - 1), np.outer(inner[1], outer[1]).ravel()
     se_N = ((1 / splits + test_to_train) * square_N) ** 0.5
@@ -231,10 +231,11 @@ def _satterthwaite(
 
 
 def _mean_square(expected: float, df: float, nodes: int) -> tuple[Floats, Floats]:
-    """Nodes and weights of a mean square: Gauss-Legendre over the quantiles of its chi-square; one if it is 0."""
+    """Nodes and weights of a mean square: Gauss-Legendre over the quantiles of its chi-square, the fewer the less it
+    varies; one if it is 0."""
     if expected == 0 or df == 0:
         return np.array([expected]), np.ones(1)
-    place, weight = np.polynomial.legendre.leggauss(nodes)
+    place, weight = np.polynomial.legendre.leggauss(1 + ceil(nodes / df**0.5))
     return expected * _chi_square(df, (place + 1) / 2) / df, weight / 2
 
 

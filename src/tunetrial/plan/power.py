@@ -20,7 +20,7 @@ from tunetrial.core.records import Record
 from tunetrial.core.study import Folding, Lock, TaskSpec
 from tunetrial.plan import chances
 from tunetrial.plan.chances import Chance, Levels, Sampling
-from tunetrial.plan.pilot import Pilot, Prior, prior, prior_of
+from tunetrial.plan.noise import Pilot, Prior, prior, prior_of
 
 __all__ = ["Outlook", "Pilot", "Power", "Prior", "Takes", "power", "power_of", "prior", "prior_of", "rows_needed"]
 
