@@ -249,7 +249,7 @@ def of_study(**asked) -> Power:
 def test_a_study_has_the_levels_of_its_family_and_looks():
     found = of_study(arms=("full", "lora", "base"), tasks=("mail", "other"))
     alone = power_of("accuracy", 0.05, 300, 10, USUAL, level=1 - 0.05 / 4, looks=(5, 10))
-    assert (found.detectable, found.takes, found.outlook) == (alone.detectable, alone.takes, alone.outlook)
+    assert found.detectable == pytest.approx(alone.detectable) and found.takes == alone.takes
     assert str(of_study(arms=("full",))) == "mail: margin 0.05 accuracy on 300 test rows"
 
 
