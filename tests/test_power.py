@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from scipy import integrate, optimize
 from scipy import stats as scipy_stats
 
+import whole_studies
 from planted import evidence, lock
 from tunetrial.analysis import rates, stats, verdict
 from tunetrial.analysis.compare import review
@@ -205,6 +206,35 @@ def test_chances_hold_for_right_and_wrong_answers(rows, share):
     compare_with_simulation(setting, 2000, sigmas=4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("full", "margin"), [(0.8, 0.02), (0.82, 0.04)])
+def test_chances_are_those_of_whole_studies(full, margin):
+    """150 studies on the simulator, tuning included: what they end with, against their own mean spreads and regrets."""
+    planted = whole_studies.Planted(full={"quality": full}, margin=margin)
+    data = whole_studies.task_data("classify")
+    locked = whole_studies.lock(whole_studies.study(planted), data)
+    ended, seen = [], []
+    for number in range(150):
+        session = whole_studies.SimEngine(whole_studies.world(planted, number)).open(Path(), "fp32")
+        found = whole_studies.carry_out(locked, data, session)
+        (case,) = review(found)[1]
+        if case.not_comparable:  # a rate at the edge of what was tried
+            continue
+        parts, estimate = case.difference.parts, case.difference.estimate
+        seen.append((parts.var_replicate / 2, parts.var_example, parts.ms_residual, estimate.below, estimate.above))
+        ended.append(claims(case.verdict, margin))
+    *variances, below, above = np.mean(seen, axis=0)
+    spreads = dict(zip(("seed_sd", "example_sd", "rest_sd"), np.sqrt(variances), strict=True))
+    mean = Prior(**spreads, rows_per_example=whole_studies.ROWS_PER_CLUSTER, below=below, above=above)
+    drawn = chances.studies(mean, 1000, (5, 10), chances.levels(0.05, (5, 10)))
+    predicted = np.array(list(chances.overall(drawn, planted.effect, margin).model_dump().values()))
+    error = 3.5 * (predicted * (1 - predicted) / len(ended)) ** 0.5 + 0.03  # what tuning really lost differs by study
+    assert len(ended) > 140 and np.all(np.abs(np.mean(ended, axis=0) - predicted) <= error), (
+        np.mean(ended, axis=0),
+        predicted,
+    )
+
+
 # What is said
 
 
@@ -314,6 +344,13 @@ def test_the_intervals_of_a_pilot_cover(signs):
         assert 0.92 <= held <= 0.99, field
     assert np.mean([p.prior.seed_sd**2 for p in found]) == pytest.approx(0.02**2, rel=0.2)
     assert np.mean([p.prior.rest_sd for p in found]) == pytest.approx(0.1, rel=0.01)
+
+
+def test_seeds_that_lie_close_by_chance_are_not_taken_for_sure():
+    """No differences between seeds at all: the upper end is that of seeds that differ."""
+    rng, rest_RE = np.random.default_rng(4), np.random.default_rng(6).normal(0, 0.3, (3, 200))
+    found = observed(rng.normal(0, 0.3, 200) + rest_RE - 0.99 * rest_RE.mean(axis=1, keepdims=True))
+    assert found.prior.seed_sd == found.low.seed_sd == 0 < found.high.seed_sd
 
 
 def test_a_pilot_shows_its_range():

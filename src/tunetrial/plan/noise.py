@@ -53,8 +53,8 @@ class Pilot(Record):
 
     `low` and `high` have both spreads at their ends at once, the rest as estimated. The interval of the seeds' is that
     of a chi-square of their mean square with replicates - 1 degrees of freedom (Williams 1962; for planning by its
-    upper end see Browne 1995), at three seeds a factor of twelve wide; that of the examples' has degrees of freedom
-    that allow for their kurtosis.
+    upper end see Browne 1995), at three seeds a factor of twelve wide; its upper end keeps the rest's share. That of
+    the examples' has degrees of freedom that allow for their kurtosis.
     """
 
     replicates: int
@@ -138,9 +138,15 @@ def observed(diff_RE: Floats, cluster_E: Sequence[str] | None = None, *, level: 
             rows_per_example=rows / examples,
         )
 
-    low, high = (prior(*ends) for ends in zip(seed_ends, example_ends, strict=True))
-    estimate = prior(parts.ms_replicate, parts.ms_example)
-    return Pilot(replicates=seeds, examples=examples, level=level, prior=estimate, low=low, high=high)
+    return Pilot(
+        replicates=seeds,
+        examples=examples,
+        level=level,
+        prior=prior(parts.ms_replicate, parts.ms_example),
+        low=prior(seed_ends[0], example_ends[0]),
+        # Few seeds may lie so close by chance that less than the rest would be left of even the upper end.
+        high=prior(seed_ends[1] + rest, example_ends[1]),
+    )
 
 
 def _finals(evidence: Evidence, task: str, arm: str) -> dict[int, tuple[Scores, Floats]]:
