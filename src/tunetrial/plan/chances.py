@@ -29,7 +29,7 @@ from tunetrial.analysis.stats import Floats
 from tunetrial.core.records import Record
 from tunetrial.plan.noise import Prior
 
-# At one degree of freedom, of seeds, examples and the rest. Chances are good to 0.001, at two seeds to 0.006.
+# At one degree of freedom: of seeds, examples, the rest. Chances are good to 0.001, at two or three seeds to 0.003.
 NODES = (64, 24, 8)
 DRAWS = 2**14
 
