@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import b9_time
 import contest
 import lengths
 import shapes
@@ -143,3 +144,12 @@ def test_laps_take_the_median_block_and_refuse_other_work(monkeypatch):
     laps.lap(100)
     with pytest.raises(ValueError, match="got 9 of 8"):
         laps.measured()
+
+
+def test_predicted_times_are_scored_by_what_was_measured():
+    assert len(b9_time.ROWS["cpu"]) >= 12 and len(b9_time.ROWS["cuda"]) >= 12
+    row = {"low_s": 0.9, "predicted_s": 1.0, "high_s": 1.1}
+    found = [row | {"measured_s": measured} for measured in (1.0, 0.8, 0.5)]
+    assert "median error 25% (target 10%: missed), worst 100%; 1 within" in b9_time.concluded(found)
+    with pytest.raises(ValueError, match="no row was measured"):
+        b9_time.concluded([])

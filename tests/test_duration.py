@@ -67,7 +67,7 @@ def test_a_session_that_ends_before_it_resumed_is_refused():
 
 def test_decoding_multiplies_every_weight_once_a_token_and_row():
     shape = models.shape(models.EMBEDDED)
-    work = decoding(shape, rows=3, prompt_tokens=10, new_tokens=4, dtype="bf16", bytes_per_number=2)
+    work = decoding(shape, rows=3, prompt_tokens=10, new_tokens=4, dtype="bfloat16", bytes_per_number=2)
     weights = shape.layers * sum(a * b for a, b in shape.projections.values()) + shape.vocabulary * shape.hidden
     of_products = sum(kernel.count * kernel.operations for kernel in work if kernel.kind == "product")
     assert of_products == 2 * weights * 3 * 4

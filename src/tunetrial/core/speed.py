@@ -1,13 +1,14 @@
 """How fast a device is, as measured on it or as its data sheet has it, and what finished trials showed."""
 
+import datetime
 import math
 from collections.abc import Sequence
-from datetime import date
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from tunetrial.core.records import Record
+from tunetrial.core.work import Kernel
 
 
 class Range(Record):
@@ -80,22 +81,24 @@ class Products(Record):
 class Speed(Record):
     """What a device computes and moves in a second.
 
-    `products` are by dtype. `attention_operations_per_s` and `bytes_per_s`, by size of what one kernel moves, are by
-    kind of kernel, with the dtype after it ("elementwise bf16") where that one is known apart. `fixed_s` is the least
-    time of a kernel by kind, dtype or not, and of kinds it does not have, 0. `launch_s` is what the host takes to hand
-    one kernel to the device, `recorded_launch_s` that where passes were recorded and are replayed. `error` are times as
-    measured over times as computed from all these, by kind, none of which lacks `likely`: narrow for a machine that was
-    `measured`.
+    `products` are by dtype, as torch names it. `attention_operations_per_s` and `bytes_per_s`, by size of what one
+    kernel moves, are by kind of kernel, with the dtype after it ("elementwise bfloat16") where that one is known apart.
+    `fixed_s` is the least time of a kernel by kind, dtype or not, and of kinds it does not have, 0.
 
-    On a CPU `device` is the processor's name, `threads` how many compute; a launch there is part of the kernel. On a
-    GPU `threads` is absent. `versions` are those of the libraries it was measured with.
+    `launch_s` is what the host takes to hand one kernel to the device, which on a CPU is part of the work, and
+    `recorded_launch_s` what a kernel takes besides where passes were recorded and are replayed. `in_pass` is how many
+    times longer kernels take in a pass, whose data are in no cache, than one after the other by themselves. `error` are
+    times as measured over times as computed from all these, by kind, and of "launch": ranges that have `likely`.
+
+    On a CPU `device` is the processor's name, `threads` how many compute; on a GPU `threads` is absent. `date` is when
+    it was measured, or when its source was read; `versions` are those of the libraries it was measured with.
     """
 
     device: str
     kind: Literal["cpu", "cuda"]
     threads: int | None = None
     measured: bool
-    date: date
+    date: datetime.date | None
     versions: dict[str, str] = {}
     products: dict[str, Products]
     attention_operations_per_s: dict[str, float]
@@ -103,7 +106,19 @@ class Speed(Record):
     fixed_s: dict[str, float]
     launch_s: float = Field(ge=0)
     recorded_launch_s: float = Field(ge=0)
+    in_pass: float = Field(default=1.0, gt=0)
     error: dict[str, Range]
+
+
+class Rehearsed(Record):
+    """The work of a real optimiser step, and the median seconds that it took alone on the machine. `recorded` says
+    whether its passes were recorded and replayed."""
+
+    method: str
+    precision: str
+    work: tuple[Kernel, ...]
+    recorded: bool
+    step_s: float = Field(gt=0)
 
 
 class Observed(Record):

@@ -11,8 +11,8 @@ class Kernel(Record):
     """Operations of one kind and size. A multiply and an add are two operations; `bytes` are read and written once each
     by one of them, caches apart.
 
-    `shape` is (m, n, k) of a product (m, k) × (k, n), with the number of such in a batched one in `count`; of other
-    kinds it is empty. `count` is how many a pass has.
+    `shape` is (m, n, k) of a product (m, k) × (k, n), and (batch, m, n, k) of a batch of them in one kernel; of other
+    kinds it is empty. `count` is how many such kernels a pass has.
     """
 
     kind: Literal["product", "attention", "elementwise", "copy", "optimiser"]

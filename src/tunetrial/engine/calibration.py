@@ -2,10 +2,10 @@
 
     speed = calibrate("cpu", seconds=10)
 
-Every case is warmed up, then all are timed in turns, round after round, and the median of each is taken: what else the
-machine does for a while slows all of them alike. On a GPU cases are recorded and replayed, so that its own time is
-measured and not the host's; what the host takes is measured apart. It claims nothing of other processes beside it, of a
-device that slows down when warm, nor of dtypes that were not timed.
+Every case is warmed up, then all are timed in turns, round after round, and the median of each is taken: what slows the
+machine for a while slows all of them alike. On a CPU it is the process's own time that counts, so that others beside it
+do not. On a GPU cases are recorded and replayed, so that its time is measured and not the host's; what the host takes
+is measured apart. It claims nothing of a device that slows down when warm, nor of dtypes that were not timed.
 """
 
 import math
@@ -25,11 +25,9 @@ from torch.nn import functional
 
 from tunetrial.core.speed import Curve, Products, Range, Speed
 from tunetrial.engine.optimisers import optimiser
-from tunetrial.engine.probe import Clock
-from tunetrial.engine.torch_engine import TorchEngine
+from tunetrial.engine.torch_engine import DTYPES, TorchEngine
 from tunetrial.store.speeds import processor
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Tokens of a pass, (outputs, inputs) of its layers with a skinny pair of a low-rank one, elements of its activations,
 # and (rows, heads, tokens, width) of its attention: of small bases on a CPU and of large ones on a GPU.
 TOKENS = {"cpu": (64, 256, 1024), "cuda": (256, 2048, 8192)}
@@ -74,7 +72,7 @@ def calibrate(device: str, *, seconds: float = 10.0) -> Speed:
     """
     place = torch.device(device)
     cuda = place.type == "cuda"
-    with _one_thread(not cuda), torch.random.fork_rng(devices=[place] if cuda else []):
+    with one_thread(not cuda), torch.random.fork_rng(devices=[place] if cuda else []):
         torch.manual_seed(0)
         dtypes = _dtypes(place)
         cases = [*_moves(place, dtypes), *_moments(place)]
@@ -99,19 +97,20 @@ def calibrate(device: str, *, seconds: float = 10.0) -> Speed:
         bytes_per_s=curves,
         fixed_s=fixed | {f"product {dtype}": fit.fixed_s for dtype, fit in fits.items()},
         launch_s=launch_s,
-        recorded_launch_s=fixed["elementwise"] if cuda else 0.0,
+        recorded_launch_s=0.0,
         error=spread | {"product": _quartiles([ratio for fit in fits.values() for ratio in fit.ratios])},
     )
 
 
-def _dtypes(device: torch.device) -> tuple[str, ...]:
-    """What trials on the device compute in natively, and fp32."""
-    return TorchEngine(device=device.type).precision(), "fp32"
+def _dtypes(device: torch.device) -> list[str]:
+    """What trials on the device compute in natively, and fp32, by torch's names."""
+    native = DTYPES[TorchEngine(device=device.type).precision()]
+    return [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys((native, torch.float32))]
 
 
 def _layers(device: torch.device, dtype: str) -> Iterator[Case]:
     """Products of a layer forward and in both directions backward, and those of attention's heads."""
-    made = lambda *shape: torch.randn(*shape, dtype=DTYPES[dtype], device=device)  # noqa: E731
+    made = lambda *shape: torch.randn(*shape, dtype=getattr(torch, dtype), device=device)  # noqa: E731
     for outputs, inputs in LAYERS[device.type]:
         weight = made(outputs, inputs)
         for tokens in TOKENS[device.type]:
@@ -132,7 +131,7 @@ def _layers(device: torch.device, dtype: str) -> Iterator[Case]:
 
 def _product(shape: tuple[int, ...], dtype: str, call: Callable[[], object]) -> Case:
     *batch, m, n, k = shape
-    many, size = math.prod(batch), DTYPES[dtype].itemsize
+    many, size = math.prod(batch), getattr(torch, dtype).itemsize
     return Case("product", dtype, call, many * size * (m * k + k * n + m * n), many * 2 * m * n * k, shape)
 
 
@@ -141,7 +140,7 @@ def _attention(device: torch.device, dtype: str) -> Iterator[Case]:
     of the scores."""
     for rows, heads, tokens, size in ATTENTION[device.type]:
         shape = rows, heads, tokens, size
-        q, k, v = (torch.randn(shape, dtype=DTYPES[dtype], device=device, requires_grad=True) for _ in range(3))
+        q, k, v = (torch.randn(shape, dtype=getattr(torch, dtype), device=device, requires_grad=True) for _ in range(3))
 
         def call(q=q, k=k, v=v):
             mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -154,7 +153,7 @@ def _moves(device: torch.device, dtypes: Sequence[str]) -> Iterator[Case]:
     """What adds, multiplies, gates and copies, by how much it moves."""
     for dtype in dtypes:
         for count in ELEMENTS[device.type]:
-            x, y = (torch.randn(count, dtype=DTYPES[dtype], device=device) for _ in range(2))
+            x, y = (torch.randn(count, dtype=getattr(torch, dtype), device=device) for _ in range(2))
             size = count * x.element_size()
             yield Case("elementwise", dtype, lambda x=x, y=y: x + y, 3 * size, count)
             yield Case("elementwise", dtype, lambda x=x, y=y: x * y, 3 * size, count)
@@ -167,13 +166,13 @@ def _moments(device: torch.device) -> Iterator[Case]:
     for count in ELEMENTS[device.type]:
         weight = torch.randn(count, device=device)
         weight.grad = torch.randn_like(weight)
-        yield Case("optimiser", "fp32", optimiser([{"params": [weight]}], bits=32).step, ADAMW_BYTES * count, count)
+        yield Case("optimiser", "float32", optimiser([{"params": [weight]}], bits=32).step, ADAMW_BYTES * count, count)
 
 
 def _time(cases: Sequence[Case], device: torch.device, seconds: float) -> Timed:
     """The median time of each case over rounds through all of them, until the time is up."""
     began, turns = time.perf_counter(), []
-    clock = Clock(device)
+    clock = Watch(device)
     for case in cases:
         case.call()
         once = min(clock.time(case.call) for _ in range(2))
@@ -220,7 +219,23 @@ def _launch_s(device: torch.device, *, launches: int = 2000) -> float:
             y = y + x
 
     chain()
-    return statistics.median(Clock(device).time(chain) for _ in range(5)) / launches
+    return statistics.median(Watch(device).time(chain) for _ in range(5)) / launches
+
+
+class Watch:
+    """Seconds of a call: on a CPU those that the process itself computed; on a GPU those that passed, its queue empty
+    before and after."""
+
+    def __init__(self, device: torch.device):
+        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self.now = time.perf_counter if device.type == "cuda" else time.process_time
+
+    def time(self, call: Callable[[], object]) -> float:
+        self.wait()
+        began = self.now()
+        call()
+        self.wait()
+        return self.now() - began
 
 
 def _of(timed: Timed, kind: str, dtype: str) -> Timed:
@@ -247,8 +262,8 @@ def _moved(timed: Timed) -> tuple[dict[str, float], dict[str, Curve], dict[str, 
             points[size] = rate
             ratios[kind] += [rate / one for _, one in found]
         curves[name] = Curve(points=tuple(points.items()))
-    for kind in ("elementwise", "copy", "optimiser"):  # of dtypes that were not timed: as fp32, byte by byte
-        fixed[kind], curves[kind] = fixed[f"{kind} fp32"], curves[f"{kind} fp32"]
+    for kind in ("elementwise", "copy", "optimiser"):  # of dtypes that were not timed: as in float32, byte by byte
+        fixed[kind], curves[kind] = fixed[f"{kind} float32"], curves[f"{kind} float32"]
     curves["product"] = curves["copy"]
     return fixed, curves, {kind: _quartiles(found) for kind, found in ratios.items()}
 
@@ -292,7 +307,8 @@ def _quartiles(ratios: Sequence[float]) -> Range:
 
 
 @contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
+def one_thread(wanted: bool) -> Iterator[None]:
+    """Compute in one thread, where that is wanted, and then in as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if wanted else before)
     try:

@@ -239,8 +239,8 @@ class Meter(TorchDispatchMode):
         name = func.overloadpacket
         if name in PRODUCTS:
             factors = [t for t in read if t.ndim >= 2][-2:] if name is aten._grouped_mm else _factors(name, args)
-            shape, count = _product(*factors, made[0])
-            self.kernels["product", dtype, shape, 2.0 * math.prod(shape), size / count] += count
+            shape = _product(*factors, made[0])
+            self.kernels["product", dtype, shape, 2.0 * math.prod(shape), size] += 1
         elif name in (aten._flash_attention_forward, aten._flash_attention_backward):
             forward = name is aten._flash_attention_forward
             q = args[0] if forward else args[1]
@@ -303,15 +303,15 @@ def _factors(name, args: Sequence) -> tuple[torch.Tensor, torch.Tensor]:
     return args[:2] if name in (aten.mm, aten.bmm) else args[1:3]
 
 
-def _product(a: torch.Tensor, b: torch.Tensor, made: torch.Tensor) -> tuple[tuple[int, int, int], int]:
-    """(m, n, k) of a product, and how many there are in it.
+def _product(a: torch.Tensor, b: torch.Tensor, made: torch.Tensor) -> tuple[int, ...]:
+    """(m, n, k) of a product, or (batch, m, n, k) of a batch of them.
 
     Of a grouped one with a matrix a group over common rows the rows are taken to be shared out evenly.
     """
     if a.ndim == b.ndim == 3:
-        return (a.shape[1], b.shape[2], a.shape[2]), a.shape[0]
+        return a.shape[0], a.shape[1], b.shape[2], a.shape[2]
     if a.ndim == b.ndim == 2 and made.ndim == 3:
-        return (a.shape[0], b.shape[1], a.shape[1] // made.shape[0]), made.shape[0]
+        return made.shape[0], a.shape[0], b.shape[1], a.shape[1] // made.shape[0]
     if b.ndim == 3:
-        return (a.shape[0] // b.shape[0], b.shape[2], a.shape[1]), b.shape[0]
-    return (a.shape[0], b.shape[1], a.shape[1]), 1
+        return b.shape[0], a.shape[0] // b.shape[0], b.shape[2], a.shape[1]
+    return a.shape[0], b.shape[1], a.shape[1]

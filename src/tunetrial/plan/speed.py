@@ -3,23 +3,25 @@
 A kernel takes as long as its operations or its bytes, whichever is longer, and a fixed time besides (the roofline of
 Williams, Waterman & Patterson 2009, doi:10.1145/1498765.1498785, with a start-up as Hockney has it). What products
 reach depends on their shape (`core.speed.Products`), what kernels that only move bytes reach on how many those are, as
-caches have it. A CPU does one after the other. A GPU computes while the host hands it the next: the slower of the two
-sets the pace.
+caches have it. Kernels follow each other, a launch with each, on a CPU and where passes are recorded. Elsewhere a GPU
+computes while the host hands it the next: the slower of the two sets the pace.
 
-Left out: what the host does between kernels (laying out batches, reading back), which `correction` learns, and waits
-for other processes of the machine.
+Two constants of a machine no timing of single kernels tells, and `fitted` finds them from real steps: what the host
+takes for each kernel, and how much slower kernels are in a pass. Left out are waits for other processes.
 """
 
+import datetime
 import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import TrialRecord
-from tunetrial.core.speed import Observed, Range, Speed, exactly
+from tunetrial.core.speed import Curve, Observed, Products, Range, Rehearsed, Speed, exactly
 from tunetrial.core.work import Kernel
+from tunetrial.plan.catalogue import Device
 
 Known = TypeVar("Known")
 
@@ -29,6 +31,39 @@ PRIOR_SD = 0.2
 PRIOR_TRIALS = 2
 # 90 % of a normal distribution lie within so many standard deviations.
 TWO_SIDED_90 = 1.645
+# What steps of one machine differ by from day to day, even where a handful of them fit better.
+LEAST_ERROR = 1.2
+# Kernels do not take less time in a pass, but for what calibration is off by.
+LEAST_IN_PASS = 0.5
+
+# Sizes of m, n and k at which products reach half a rate, and tiles, on a GPU and (True) a CPU: rounded from what
+# calibration finds on one CPU core with AMX; those of GPUs are those of a thread block (128 × 128 × 64 in CUTLASS).
+HALVES = {False: (128.0, 128.0, 64.0), True: (16.0, 4.0, 8.0)}
+TILES = {False: 64, True: 16}
+# An H200 was found at 1.25 times the time of its data sheet's rate for the largest products, and at 2.0 to 2.7 for a
+# pass of 1.1 and 7 billion weights; at 2 to 4 times that of its bandwidth for elementwise kernels, and 1.4 for AdamW
+# (benchmarks/README.md). Flash attention reaches 35 to 70 % of a rate (Dao 2023, arXiv:2307.08691, section 4). A CPU
+# core with AMX was found at 3 to 13 times the time of both cores' products, and at 2 to 12 of their bandwidth.
+REACHED = {
+    "cuda": {
+        "product": Range(low=1.2, high=2.7, likely=1.8),
+        "attention": Range(low=1.4, high=5.0, likely=2.5),
+        "elementwise": Range(low=1.3, high=4.0, likely=2.5),
+        "copy": Range(low=1.1, high=3.0, likely=1.7),
+        "optimiser": Range(low=1.1, high=2.5, likely=1.4),
+        "launch": Range(low=0.5, high=3.0, likely=1.0),
+    },
+    "cpu": {
+        "product": Range(low=2.0, high=26.0, likely=7.0),
+        "attention": Range(low=2.0, high=50.0, likely=10.0),
+        "elementwise": Range(low=2.0, high=20.0, likely=6.0),
+        "copy": Range(low=1.5, high=15.0, likely=4.0),
+        "optimiser": Range(low=1.0, high=10.0, likely=3.0),
+        "launch": Range(low=0.5, high=4.0, likely=1.5),
+    },
+}
+# Of one kernel: 5 to 20 µs by PyTorch, less than 2 where replayed, as its profiles on recent machines show.
+LAUNCH_S, RECORDED_LAUNCH_S = 1e-5, 1.5e-6
 
 
 def seconds(work: Sequence[Kernel], speed: Speed, *, recorded: bool) -> Range:
@@ -43,12 +78,11 @@ def seconds(work: Sequence[Kernel], speed: Speed, *, recorded: bool) -> Range:
     for kernel in work:
         taken[kernel.kind] += kernel.count * kernel_seconds(kernel, speed)
         launches += kernel.count
-    device = sum((exactly(value) * _error(speed, kind) for kind, value in taken.items()), exactly(0))
-    if speed.kind == "cpu":
-        return device
-    launch_s = speed.recorded_launch_s if recorded else speed.launch_s
-    host = exactly(launches * launch_s) * _error(speed, "launch")
-    return Range(**{end: max(getattr(device, end), getattr(host, end)) for end in Range.model_fields})
+    computed = sum((exactly(speed.in_pass * value) * _error(speed, kind) for kind, value in taken.items()), exactly(0))
+    host = exactly(launches * (speed.recorded_launch_s if recorded else speed.launch_s)) * _error(speed, "launch")
+    if recorded or speed.kind == "cpu":
+        return computed + host
+    return Range(**{end: max(getattr(computed, end), getattr(host, end)) for end in Range.model_fields})
 
 
 def kernel_seconds(kernel: Kernel, speed: Speed) -> float:
@@ -70,6 +104,68 @@ def kernel_seconds(kernel: Kernel, speed: Speed) -> float:
     curve = _of(speed.bytes_per_s, kernel)
     moved = kernel.bytes / curve.at(kernel.bytes) if curve is not None and kernel.bytes else 0.0
     return max(computed, moved) + (_of(speed.fixed_s, kernel) or 0.0)
+
+
+def fitted(speed: Speed, steps: Sequence[Rehearsed]) -> Speed:
+    """The speed with `in_pass` and the time of a launch by which real steps' relative errors are least (least squares,
+    neither below 0), and with an error as wide as these steps leave, but no less than LEAST_ERROR.
+
+    Steps of few tokens tell the launches, those of many the rest: both are needed. All must be of one kind: recorded,
+    or on a CPU; nothing is fitted to others.
+
+    Raises:
+        EvidenceError: There are fewer than 2 steps, or they are not of one such kind.
+    """
+    import numpy as np
+    from scipy.optimize import lsq_linear
+
+    recorded = {step.recorded for step in steps}
+    if len(steps) < 2 or len(recorded) > 1 or (speed.kind != "cpu" and recorded != {True}):
+        got = f"{len(steps)} steps, {sum(step.recorded for step in steps)} of them recorded"
+        raise EvidenceError(f"speed of {speed.device}: cannot be fitted, got {got}; rehearse steps of one kind")
+    bare = speed.model_copy(update={"in_pass": 1.0, "launch_s": 0.0, "recorded_launch_s": 0.0, "error": {}})
+    taken = np.array([step.step_s for step in steps])
+    terms = [
+        (seconds(step.work, bare, recorded=step.recorded).likely, sum(kernel.count for kernel in step.work))
+        for step in steps
+    ]
+    bounds = (LEAST_IN_PASS, 0.0), np.inf
+    in_pass, launch_s = lsq_linear(np.array(terms) / taken[:, None], np.ones(len(steps)), bounds).x.tolist()
+    logs = np.log(taken / (np.array(terms) @ (in_pass, launch_s)))
+    half = max(math.log(LEAST_ERROR), TWO_SIDED_90 * math.sqrt((logs**2).mean()))
+    wide = Range(low=math.exp(-half), high=math.exp(half), likely=1.0)
+    launch = "recorded_launch_s" if recorded == {True} else "launch_s"
+    kinds = (*get_args(Kernel.model_fields["kind"].annotation), "launch")
+    return speed.model_copy(update={"in_pass": in_pass, launch: launch_s, "error": dict.fromkeys(kinds, wide)})
+
+
+def assumed(device: Device) -> Speed:
+    """What a device that is not at hand may reach: its makers' figures, and how far from such figures programs were
+    found to stay (REACHED), which makes wide ranges.
+
+    Of a CPU's class, one thread, as a worker has it.
+    """
+    rates = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    rates = {name: rate for name, of in rates.items() if (rate := device.operations_per_s.get(of))}
+    cpu = device.kind == "cpu"
+    moved = Curve(points=((1.0, device.bandwidth_bytes_per_s),))
+    read = device.sources["bandwidth_bytes_per_s"].date
+    return Speed(
+        device=device.title,
+        kind="cpu" if cpu else "cuda",
+        threads=1 if cpu else None,
+        measured=False,
+        date=None if read is None else datetime.date.fromisoformat(read),
+        products={
+            name: Products(operations_per_s=rate, halves=HALVES[cpu], tile=TILES[cpu]) for name, rate in rates.items()
+        },
+        attention_operations_per_s={f"attention {name}": rate for name, rate in rates.items()},
+        bytes_per_s=dict.fromkeys(("product", "attention", "elementwise", "copy", "optimiser"), moved),
+        fixed_s={},
+        launch_s=LAUNCH_S,
+        recorded_launch_s=RECORDED_LAUNCH_S,
+        error=REACHED["cpu" if cpu else "cuda"],
+    )
 
 
 def correction(speed: Speed, observed: Sequence[Observed], *, precision: str, method: str) -> Range | None:

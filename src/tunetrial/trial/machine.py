@@ -38,6 +38,12 @@ def _left(cgroup: Path, limit: str, used: str, stat: str, line: str) -> float:
 
 def gpu_name() -> str | None:
     """The GPU as plans know it, or in its maker's words; None without one, or without NVIDIA's tools."""
+    name = driver_name()
+    return name and short_name(name)
+
+
+def driver_name() -> str | None:
+    """The first GPU in its maker's words; None without one, or without NVIDIA's tools."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
@@ -46,8 +52,7 @@ def gpu_name() -> str | None:
         said = subprocess.run(asked, capture_output=True, text=True, timeout=WAIT_S, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    name = said.splitlines()[0].strip() if said.strip() else None
-    return name and short_name(name)
+    return said.splitlines()[0].strip() if said.strip() else None
 
 
 def short_name(name: str) -> str:
