@@ -124,8 +124,8 @@ def test_two_constants_are_found_from_steps_of_which_they_are_true():
     ]
     steps = [rehearsed(work, seconds(work, true, recorded=False).likely) for work in works]
     found = fitted(speed(in_pass=5.0, launch_s=1.0), steps)
-    assert (found.in_pass, found.launch_s) == pytest.approx((1.7, 3e-5))
-    assert seconds(works[1], found, recorded=False).high == pytest.approx(steps[1].step_s * 1.2)
+    assert (found.in_pass, found.launch_s) == pytest.approx((1.7, 3e-5), rel=1e-3)
+    assert seconds(works[1], found, recorded=False).high == pytest.approx(steps[1].step_s * 1.2, rel=1e-3)
 
 
 def test_recorded_steps_tell_what_a_replayed_kernel_takes_besides():
@@ -133,7 +133,7 @@ def test_recorded_steps_tell_what_a_replayed_kernel_takes_besides():
     works = [[product(64, 64, 64, count=500)], [product(1000, 1000, 1000, count=100)]]
     steps = [rehearsed(work, seconds(work, true, recorded=True).likely, recorded=True) for work in works]
     found = fitted(speed("cuda"), steps)
-    assert (found.in_pass, found.recorded_launch_s, found.launch_s) == pytest.approx((1.2, 4e-6, 1e-4))
+    assert (found.in_pass, found.recorded_launch_s, found.launch_s) == pytest.approx((1.2, 4e-6, 1e-4), rel=1e-3)
 
 
 def test_steps_that_agree_less_leave_a_wider_error():
@@ -142,11 +142,19 @@ def test_steps_that_agree_less_leave_a_wider_error():
     assert wide.error["product"].high / wide.error["product"].low > 4
 
 
+def test_where_launches_set_the_pace_of_short_steps_alone_both_constants_are_found():
+    true = speed("cuda", in_pass=1.5, launch_s=2e-5)
+    works = [[product(10, 10, 10, count=500)], [product(1000, 1000, 1000, count=100)]]
+    steps = [rehearsed(work, seconds(work, true, recorded=False).likely) for work in works]
+    found = fitted(speed("cuda"), steps)
+    assert (found.in_pass, found.launch_s) == pytest.approx((1.5, 2e-5), rel=1e-3)
+
+
 def test_steps_that_cannot_be_fitted_are_refused():
-    work = [product(10, 10, 10)]
-    for kind, steps in (("cpu", [rehearsed(work, 1.0)]), ("cuda", [rehearsed(work, 1.0)] * 2)):
+    one = rehearsed([product(10, 10, 10)], 1.0)
+    for steps in ([one], [one, one.model_copy(update={"recorded": True})]):
         with pytest.raises(EvidenceError, match="cannot be fitted.*rehearse steps of one kind"):
-            fitted(speed(kind), steps)
+            fitted(speed("cuda"), steps)
 
 
 @pytest.mark.parametrize("name", sorted(devices()))

@@ -66,6 +66,7 @@ def measure(session: TorchSession, arm: Arm, controls: Controls, data: TaskData)
         device=device.type,
         kind=data.kind,
         outputs=max(1, len(data.labels)),
+        **_capability(device),
     )
     pack = session.start_pack([Trial(arm=arm, controls=controls, **given)], data)
     steps, watch = pack.steps(None), Watch(device)
@@ -79,6 +80,13 @@ def measure(session: TorchSession, arm: Arm, controls: Controls, data: TaskData)
         recorded=recorded,
         step_s=statistics.median(taken[COLD:]),
     )
+
+
+def _capability(device: torch.device) -> dict[str, object]:
+    if device.type != "cuda":
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    return {"capability": (properties.major, properties.minor), "processors": properties.multi_processor_count}
 
 
 def _random_base(folder: Path, device: str) -> Path:

@@ -33,8 +33,8 @@ PRIOR_TRIALS = 2
 TWO_SIDED_90 = 1.645
 # What steps of one machine differ by from day to day, even where a handful of them fit better.
 LEAST_ERROR = 1.2
-# Kernels do not take less time in a pass, but for what calibration is off by.
-LEAST_IN_PASS = 0.5
+# Between which the two constants lie: kernels do not take less time in a pass, but for what calibration is off by.
+IN_PASS, LAUNCHES_S = (0.5, 50.0), (1e-9, 1e-2)
 
 # Sizes of m, n and k at which products reach half a rate, and tiles, on a GPU and (True) a CPU: rounded from what
 # calibration finds on one CPU core with AMX; those of GPUs are those of a thread block (128 × 128 × 64 in CUTLASS).
@@ -107,36 +107,42 @@ def kernel_seconds(kernel: Kernel, speed: Speed) -> float:
 
 
 def fitted(speed: Speed, steps: Sequence[Rehearsed]) -> Speed:
-    """The speed with `in_pass` and the time of a launch by which real steps' relative errors are least (least squares,
-    neither below 0), and with an error as wide as these steps leave, but no less than LEAST_ERROR.
+    """The speed with `in_pass` and the time of a launch by which real steps' times are least off (least squares of
+    logarithms), and with an error as wide as these steps leave, but no less than LEAST_ERROR.
 
-    Steps of few tokens tell the launches, those of many the rest: both are needed. All must be of one kind: recorded,
-    or on a CPU; nothing is fitted to others.
+    Steps of few tokens tell the launches, those of many the rest: both are needed.
 
     Raises:
-        EvidenceError: There are fewer than 2 steps, or they are not of one such kind.
+        EvidenceError: There are fewer than 2 steps, or some were recorded and some not.
     """
     import numpy as np
-    from scipy.optimize import lsq_linear
+    from scipy.optimize import least_squares
 
-    recorded = {step.recorded for step in steps}
-    if len(steps) < 2 or len(recorded) > 1 or (speed.kind != "cpu" and recorded != {True}):
+    recorded = any(step.recorded for step in steps)
+    if len(steps) < 2 or not all(step.recorded == recorded for step in steps):
         got = f"{len(steps)} steps, {sum(step.recorded for step in steps)} of them recorded"
         raise EvidenceError(f"speed of {speed.device}: cannot be fitted, got {got}; rehearse steps of one kind")
-    bare = speed.model_copy(update={"in_pass": 1.0, "launch_s": 0.0, "recorded_launch_s": 0.0, "error": {}})
-    taken = np.array([step.step_s for step in steps])
-    terms = [
-        (seconds(step.work, bare, recorded=step.recorded).likely, sum(kernel.count for kernel in step.work))
-        for step in steps
+    launch, kinds = "recorded_launch_s" if recorded else "launch_s", get_args(Kernel.model_fields["kind"].annotation)
+
+    def with_(at: Sequence[float], error: Range) -> Speed:
+        in_pass, launch_s = np.exp(at).tolist()
+        errors = dict.fromkeys((*kinds, "launch"), error)
+        return speed.model_copy(update={"in_pass": in_pass, launch: launch_s, "error": errors})
+
+    def logs(at: Sequence[float]) -> list[float]:
+        tried = with_(at, exactly(1.0))
+        return [math.log(step.step_s / seconds(step.work, tried, recorded=recorded).likely) for step in steps]
+
+    # It begins with the most that either constant can be by itself, at which both matter to some step.
+    alone = speed.model_copy(update={"in_pass": 1.0, launch: 0.0, "error": {}})
+    most = [
+        min(step.step_s / seconds(step.work, alone, recorded=recorded).likely for step in steps),
+        min(step.step_s / sum(kernel.count for kernel in step.work) for step in steps),
     ]
-    bounds = (LEAST_IN_PASS, 0.0), np.inf
-    in_pass, launch_s = lsq_linear(np.array(terms) / taken[:, None], np.ones(len(steps)), bounds).x.tolist()
-    logs = np.log(taken / (np.array(terms) @ (in_pass, launch_s)))
-    half = max(math.log(LEAST_ERROR), TWO_SIDED_90 * math.sqrt((logs**2).mean()))
-    wide = Range(low=math.exp(-half), high=math.exp(half), likely=1.0)
-    launch = "recorded_launch_s" if recorded == {True} else "launch_s"
-    kinds = (*get_args(Kernel.model_fields["kind"].annotation), "launch")
-    return speed.model_copy(update={"in_pass": in_pass, launch: launch_s, "error": dict.fromkeys(kinds, wide)})
+    low, high = np.log([IN_PASS, LAUNCHES_S]).T
+    found = least_squares(logs, np.clip(np.log(most), low + 0.01, high - 0.01), bounds=(low, high))
+    half = max(math.log(LEAST_ERROR), TWO_SIDED_90 * math.sqrt((found.fun**2).mean()))
+    return with_(found.x, Range(low=math.exp(-half), high=math.exp(half), likely=1.0))
 
 
 def assumed(device: Device) -> Speed:
