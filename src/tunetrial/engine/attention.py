@@ -220,10 +220,23 @@ def _fused(
 ) -> torch.Tensor:
     """The kernel of torch; without a mask it is causal, and then keys need no copies."""
     fused = nn.functional.scaled_dot_product_attention
+    if q.is_meta and (hidden is not None or k.shape[1] == q.shape[1]):
+        return _counted(q, k, v, scaling, hidden=hidden)
     if hidden is None:
         return fused(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
     k, v = _repeated(q, k, v)
     return fused(q, k, v, attn_mask=~hidden, scale=scaling)
+
+
+def _counted(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, *, hidden: torch.Tensor | None
+) -> torch.Tensor:
+    """The kernel that torch would choose on CUDA, which it is not asked for by tensors without storage."""
+    k, v = _repeated(q, k, v)
+    bias = None if hidden is None else q.new_zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+    bias = None if bias is None else bias.expand(*q.shape[:3], k.shape[2])
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    return kernel(q, k, v, bias, True, 0.0, hidden is None, scale=scaling)[0]
 
 
 def _repeated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

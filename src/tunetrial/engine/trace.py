@@ -16,25 +16,23 @@ is taken to attend without a fused kernel. Counts are of one process that trains
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from tunetrial import methods
 from tunetrial.core.errors import ModelError
-from tunetrial.core.evidence import Example, TaskData
-from tunetrial.core.study import Arm, Controls, Kind, Trial
+from tunetrial.core.study import Arm, Controls, Kind
 from tunetrial.core.work import Traced
-from tunetrial.engine import adapters, attention
+from tunetrial.engine import adapters
 from tunetrial.engine.attention import lay_out
 from tunetrial.engine.depth import FEW, Reached, deeper
 from tunetrial.engine.loop import Loop, forward_and_backward
 from tunetrial.engine.meter import Meter, cuda_block, matmul_workspace
 from tunetrial.engine.place import Place, assumed
 from tunetrial.engine.readout import EVALUATION_BATCH, EVALUATION_TOKENS, HeadReader, batches_of
-from tunetrial.engine.texts import Row
-from tunetrial.engine.torch_engine import DTYPES, TorchPack, TorchSession
+from tunetrial.engine.torch_engine import TorchPack
+from tunetrial.engine.unread import Asked, Rows, Session
 from tunetrial.models.sizes import shape_of
 
 META = torch.device("meta")
@@ -77,56 +75,54 @@ def trace(
     """
     if not methods.find(arm).tuned:
         raise ModelError(f"{arm.name}: nothing is trained, got method {arm.method}; trace an arm that takes steps")
-    asked = _Asked(
+    asked = Asked.of(
         config,
-        _trial(arm, controls, len(lengths)),
-        _Rows(lengths, answered),
-        _data(len(lengths), kind, outputs),
-        Place(device, capability, processors),
-        members,
-        {"micro_batch": micro_batch, "at_once": at_once},
-        recomputes,
+        arm,
+        controls,
+        lengths=lengths,
+        kind=kind,
+        outputs=outputs,
+        members=members,
+        micro_batch=micro_batch,
+        at_once=at_once,
+        recomputes=recomputes,
+        answered=answered,
     )
+    place = Place(device, capability, processors)
     with _understood():
-        layers = shape_of(config).layers
-        if layers <= FEW + 1 or _uneven(config, max(lengths)):
-            found = _count(asked, layers)
-        else:
-            few, more = _count(asked, FEW), _count(asked, FEW + 1)
-            found = {name: deeper(few[name], more[name], layers) for name in few}
+        found = _phases(asked, place)
     return Traced(phases={name: one.phase for name, one in found.items()}, tokens=members * sum(lengths))
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What is to be counted."""
-
-    config: Mapping[str, object]
-    trial: Trial
-    rows: "_Rows"
-    data: TaskData
-    place: Place
-    members: int
-    passes: Mapping[str, int | None]
-    recomputes: bool
+def _phases(asked: Asked, place: Place) -> dict[str, Reached]:
+    """All phases, through all layers: counted where they are few or differ, else drawn on."""
+    with assumed(place):  # tables of levels are made once a process, and are of no trial
+        adapters.quantise(_linear(), methods.find(asked.trial.arm).storage, ("0",), device=META)
+    layers = shape_of(asked.config).layers
+    if layers <= FEW + 1 or _uneven(asked.config, max(asked.rows.lengths)):
+        return _count(asked, place, layers)
+    few, more = _count(asked, place, FEW), _count(asked, place, FEW + 1)
+    return {name: deeper(few[name], more[name], layers) for name in few}
 
 
-def _count(asked: _Asked, layers: int) -> dict[str, Reached]:
+def _count(asked: Asked, place: Place, layers: int) -> dict[str, Reached]:
     """The phases of a base of so many layers."""
-    cuda = asked.place.kind == "cuda"
-    with assumed(asked.place), Meter("meta", block=cuda_block if cuda else int) as meter:
-        session = _Session(asked, layers, meter)
-        trials = [asked.trial.model_copy(update={"seed": seed}) for seed in range(asked.members)]
-        pack = TorchPack(session, trials, asked.data, **asked.passes)
+    cuda = place.kind == "cuda"
+    with assumed(place), Meter("meta", block=cuda_block if cuda else int) as meter:
+        pack = asked.pack(Session(asked, META, layers=layers, meter=meter))
         pack.loop.recomputes = asked.recomputes
         _name_parts(pack, meter)
         found = {"load": meter.reached()}
         if cuda:  # of the thread that goes forward on two streams, and of the one that goes backward on one
-            meter.hold(3 * matmul_workspace(asked.place.capability), "workspace")
-        step, prepare = _step(pack, meter, asked.rows.lengths)
+            meter.hold(3 * matmul_workspace(place.capability), "workspace")
+        step, prepare = _step(pack, meter, asked.step)
         found |= {"prepare": prepare} if cuda else {}
         found |= {"step": step, "evaluate": _evaluate(pack, meter), "save": _save(pack, meter, asked.config)}
     return found
+
+
+def _linear() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(64, 64, device=META)))
 
 
 def _uneven(config: Mapping[str, object], longest: int) -> bool:
@@ -135,75 +131,6 @@ def _uneven(config: Mapping[str, object], longest: int) -> bool:
     own = AutoConfig.for_model(**config) if not kinds else None
     kinds = kinds or getattr(own, "layer_types", None) or ()
     return len(set(kinds)) > 1 and longest > (config.get("sliding_window") or getattr(own, "sliding_window", None) or 0)
-
-
-class _Rows:
-    """Rows of given lengths, asked for as `Texts` are; the last `answered` tokens of each are its answer."""
-
-    def __init__(self, lengths: Sequence[int], answered: Sequence[int] | None):
-        self.lengths = list(lengths)
-        self.answered = [n - 1 for n in lengths] if answered is None else list(answered)
-
-    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        return [[0] * self.lengths[int(example.id)] for example in examples]
-
-    def rows(self, examples: Sequence[Example]) -> list[Row]:
-        return [self.row(self.lengths[n], self.answered[n]) for n in (int(example.id) for example in examples)]
-
-    @staticmethod
-    def row(length: int, answered: int) -> Row:
-        prompt = length - answered
-        return Row([0] * length, [False] * prompt + [True] * answered, prompt)
-
-
-class _Session:
-    """What `TorchPack` asks of a session: a base in memory, by its configuration alone."""
-
-    reader = TorchSession.reader
-    checkpoint_every_s = 60.0
-
-    def __init__(self, asked: _Asked, layers: int, meter: Meter):
-        self.shape, self.texts = shape_of(asked.config), asked.rows
-        self.asked, self.layers, self.meter = asked, layers, meter
-        self.precision, self.device = asked.trial.controls.precision, META
-        self.storage = methods.find(asked.trial.arm).storage
-        on_device = asked.place.kind == "cpu" or self.storage == "plain"
-        self.model = self._base(DTYPES[self.precision], on_device=on_device)
-        adapters.quantise(self.model, self.storage, tuple(self.shape.projections), device=META)
-        meter.give((*self.model.parameters(), *self.model.buffers()), "base")
-
-    def load(self, dtype: torch.dtype) -> torch.nn.Module:
-        """The base once more, in the host's memory."""
-        return self._base(dtype, on_device=self.asked.place.kind == "cpu")
-
-    def _base(self, dtype: torch.dtype, *, on_device: bool) -> torch.nn.Module:
-        kept = {name: value for name, value in self.asked.config.items() if name not in ("dtype", "torch_dtype")}
-        config = AutoConfig.for_model(kept.pop("model_type"), **kept)
-        config.num_hidden_layers = self.layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: self.layers]
-        headless = self.asked.trial.controls.readout == "head"
-        roberta = {"add_pooling_layer": False} if config.model_type == "roberta" and headless else {}
-        loader = AutoModel if headless else AutoModelForCausalLM
-        with META, self.meter.silent():
-            model = loader.from_config(config, dtype=dtype, attn_implementation=attention.UNPADDED, **roberta)
-        if on_device:
-            self.meter.give((*model.parameters(), *model.buffers()), "base")
-        return model.eval().requires_grad_(False)
-
-
-def _data(rows: int, kind: Kind, outputs: int) -> TaskData:
-    labels = tuple(map(str, range(outputs))) if kind == "classify" else ()
-    target = {"classify": "0", "regress": 0.0, "generate": ""}[kind]
-    examples = [Example(id=str(n), cluster=str(n), prompt="", target=target) for n in range(rows)]
-    return TaskData(name="traced", kind=kind, labels=labels, splits={"train": tuple(examples), "validation": ()})
-
-
-def _trial(arm: Arm, controls: Controls, rows: int) -> Trial:
-    """Of two steps, so that a warm start has its own."""
-    controls = controls.model_copy(update={"batch_examples": rows, "epochs": 2})
-    given = {"task": "traced", "data_digest": "", "learning_rate": 1.0, "purpose": "probe"}
-    return Trial(arm=arm, controls=controls, seed=0, **given)
 
 
 def _name_parts(pack: TorchPack, meter: Meter) -> None:
@@ -218,7 +145,7 @@ def _name_parts(pack: TorchPack, meter: Meter) -> None:
         parameter.register_post_accumulate_grad_hook(lambda weights: meter.give([weights.grad], "gradients"))
 
 
-def _step(pack: TorchPack, meter: Meter, lengths: Sequence[int]) -> tuple[Reached, Reached]:
+def _step(pack: TorchPack, meter: Meter, rows: list[list[int]]) -> tuple[Reached, Reached]:
     """A step, and what differs in the first one: kernels are compiled by examples, and there are no moments yet."""
     loop = pack.loop
     if loop.warm_start is not None:
@@ -231,7 +158,6 @@ def _step(pack: TorchPack, meter: Meter, lengths: Sequence[int]) -> tuple[Reache
     states = (state for optimiser in loop.optimisers for state in optimiser.state.values())
     meter.give((t for state in states for t in state.values() if isinstance(t, torch.Tensor)), "moments", block=int)
     meter.reset()
-    rows = [sorted(range(len(lengths)), key=lambda row: lengths[row])] * len(members)
     with meter.making("activations"):
         _passes(loop, meter, rows)
         pack.trainables.norms()
@@ -278,7 +204,7 @@ def _evaluate(pack: TorchPack, meter: Meter) -> Reached:
         if isinstance(pack.reader, HeadReader):
             model(lay_out(rows * len(members), META, members=members))
         else:
-            texts = [_Rows.row(longest, min(longest - 1, max(asked.answered))) for _ in rows]
+            texts = [Rows.row(longest, min(longest - 1, max(asked.answered))) for _ in rows]
             model.losses(model.batch([texts] * len(members), members, last_alone=True))
     return meter.reached()
 
