@@ -91,7 +91,8 @@ class Speed(Record):
     times as measured over times as computed from all these, by kind, and of "launch": ranges that have `likely`.
 
     On a CPU `device` is the processor's name, `threads` how many compute; on a GPU `threads` is absent. `date` is when
-    it was measured, or when its source was read; `versions` are those of the libraries it was measured with.
+    it was measured, or when its source was read; `versions` are those of the libraries it was measured with, and `load`
+    the processes that waited for a core when it began, a core: above 1 it was measured too slow, for caches are shared.
     """
 
     device: str
@@ -99,6 +100,7 @@ class Speed(Record):
     threads: int | None = None
     measured: bool
     date: datetime.date | None
+    load: float | None = None
     versions: dict[str, str] = {}
     products: dict[str, Products]
     attention_operations_per_s: dict[str, float]

@@ -4,8 +4,9 @@
 
 Every case is warmed up, then all are timed in turns, round after round, and the median of each is taken: what slows the
 machine for a while slows all of them alike. On a CPU it is the process's own time that counts, so that others beside it
-do not. On a GPU cases are recorded and replayed, so that its time is measured and not the host's; what the host takes
-is measured apart. It claims nothing of a device that slows down when warm, nor of dtypes that were not timed.
+count less; they still take of its caches (`Speed.load` says how many there were). On a GPU cases are recorded and
+replayed, so that its time is measured and not the host's; what the host takes is measured apart. It claims nothing of a
+device that slows down when warm, nor of dtypes that were not timed.
 """
 
 import math
@@ -19,6 +20,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 import numpy as np
+import psutil
 import torch
 from scipy.optimize import least_squares
 from torch.nn import functional
@@ -71,7 +73,7 @@ def calibrate(device: str, *, seconds: float = 10.0) -> Speed:
         device: "cpu" or "cuda".
     """
     place = torch.device(device)
-    cuda = place.type == "cuda"
+    cuda, load = place.type == "cuda", psutil.getloadavg()[0] / (psutil.cpu_count() or 1)
     with one_thread(not cuda), torch.random.fork_rng(devices=[place] if cuda else []):
         torch.manual_seed(0)
         dtypes = _dtypes(place)
@@ -88,6 +90,7 @@ def calibrate(device: str, *, seconds: float = 10.0) -> Speed:
         threads=None if cuda else 1,
         measured=True,
         date=datetime.now(UTC).date(),
+        load=load,
         versions={"torch": version("torch"), "tunetrial": version("tunetrial")},
         products={dtype: fit.products for dtype, fit in fits.items()},
         attention_operations_per_s={

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from tunetrial import methods, models
 from tunetrial.core.evidence import Example, TaskData
@@ -105,6 +106,7 @@ def _random_base(folder: Path, device: str) -> Path:
         eos_token_id=0,
         pad_token_id=0,
     )
+    logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)

@@ -24,14 +24,15 @@ def known(home: Path, device: str) -> tuple[Speed, tuple[Observed, ...]] | None:
 
 
 def calibrate(home: Path, device: str, *, seconds: float = 10.0) -> Speed:
-    """Measure this machine's device in about so many seconds, and then by a few real steps, and keep what was found.
+    """Measure this machine's device in about so many seconds, half of them kernels and half real steps, which take as
+    long as they take; keep what was found. Libraries take seconds more to load.
 
     Raises:
         StoreError: It cannot be kept.
     """
     from tunetrial.engine import calibration, rehearsal
 
-    speed = fitted(calibration.calibrate(device, seconds=seconds), list(rehearsal.rehearse(device)))
+    speed = fitted(calibration.calibrate(device, seconds=seconds / 2), list(rehearsal.rehearse(device)))
     Speeds(home).keep(_machine(device), speed)
     return speed
 
