@@ -7,7 +7,8 @@
 # Results go into benchmarks/results and, where OUT names a folder, a copy into it after every part; what went by on stderr is in gpu.log there.
 # Parts and what they take on one H200, estimated: solo 7 min (B3, 1.1B), packed 6 min (B2, 1.1B at 512 and 256),
 # evaluation 5 min (B5), study 5 min (B1), solo7 9 min (B3, 7B LoRA and QLoRA), packed7 6 min (B2, 7B at 1k),
-# nf4 7 min (B10), rest 8 min (the remaining sizes of B2), full7 5 min (B3, 7B full).
+# nf4 7 min (B10), rest 8 min (the remaining sizes of B2), full7 5 min (B3, 7B full),
+# memory 10 min (B9).
 set -u
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD/src:${PYTHONPATH:-}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -39,6 +40,7 @@ for part in "${parts[@]}"; do
     nf4) bench 540 350 b10_nf4 ;;
     rest) bench 540 350 b2_packed --cases "1.1B, 1024|1.1B, 4096|7B, 256" ;;
     full7) bench 540 150 b3_solo --cases "7B full" ;;
+    memory) timeout 590 python3 benchmarks/b9_memory.py --budget-s 540 --out "${OUT:-benchmarks/results}/b9-memory.jsonl" ;;
     *) echo "gpu.sh: no such part, got $part; see the head of this file" >&2; exit 2 ;;
   esac
 done

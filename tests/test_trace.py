@@ -117,10 +117,15 @@ def test_layers_drawn_on_are_layers_counted(monkeypatch, device, method, members
 
 def test_states_are_counted_as_by_hand():
     weights = 32000 * 512 + 8 * (512 * (512 + 256 + 256 + 512) + 3 * 512 * 1024 + 2 * 512) + 512
-    parts = trace(LLAMA, arm("full"), controls(), lengths=[64] * 4).phases["step"].parts
+    step = trace(LLAMA, arm("full"), controls(), lengths=[64] * 4).phases["step"]
+    parts = step.parts
     assert parts["moments"] == pytest.approx(8 * weights, rel=1e-4)
     assert parts["trained"] == pytest.approx(6 * weights, rel=1e-2)
     assert parts["workspace"] >= 3 * 32 * MIB
+    copied = [kernel.bytes for kernel in step.work if kernel.kind == "copy" and kernel.bytes > 5 * weights]
+    assert (
+        copied == [pytest.approx(6 * weights, rel=1e-4)] * len(copied) and copied
+    )  # gradients wider, masters narrower
 
 
 def test_work_is_six_operations_a_weight_and_token_or_four_where_the_base_is_frozen():

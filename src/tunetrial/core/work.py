@@ -8,8 +8,9 @@ Part = Literal["base", "trained", "gradients", "moments", "activations", "worksp
 
 
 class Kernel(Record):
-    """Operations of one kind and size. A multiply and an add are two operations; `bytes` are read and written once each
-    by one of them, caches apart.
+    """Kernels of one kind and size. `operations` are those of one of them, a multiply and an add being two (of other
+    kinds than products and attention, the numbers that it writes); `bytes` are what one of them reads and writes, each
+    once, caches apart.
 
     `shape` is (m, n, k) of a product (m, k) × (k, n), and (batch, m, n, k) of a batch of them in one kernel; of other
     kinds it is empty. `count` is how many such kernels a pass has.

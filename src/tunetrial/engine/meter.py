@@ -119,6 +119,8 @@ class Meter(TorchDispatchMode):
         if func is aten._flash_attention_backward.default:
             dmixed, q, k, *_ = args
             self.reach(sum(map(self.block, flash_backward_scratch(dmixed, q, k, args[6]))), "workspace")
+        if func is aten._foreach_copy_.default:  # which gives nothing back
+            leaves = list(args[0])
         if any(leaf.device.type == self.device_type for leaf in leaves):
             self._note(func, args, leaves)
         return made
@@ -233,7 +235,8 @@ class Meter(TorchDispatchMode):
 
     def _note(self, func, args: Sequence, made: list[torch.Tensor]) -> None:
         """Enter an operation among the kernels."""
-        read = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+        overwritten = func.overloadpacket in (aten.copy_, aten._foreach_copy_)
+        read = [leaf for leaf in tree_leaves(args[1:] if overwritten else args) if isinstance(leaf, torch.Tensor)]
         size = float(sum(map(_bytes, (*read, *made))))
         dtype = _name(made[0])
         name = func.overloadpacket
