@@ -60,12 +60,41 @@ def demo(
 
 
 @app.command()
-def plan(study: StudyFile, folder: Folder = None, json: Json = False, engine: Engine = "torch") -> None:
-    """Say what a study will take, before anything is spent."""
+def plan(
+    study: Annotated[Path | None, typer.Argument(help="Study file (YAML).", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="No study: org/name, folder or sizes.", show_default=False)] = None,
+    method: Annotated[str, typer.Option(help="With --model.")] = "full,lora:16,qlora:16",
+    gpu: Annotated[str, typer.Option(help="With --model; colab and kaggle as well.")] = "t4,l4,a100-80",
+    step: Annotated[str, typer.Option(help="With --model: rows × tokens of a step.")] = "16x512",
+    rows: Annotated[int | None, typer.Option(help="Rows of a run, all epochs.", show_default=False)] = None,
+    test: Annotated[str | None, typer.Option(help="Test rows:margin, as 277:0.01.", show_default=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="SVG of memory, with --model.", show_default=False)] = None,
+    folder: Folder = None,
+    json: Json = False,
+    engine: Engine = "torch",
+) -> None:
+    """Say what a study will take; with --model, whether methods fit GPUs.
+
+    tunetrial plan --model meta-llama/Llama-3.2-1B --gpu t4
+    """
+    if (study is None) == (model is None):
+        print("tunetrial: plan: give a study file or --model, and not both", file=sys.stderr)
+        raise typer.Exit(USAGE)
     with _exit_status():
-        made = Study.load(study, folder=folder, engine=engine).plan()
+        if study is not None:
+            made = Study.load(study, folder=folder, engine=engine).plan()
+            fits = not made.refused
+        else:
+            from tunetrial.trial.forecast import forecast, picture
+
+            price = os.environ.get("TUNETRIAL_USD_PER_HOUR")
+            asked = {"step": step, "rows": rows, "test": test, "usd_per_hour": price}
+            made = forecast(model, method.split(","), gpu.split(","), **asked)
+            fits = not made.nothing_fits
+            if plot is not None:
+                _write_new(plot, picture(made))
         print(made.model_dump_json(indent=1) if json else made)
-        if made.refused:
+        if not fits:
             raise typer.Exit(DOES_NOT_FIT)
 
 

@@ -17,7 +17,11 @@ from tunetrial.plan.estimate import GIB, Range
 
 # A process on an H200 held 0.78 GiB beside its tensors and the allocator's reserve (torch 2.11, CUDA 13, compiled
 # kernels loaded); smaller and older devices load fewer kernels.
-CONTEXT_BYTES = {"cpu": Range(low=0.3 * GIB, high=1.0 * GIB), "cuda": Range(low=0.4 * GIB, high=0.9 * GIB)}
+CONTEXT_BYTES = {
+    "cpu": Range(low=0.3 * GIB, high=1.0 * GIB),
+    "cuda": Range(low=0.4 * GIB, high=0.9 * GIB),
+    "xpu": Range(low=0.3 * GIB, high=1.0 * GIB),
+}
 # What the allocator keeps beyond the most that tensors take at one time: pieces that no tensor fits into.
 RESERVE = Range(low=1.0, high=1.1)
 
@@ -32,6 +36,7 @@ class Ask(Record):
 
 
 SHORTEST = 64
+HELD: tuple[Part, ...] = ("base", "trained", "gradients", "moments")
 
 Count = Callable[[Arm, Ask], Traced]
 
@@ -96,7 +101,7 @@ def fit(
 
     Args:
         room_bytes: What the device has free before anything is on it.
-        kind: "cpu" or "cuda".
+        kind: "cpu", "cuda" or "xpu".
         batch: Examples of a step.
         longest: Tokens of the longest row.
         layers: Of the base.
@@ -110,14 +115,15 @@ def fit(
     found = {"arm": arm.name, "device": device, "room_bytes": room_bytes, "need": whole}
     if whole.bytes.high <= room_bytes:
         return Fit(verdict="fits", **found)
-    smaller = _smaller(arm, room_bytes, batch, needs)
+    smaller = _smaller(arm, room_bytes, batch, needs) if _held(whole) <= room_bytes else None
     own = () if smaller is None else (_by_itself(smaller, whole, batch),)
     if whole.bytes.low <= room_bytes:
         return Fit(verdict="tight", changes=own, **found)
     others: tuple[Change, ...] = ()
     if smaller is None:
         others += tuple(_other_settings(arm, room_bytes, batch, needs, whole))
-        others += tuple(_shorter(arm, room_bytes, batch, longest, needs, whole))
+        if _held(whole) <= room_bytes:
+            others += tuple(_shorter(arm, room_bytes, longest, needs, whole))
         others += tuple(_more_devices(arm, room_bytes, batch, layers, kind, needs, whole))
     return Fit(verdict="does not fit" if smaller is None else "fits in smaller steps", changes=own + others, **found)
 
@@ -183,8 +189,13 @@ def _other_settings(
         yield Change(what=what, need=need, time=need.operations / whole.operations, fair=fair)
 
 
+def _held(need: Need) -> int:
+    """Bytes that stay whatever the rows: weights, their gradients and moments."""
+    return sum(need.parts.get(part, 0) for part in HELD)
+
+
 def _shorter(
-    arm: Arm, room_bytes: int, batch: int, longest: int, needs: Callable[[Arm, Ask], Need], whole: Need
+    arm: Arm, room_bytes: int, longest: int, needs: Callable[[Arm, Ask], Need], whole: Need
 ) -> Iterator[Change]:
     """The longest half, quarter and so on of the rows' tokens at which the arm fits, one example at a time."""
     while longest > SHORTEST:
@@ -216,20 +227,19 @@ def _more_devices(
         return
     for devices in (2, 4, 8, 16):
         examples = max(1, batch // devices)
-        for recomputes in (False, True):
-            need = needs(arm, Ask(micro_batch=examples, recomputes=recomputes))
-            states = sum(need.parts.get(part, 0) for part in ("base", "trained", "gradients", "moments"))
-            gathered = 2 * need.parts.get("base", 0) // layers
-            each = need.peak_bytes - states + states // devices + gathered
-            context = CONTEXT_BYTES[kind]
-            needed = Range(low=each * RESERVE.low + context.low, high=each * RESERVE.high + context.high)
-            if needed.high <= room_bytes:
-                what = f"{devices} such GPUs, states sharded, {examples} of {batch} examples each"
-                what += ", layers computed again in the backward pass" if recomputes else ""
-                shared = need.model_copy(update={"bytes": needed, "peak_bytes": each})
-                fair = "fair if every arm runs so; tunetrial trains on one GPU so far"
-                yield Change(what=what, need=shared, time=need.operations / whole.operations / devices, fair=fair)
-                return
+        if _held(whole) / devices > room_bytes:
+            continue
+        need = needs(arm, Ask(micro_batch=examples, recomputes=True))
+        gathered = 2 * (need.parts.get("base", 0) + need.parts.get("trained", 0)) // layers
+        each = need.peak_bytes - _held(need) + _held(need) // devices + gathered
+        context = CONTEXT_BYTES[kind]
+        needed = Range(low=each * RESERVE.low + context.low, high=each * RESERVE.high + context.high)
+        if needed.high <= room_bytes:
+            what = f"{devices} such GPUs, states sharded, {examples} of {batch} examples each, layers computed again"
+            shared = need.model_copy(update={"bytes": needed, "peak_bytes": each})
+            fair = "fair if every arm runs so; tunetrial trains on one GPU so far"
+            yield Change(what=what, need=shared, time=need.operations / whole.operations / devices, fair=fair)
+            return
 
 
 def _with(arm: Arm, **settings: object) -> Arm:

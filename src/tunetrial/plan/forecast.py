@@ -79,16 +79,18 @@ def _lines(forecast: Forecast) -> Iterator[str]:
     rest = [f"{device}: {limit}" for device, limit in forecast.sessions.items()]
     rest += [f"price: {price}" for price in dict.fromkeys(cell.price for cell in forecast.cells if cell.price)]
     rest += [f"no time: {why}" for why in dict.fromkeys(cell.why for cell in forecast.cells if cell.why)]
-    rest += [str(forecast.power)] if forecast.power else []
     rest += list(forecast.remarks)
     if rest:
         yield ""
     for line in rest:
         yield from _wrapped(line)
+    if forecast.power:
+        yield ""
+        yield str(forecast.power)
 
 
 def _table(cells: tuple[Cell, ...]) -> Iterator[str]:
-    heads = ["method", "on", "has GiB", "needs GiB", "", "a step", "a run", "USD"]
+    heads = ["method", "on", "has GiB", "needs GiB", "verdict", "a step", "a run", "USD"]
     rows = [heads]
     for cell in cells:
         rows.append(
@@ -110,7 +112,8 @@ def _table(cells: tuple[Cell, ...]) -> Iterator[str]:
 
 
 def _wrapped(text: str, indent: str = "") -> Iterator[str]:
-    yield from textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ")
+    how = {"break_on_hyphens": False, "break_long_words": False}
+    yield from textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", **how)
 
 
 def _gib(needed: Range) -> str:

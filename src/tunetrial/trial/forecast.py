@@ -1,0 +1,266 @@
+"""A model on devices that need not be there: the counting, fitting and pricing behind `tunetrial plan --model`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tunetrial import methods, models
+from tunetrial.core.errors import ConfigError
+from tunetrial.core.speed import exactly
+from tunetrial.core.study import Arm, Controls, Hardware
+from tunetrial.core.work import Traced
+from tunetrial.plan import catalogue
+from tunetrial.plan.catalogue import Device, Price
+from tunetrial.plan.fit import Ask, Fit, fit
+from tunetrial.plan.forecast import Cell, Forecast
+from tunetrial.plan.noise import prior_of
+from tunetrial.plan.power import Power, power_of
+from tunetrial.plan.sheet import by_sheet, capability
+from tunetrial.report import memory
+
+MOST, SEEDS = 10**7, 5
+
+
+def forecast(
+    model: str,
+    asked: Sequence[str] = ("full", "lora", "qlora"),
+    devices: Sequence[str] = (),
+    *,
+    step: str = "16x512",
+    rows: int | None = None,
+    test: str | None = None,
+    usd_per_hour: float | str | None = None,
+    root: Path | None = None,
+) -> Forecast:
+    """Say whether methods fit devices, how long a step and a run take, what that costs, and what it could show.
+
+    Every row is taken to have all tokens and all of them answered; a study's own plan goes by its rows.
+
+    Args:
+        model: As `models.described` reads it.
+        asked: Names of methods; those of the LoRA family on all linear layers of the blocks, with rank 16 or as in
+            "lora:8".
+        devices: Names as `catalogue.device` reads them.
+        step: Rows of an optimiser step × tokens of a row.
+        rows: How many rows are trained on, all epochs together, for the time of a run.
+        test: Rows of the test split and the smallest difference in accuracy that matters, as in "277:0.01", for five
+            seeds and the usual prior.
+    Raises:
+        ModelError, ConfigError, SpecError, EvidenceError: The model, a device or a method is not known, or a number
+            makes no sense.
+    """
+    asked, devices = _named("--method", asked), _named("--gpu", devices)
+    batch, tokens = _numbers("--step", step, "x", "rows x tokens, as in 16x512")
+    if rows is not None and rows < 1:
+        raise ConfigError(f"--rows: not a number of rows, got {rows}; give 1 or more")
+    usd_per_hour = _price_given(usd_per_hour)
+    found = models.described(model, root)
+    arms = [_arm(name) for name in asked]
+    places = [catalogue.device(name) for name in devices]
+    told = {
+        "model": found.name,
+        "source": found.source,
+        "step": f"{batch} rows of {tokens} tokens",
+        "remarks": (found.limit,) if found.limit else (),
+        "power": None if test is None else _power(test),
+    }
+    if found.shape is None:
+        told["remarks"] += (f"its weights lie between these bounds: {found.bound.why}",)
+        return Forecast(parameters=None, bound=(found.bound.low, found.bound.high), **told)
+    longest = min(tokens, found.shape.context)
+    if longest < tokens:
+        told["remarks"] += (f"rows cut at the model's context of {longest} tokens",)
+    cells, kept = [], {}
+    for name, place in zip(devices, places, strict=True):
+        count = _counter(found.config, place, tokens=longest, batch=batch, kept=kept)
+        room = place.usable_bytes or place.memory_bytes
+        if room is None:
+            told["remarks"] += (f"{name}: its memory is the host's, which is not known here",)
+            continue
+        for arm in arms:
+            fitted = fit(
+                arm,
+                name,
+                room,
+                kind=place.kind,
+                batch=batch,
+                longest=longest,
+                layers=found.shape.layers,
+                count=count,
+            )
+            priced = {"batch": batch, "rows": rows, "usd_per_hour": usd_per_hour}
+            cells.append(_cell(fitted, arm, place, count, **priced))
+    sessions = {name: _limit(place) for name, place in zip(devices, places, strict=True) if place.tier}
+    return Forecast(parameters=found.shape.parameters, cells=tuple(cells), sessions=sessions, **told)
+
+
+def _cell(
+    fitted: Fit,
+    arm: Arm,
+    place: Device,
+    count: Callable[[Arm, Ask], Traced],
+    *,
+    batch: int,
+    rows: int | None,
+    usd_per_hour: float | None,
+) -> Cell:
+    """Time and price of what fits, as the engine gets through."""
+    told = {"fit": fitted, "precision": _precision(place)}
+    if fitted.verdict == "does not fit":
+        return Cell(**told)
+    smaller = fitted.verdict == "fits in smaller steps"
+    step = count(arm, fitted.changes[0].need.ask if smaller else fitted.need.ask).phases["step"]
+    step_s = by_sheet(step.work, place)
+    if step_s is None:
+        return Cell(why=f"{place.title}: no rate is known for {_precision(place)}", **told)
+    steps = None if rows is None else -(-rows // batch)
+    run_s = None if steps is None else step_s * exactly(steps)
+    price = _price(place, usd_per_hour)
+    usd = None if run_s is None or price is None else run_s * exactly(price.usd / 3600)
+    return Cell(step_s=step_s, run_s=run_s, usd=usd, price=None if usd is None else f"{place.name}: {price}", **told)
+
+
+def _price(place: Device, usd_per_hour: float | None) -> Price | None:
+    """The user's, or what the catalogue has; None where neither is known."""
+    try:
+        return catalogue.rate(place, Hardware(usd_per_hour=usd_per_hour))
+    except ConfigError:
+        return None
+
+
+def picture(found: Forecast) -> str:
+    """Memory of all arms on all devices against what those have, as SVG."""
+    bars = [
+        memory.Bar(
+            f"{cell.fit.arm} on {cell.fit.device}",
+            cell.fit.need.parts,
+            cell.fit.need.bytes.high,
+            cell.fit.room_bytes,
+            cell.fit.verdict,
+        )
+        for cell in found.cells
+    ]
+    return memory.svg(f"{found.model}: memory of a step of {found.step}", bars)
+
+
+def _named(option: str, names: Sequence[str]) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not found:
+        raise ConfigError(f"{option}: names nothing, got {','.join(names)!r}; give at least one")
+    return found
+
+
+def _arm(name: str) -> Arm:
+    """A method by name, one of the LoRA family with its rank."""
+    method, _, rank = name.partition(":")
+    if method not in ("lora", "qlora"):
+        return Arm(name=name, method=name, settings=methods.settle(name, {}))
+    settings = {"rank": _whole("--method", rank, "a rank, as in lora:8") if rank else 16}
+    return Arm(name=name, method=method, settings=methods.settle(method, settings))
+
+
+def _numbers(option: str, text: str, between: str, like: str) -> tuple[int, int]:
+    first, _, second = text.lower().replace("×", "x").partition(between)
+    return _whole(option, first, like), _whole(option, second, like)
+
+
+def _whole(option: str, text: str, like: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= MOST:
+        raise ConfigError(f"{option}: not a number from 1 to {MOST:,}, got {text.strip()[:20]!r}; give {like}")
+    return value
+
+
+def _price_given(usd_per_hour: float | str | None) -> float | None:
+    if usd_per_hour is None:
+        return None
+    try:
+        usd = float(usd_per_hour)
+    except ValueError:
+        usd = float("nan")
+    return catalogue.given(usd, "GPU-hour", where="TUNETRIAL_USD_PER_HOUR").usd
+
+
+def _power(test: str) -> Power:
+    rows, _, margin = test.partition(":")
+    like = "rows:margin, as in 277:0.01"
+    count = _whole("--test", rows, like)
+    try:
+        smallest = float(margin or 0.01)
+    except ValueError:
+        raise ConfigError(f"--test: not a margin, got {margin[:20]!r}; give {like}") from None
+    return power_of("accuracy", smallest, count, SEEDS, prior_of("accuracy"))
+
+
+def _precision(place: Device) -> str:
+    """bf16 where the hardware computes it, else fp16; fp32 on a CPU without units for bf16."""
+    if place.operations_per_s.get("bf16") is not None:
+        return "bf16"
+    return "fp16" if place.kind == "cuda" else "fp32"
+
+
+def _counter(
+    config: Mapping[str, object],
+    place: Device,
+    *,
+    tokens: int,
+    batch: int,
+    kept: dict[tuple, Traced],
+) -> Callable[[Arm, Ask], Traced]:
+    """Counts arms on a device, each asked so once; `kept` is shared by devices that compute alike.
+
+    Of a step in more than two micro-batches two are counted: those after are as the second.
+    """
+    from tunetrial.engine.trace import trace
+
+    where = {"device": "cuda", "capability": capability(place)} if place.kind == "cuda" else {"device": "cpu"}
+    precision = _precision(place)
+
+    def count(arm: Arm, ask: Ask) -> Traced:
+        key = arm.model_dump_json(), ask, precision, *where.values()
+        if key not in kept:
+            length, rows = min(tokens, ask.most_tokens or tokens), min(batch, 2 * ask.micro_batch)
+            controls = Controls(
+                base_fingerprint="none",
+                precision=precision,
+                readout="text",
+                epochs=1,
+                batch_examples=rows,
+                max_tokens=length,
+                max_new_tokens=1,
+            )
+            of_rows = trace(
+                config,
+                arm,
+                controls,
+                lengths=[length] * rows,
+                micro_batch=ask.micro_batch,
+                recomputes=ask.recomputes,
+                **where,
+            )
+            kept[key] = _of_step(of_rows, batch / rows)
+        return kept[key]
+
+    return count
+
+
+def _of_step(counted: Traced, times: float) -> Traced:
+    """The count of a step of which a part of the rows was counted: work by row is so many times as much."""
+    if times == 1:
+        return counted
+    step = counted.phases["step"]
+    work = tuple(
+        kernel if kernel.kind == "optimiser" else kernel.model_copy(update={"count": round(kernel.count * times)})
+        for kernel in step.work
+    )
+    phases = counted.phases | {"step": step.model_copy(update={"work": work})}
+    return Traced(phases=phases, tokens=round(counted.tokens * times))
+
+
+def _limit(place: Device) -> str:
+    tier = place.tier
+    week = "" if tier.week_h is None else f", {tier.week_h:g} h a week"
+    count = "" if tier.count == 1 else f", {tier.count} GPUs of which one is reckoned with"
+    return f"{tier.title}: {place.title}{count}, sessions of at most {tier.session_h:g} h{week} ({tier.source})"

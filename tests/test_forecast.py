@@ -1,0 +1,150 @@
+"""A model on devices that need not be there: `tunetrial plan --model`, through the command line."""
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from tunetrial.cli import app
+from tunetrial.core.errors import ConfigError
+from tunetrial.plan import catalogue
+from tunetrial.plan.sheet import by_sheet
+from tunetrial.trial import forecast as forecasting
+from tunetrial.trial.forecast import forecast
+
+TINY = "llama:layers=2,hidden=64,heads=4,kv_heads=2,intermediate=128,vocabulary=512,context=256,tied"
+
+
+def plan(*arguments: str):
+    return CliRunner().invoke(app, ["plan", *arguments])
+
+
+@pytest.fixture(scope="module")
+def printed():
+    return plan("--model", TINY, "--gpu", "t4,l4", "--step", "4x32", "--rows", "200")
+
+
+def test_a_table_says_of_every_method_and_gpu_whether_it_fits_how_long_it_takes_and_what_it_costs(printed):
+    assert printed.exit_code == 0
+    rows = [line.split() for line in printed.stdout.splitlines() if re.match(r"(full|lora:16|qlora:16) +(t4|l4)", line)]
+    assert [row[:2] for row in rows] == [[m, g] for g in ("t4", "l4") for m in ("full", "lora:16", "qlora:16")]
+    assert all("fits" in row for row in rows)
+    assert "106,816 weights" in printed.stdout and "as written" in printed.stdout
+    assert re.search(r"price: t4: .* USD a GPU-hour \(.*20\d\d-", printed.stdout), "no price without source and date"
+
+
+def test_lines_fit_100_columns(printed):
+    assert max(map(len, printed.stdout.splitlines())) <= 100
+
+
+def test_json_has_what_the_table_has():
+    asked = ("--gpu", "l4", "--method", "lora", "--step", "4x32")
+    found = json.loads(plan("--model", TINY, *asked, "--json").stdout)
+    (cell,) = found["cells"]
+    assert cell["fit"]["verdict"] == "fits" and cell["precision"] == "bf16" and cell["usd"] is None
+    assert sum(cell["fit"]["need"]["parts"].values()) == cell["fit"]["need"]["peak_bytes"]
+
+
+def test_what_does_not_fit_anywhere_ends_with_status_4_and_says_what_would():
+    big = "llama:layers=64,hidden=4096,heads=32,kv_heads=32,intermediate=11008,vocabulary=512,context=256"
+    found = plan("--model", big, "--gpu", "t4", "--method", "full", "--step", "2x16")
+    assert found.exit_code == 4 and "does not fit" in found.stdout
+    assert "another method: add it as an arm of its own" in found.stdout and "such GPUs" in found.stdout
+
+
+def test_a_gpu_without_bf16_computes_in_fp16():
+    cells = {cell.fit.device: cell for cell in forecast(TINY, ("lora",), ("t4", "l4"), step="4x32").cells}
+    assert (cells["t4"].precision, cells["l4"].precision) == ("fp16", "bf16")
+
+
+def test_ones_own_price_wins_and_is_named_as_such():
+    (cell,) = forecast(TINY, ("lora",), ("l4",), step="4x32", rows=64, usd_per_hour=36.0).cells
+    assert cell.usd.low == pytest.approx(cell.run_s.low / 100) and "usd_per_hour" in cell.price
+
+
+def test_free_tiers_tell_their_limits():
+    found = forecast(TINY, ("lora",), ("colab",), step="4x32", rows=64)
+    assert "12 h" in found.sessions["colab"] and found.cells[0].usd.high == 0
+
+
+def test_steps_in_many_micro_batches_are_counted_by_two_of_them():
+    """As if all were counted: the peak is that of the second, and the work so many times as much."""
+    from tunetrial import methods, models
+    from tunetrial.core.study import Arm
+    from tunetrial.plan.fit import Ask
+
+    arm = Arm(name="lora", method="lora", settings=methods.settle("lora", {"rank": 4}))
+    place, config = catalogue.device("l4"), models.described(TINY).config
+    how = {"tokens": 32, "batch": 12}
+    short = forecasting._counter(config, place, kept={}, **how)(arm, Ask(micro_batch=2))
+    whole = forecasting._counter(config, place, kept={}, **(how | {"batch": 4}))(arm, Ask(micro_batch=2))
+    assert short.phases["step"].peak_bytes == whole.phases["step"].peak_bytes
+    work = lambda traced: sum(k.count * k.operations for k in traced.phases["step"].work if k.kind == "product")  # noqa: E731
+    assert work(short) == pytest.approx(3 * work(whole))
+
+
+def test_time_by_data_sheet_is_at_least_the_roofline():
+    device = catalogue.device("h200")
+    from tunetrial.core.work import Kernel
+
+    product = Kernel(kind="product", dtype="bfloat16", shape=(1, 1, 1), count=10, operations=1e12, bytes=1.0)
+    copy = Kernel(kind="copy", dtype="bfloat16", count=10, operations=0.0, bytes=1e9)
+    limit = 10 * 1e12 / device.operations_per_s["bf16"] + 10 * 1e9 / device.bandwidth_bytes_per_s
+    assert by_sheet((product, copy), device).low == pytest.approx(1.4 * limit)
+    assert by_sheet((product, copy), catalogue.device("t4")) is None, "there is no bf16 on a T4"
+
+
+def test_with_test_rows_it_says_what_could_be_told_apart():
+    asked = ("--gpu", "l4", "--method", "lora", "--step", "2x16", "--test", "277:0.01")
+    found = plan("--model", TINY, *asked)
+    text = " ".join(found.stdout.split())
+    assert "with 277 test items no number of seeds can resolve 1 point" in text
+
+
+def test_the_picture_is_written_and_never_over_another_file(tmp_path):
+    path = tmp_path / "memory.svg"
+    asked = ("--model", TINY, "--gpu", "l4", "--method", "lora", "--step", "2x16", "--plot", str(path))
+    assert plan(*asked).exit_code == 0 and plan(*asked).exit_code == 0
+    ElementTree.fromstring(path.read_text())
+    path.write_text("mine")
+    assert plan(*asked).exit_code == 1 and path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ((), 2, "give a study file or --model"),
+        (("study.yaml", "--model", TINY), 2, "not both"),
+        (("--model", "no/such-model"), 1, "model"),
+        (("--model", "embedded", "--gpu", "a1000"), 1, "did you mean"),
+        (("--model", "embedded", "--method", "lorra"), 1, "method: unknown, got 'lorra'"),
+        (("--model", "embedded", "--method", "lora:many"), 1, "--method: not a number"),
+        (("--model", "embedded", "--step", "-3x5"), 1, "--step: not a number"),
+        (("--model", "embedded", "--step", "16"), 1, "as in 16x512"),
+        (("--model", "embedded", "--rows", "0"), 1, "--rows: "),
+        (("--model", "embedded", "--gpu", ""), 1, "--gpu: "),
+        (("--model", "embedded", "--test", "1:0.01"), 1, "test rows: "),
+        (("--model", "embedded", "--test", "many"), 1, "--test: not a number"),
+        (("--model", "embedded", "--test", "277:x"), 1, "--test: not a margin"),
+        (("--model", "embedded", "--test", "277:-1"), 1, "margin: "),
+    ],
+)
+def test_bad_input_is_one_line(arguments, status, said, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = plan(*arguments)
+    assert found.exit_code == status and said in found.stderr
+    assert found.stderr.strip().count("\n") == 0 and "Traceback" not in found.stderr
+
+
+def test_no_method_is_an_error_as_well():
+    with pytest.raises(ConfigError, match="--method"):
+        forecast(TINY, (), ("l4",))
+
+
+@pytest.mark.parametrize("price", ["-1", "much", "nan", "inf"])
+def test_a_price_from_the_environment_that_is_none_is_told(price, monkeypatch):
+    monkeypatch.setenv("TUNETRIAL_USD_PER_HOUR", price)
+    found = plan("--model", TINY, "--gpu", "l4")
+    assert found.exit_code == 1 and "TUNETRIAL_USD_PER_HOUR: not a price" in found.stderr
