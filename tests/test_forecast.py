@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 from tunetrial.cli import app
 from tunetrial.core.errors import ConfigError
 from tunetrial.plan import catalogue
-from tunetrial.plan.sheet import by_sheet
 from tunetrial.trial import forecast as forecasting
 from tunetrial.trial.forecast import forecast
 
@@ -35,6 +34,11 @@ def test_a_table_says_of_every_method_and_gpu_whether_it_fits_how_long_it_takes_
     assert re.search(r"price: t4: .* USD a GPU-hour \(.*20\d\d-", printed.stdout), "no price without source and date"
 
 
+@pytest.fixture(autouse=True)
+def no_price(monkeypatch):
+    monkeypatch.delenv("TUNETRIAL_USD_PER_HOUR", raising=False)
+
+
 def test_lines_fit_100_columns(printed):
     assert max(map(len, printed.stdout.splitlines())) <= 100
 
@@ -48,10 +52,11 @@ def test_json_has_what_the_table_has():
 
 
 def test_what_does_not_fit_anywhere_ends_with_status_4_and_says_what_would():
-    big = "llama:layers=64,hidden=4096,heads=32,kv_heads=32,intermediate=11008,vocabulary=512,context=256"
+    big = "llama:layers=32,hidden=4096,heads=32,kv_heads=32,intermediate=11008,vocabulary=512,context=256"
     found = plan("--model", big, "--gpu", "t4", "--method", "full", "--step", "2x16")
-    assert found.exit_code == 4 and "does not fit" in found.stdout
-    assert "another method: add it as an arm of its own" in found.stdout and "such GPUs" in found.stdout
+    text = " ".join(found.stdout.split())
+    assert found.exit_code == 4 and "does not fit" in text
+    assert "another method: add it as an arm of its own" in text and "such GPUs" in text
 
 
 def test_a_gpu_without_bf16_computes_in_fp16():
@@ -83,17 +88,6 @@ def test_steps_in_many_micro_batches_are_counted_by_two_of_them():
     assert short.phases["step"].peak_bytes == whole.phases["step"].peak_bytes
     work = lambda traced: sum(k.count * k.operations for k in traced.phases["step"].work if k.kind == "product")  # noqa: E731
     assert work(short) == pytest.approx(3 * work(whole))
-
-
-def test_time_by_data_sheet_is_at_least_the_roofline():
-    device = catalogue.device("h200")
-    from tunetrial.core.work import Kernel
-
-    product = Kernel(kind="product", dtype="bfloat16", shape=(1, 1, 1), count=10, operations=1e12, bytes=1.0)
-    copy = Kernel(kind="copy", dtype="bfloat16", count=10, operations=0.0, bytes=1e9)
-    limit = 10 * 1e12 / device.operations_per_s["bf16"] + 10 * 1e9 / device.bandwidth_bytes_per_s
-    assert by_sheet((product, copy), device).low == pytest.approx(1.4 * limit)
-    assert by_sheet((product, copy), catalogue.device("t4")) is None, "there is no bf16 on a T4"
 
 
 def test_with_test_rows_it_says_what_could_be_told_apart():

@@ -16,7 +16,7 @@ from tunetrial.core.checkpoint import common_checkpoint
 from tunetrial.core.errors import DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import TaskData
 from tunetrial.core.study import Trial
-from tunetrial.engine import blocks
+from tunetrial.engine import blocks, language, readout
 from tunetrial.engine.readout import batches_of
 from tunetrial.engine.torch_engine import TorchEngine
 
@@ -292,6 +292,35 @@ def test_when_memory_runs_out_fewer_members_are_computed_at_once(base):
         assert ours == pytest.approx(theirs, rel=1e-9)
     assert asked[:3] == [(3, 16), (1, 16), (1, 8)]
     assert (pack.facts(0)["pack_at_once"], pack.facts(0)["micro_batch"]) == (1, 8)
+
+
+@pytest.mark.parametrize("kind", ["classify", "generate"])
+def test_an_evaluation_that_runs_out_of_memory_goes_on_in_halves(base, kind, monkeypatch):
+    controls = {"readout": "text", "max_new_tokens": 4} if kind == "generate" else {}
+    data = text_data() if kind == "generate" else make_data("classify", rows=48)
+    pack = open_session(base).start_pack(trials(*MIXED, **controls), data)
+    rows = data.splits["validation"]
+    ask = pack.likelihoods if kind == "generate" else pack.predict
+    expected, sizes = ask(rows), []
+    module = language if kind == "generate" else readout
+    whole = module.lay_out
+
+    def scarce(tokens, *where, **how):
+        sizes.append(len(tokens))
+        if len(tokens) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(tokens, *where, **how)
+
+    monkeypatch.setattr(module, "lay_out", scarce)
+    for ours, theirs in zip(ask(rows), expected, strict=True):
+        if kind == "generate":
+            assert [nats for nats, _ in ours] == pytest.approx([nats for nats, _ in theirs], rel=1e-4)
+        else:
+            assert ours == theirs
+    assert max(sizes) > 6
+    monkeypatch.setattr(module, "lay_out", lambda *where, **how: scarce([0] * 99))
+    with pytest.raises(DoesNotFitError, match="evaluation: out of memory"):
+        ask(rows[:1])
 
 
 def test_a_step_lays_out_the_rows_of_the_next_and_no_rows_twice(base):

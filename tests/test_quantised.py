@@ -135,6 +135,15 @@ def test_nf4_loses_as_much_as_published_and_int8_at_most_half_a_step():
     assert ((int8 - layer.weight).abs() <= 0.5001 * step).all()
 
 
+@pytest.mark.parametrize("sizes", [(64, 96), (70, 33), (512, 4096)])
+def test_without_storage_a_matrix_has_the_buffers_that_it_has_with_it_and_others_are_quantised_after_it(sizes):
+    layer = nn.Linear(*sizes, bias=False)
+    counted = QuantisedLinear(nn.Linear(*sizes, bias=False, device="meta"), "nf4", torch.device("meta"))
+    stored = QuantisedLinear(layer, "nf4", CPU)
+    told = [{n: (b.shape, b.dtype) for n, b in made.stored.named_buffers()} for made in (counted, stored)]
+    assert told[0] == told[1]
+
+
 def test_a_row_of_zeros_is_stored_as_zeros():
     layer = nn.Linear(64, 2)
     layer.weight.data[1] = 0

@@ -6,7 +6,6 @@ before a verb needs it, so that `--help` answers at once.
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tunetrial import Study, __version__
+from tunetrial.display import Display
 
 if TYPE_CHECKING:
     from tunetrial.trial.doctor import Diagnosis
-    from tunetrial.trial.progress import Progress
 
-LINE_EVERY_S, REFRESH_S = 60.0, 0.25
 USAGE, FAILED, DOES_NOT_FIT, INTERRUPTED = 2, 3, 4, 130
 
 DEMOS = "demo: scores and queues, five minutes on 2 cores. demo-json: answers as JSON, about half an hour."
@@ -73,28 +71,21 @@ def plan(
     json: Json = False,
     engine: Engine = "torch",
 ) -> None:
-    """Say what a study will take; with --model, whether methods fit GPUs.
-
-    tunetrial plan --model meta-llama/Llama-3.2-1B --gpu t4
-    """
+    """Say what a study will take; with --model, whether methods fit GPUs."""
     if (study is None) == (model is None):
         print("tunetrial: plan: give a study file or --model, and not both", file=sys.stderr)
         raise typer.Exit(USAGE)
     with _exit_status():
         if study is not None:
             made = Study.load(study, folder=folder, engine=engine).plan()
-            fits = not made.refused
         else:
             from tunetrial.trial.forecast import forecast, picture
 
-            price = os.environ.get("TUNETRIAL_USD_PER_HOUR")
-            asked = {"step": step, "rows": rows, "test": test, "usd_per_hour": price}
-            made = forecast(model, method.split(","), gpu.split(","), **asked)
-            fits = not made.nothing_fits
+            made = forecast(model, method.split(","), gpu.split(","), step=step, rows=rows, test=test)
             if plot is not None:
                 _write_new(plot, picture(made))
         print(made.model_dump_json(indent=1) if json else made)
-        if not fits:
+        if made.refused:
             raise typer.Exit(DOES_NOT_FIT)
 
 
@@ -319,7 +310,7 @@ def _agreed(path: Path) -> bool:
 
 def _run(study: Study, *, wait_s: float, json: bool) -> None:
     """Run, report, and print the summary and where the page is; complain of trials that failed."""
-    with _Display() as display:
+    with Display() as display:
         study.run(wait_s=wait_s, tell=display.show)
     for label, error in study.outcome.failed.items():
         print(f"failed: {label}: {error}", file=sys.stderr)
@@ -334,65 +325,6 @@ def _run(study: Study, *, wait_s: float, json: bool) -> None:
         raise typer.Exit(FAILED)
     if all(arm.state == "does not fit" for arm in decision.arms):
         raise typer.Exit(DOES_NOT_FIT)
-
-
-class _Display:
-    """Progress on stderr: a live table on a terminal; elsewhere a line when a trial ends, and one a minute."""
-
-    def __init__(self) -> None:
-        self._live = None
-        self._shown: tuple[str, int, int] | None = None
-        self._next_s = 0.0
-
-    def __enter__(self) -> "_Display":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def show(self, progress: "Progress") -> None:
-        """Show this moment, unless the last one was shown only just now."""
-        ended = (progress.why, progress.done, progress.failed)
-        if self._live is None:
-            if ended != self._shown or time.monotonic() >= self._next_s:
-                print(_headline(progress), *_doing(progress), sep="; ", file=sys.stderr, flush=True)
-                self._shown, self._next_s = ended, time.monotonic() + LINE_EVERY_S
-        elif time.monotonic() >= self._next_s:
-            self._live.update("\n".join([progress.why, _headline(progress), *_doing(progress)]), refresh=True)
-            self._next_s = time.monotonic() + REFRESH_S
-
-
-def _headline(progress: "Progress") -> str:
-    """How many trials are done, and what time and money it took; at most 60 columns."""
-    parts = [f"{progress.done}/{progress.planned} trials", _duration(progress.seconds)]
-    if progress.failed:
-        parts.insert(1, f"{progress.failed} failed")
-    if progress.left_s is not None:
-        parts.append(f"this wave {_duration(progress.left_s)} more")
-    if progress.usd is not None:
-        parts.append(f"${progress.usd:.2f}")
-    return ", ".join(parts)
-
-
-def _doing(progress: "Progress") -> list[str]:
-    """One line for each trial under way."""
-    return [
-        f"{trial.label}: " + (f"{trial.step}/{trial.steps} loss {trial.loss:.3f}" if trial.steps else "starting")
-        for trial in progress.running
-    ]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

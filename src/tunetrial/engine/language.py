@@ -16,7 +16,7 @@ from tunetrial.engine.attention import TOKEN_BUCKET, Layout, lay_out, logits, on
 from tunetrial.engine.blocks import states
 from tunetrial.engine.graphs import recordable
 from tunetrial.engine.loss import token_losses, tokens_at_once
-from tunetrial.engine.readout import batches_of
+from tunetrial.engine.readout import batches_of, in_parts
 from tunetrial.engine.texts import Row, Texts
 
 
@@ -149,15 +149,20 @@ class TextReader:
     def _likelihoods(self, rows: Sequence[Row]) -> list[list[tuple[float, int]]]:
         """Nats and tokens of the last answer of each row, for each member."""
         made: list[dict[int, tuple[float, int]]] = [{} for _ in self.members]
-        for chosen in batches_of([row.tokens for row in rows], len(self.members), self.model.device):
+
+        def read(chosen: list[int]) -> tuple[list[float], list[int]]:
             batch = self.model.batch(
                 [[rows[row] for row in chosen] for _ in self.members], self.members, last_alone=True
             )
-            own: list[list[float]] = [[] for _ in range(len(chosen) * len(self.members))]
-            for value, owner in zip(self.model.losses(batch).double().tolist(), batch.owners.tolist(), strict=True):
-                own[owner].append(value)
-            for number, values in enumerate(own):
-                made[number // len(chosen)][chosen[number % len(chosen)]] = math.fsum(values), len(values)
+            return self.model.losses(batch).double().tolist(), batch.owners.tolist()
+
+        for batch in batches_of([row.tokens for row in rows], len(self.members), self.model.device):
+            for chosen, (nats, owners) in in_parts(batch, read):
+                own: list[list[float]] = [[] for _ in range(len(chosen) * len(self.members))]
+                for value, owner in zip(nats, owners, strict=True):
+                    own[owner].append(value)
+                for number, values in enumerate(own):
+                    made[number // len(chosen)][chosen[number % len(chosen)]] = math.fsum(values), len(values)
         return [[one[row] for row in range(len(rows))] for one in made]
 
     def exported(self, name: str) -> str:

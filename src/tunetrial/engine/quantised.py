@@ -5,6 +5,7 @@ backward pass, and no dequantised weight outlives either. (`Linear4bit` re-packs
 CPUs, after which gradients are lost without an error.)
 """
 
+import math
 from functools import lru_cache
 from types import ModuleType
 
@@ -23,14 +24,9 @@ class Nf4(nn.Module):
         super().__init__()
         self.shape, self.dtype = weight.shape, weight.dtype
         self.narrow = torch.float32 if weight.dtype == torch.float64 else weight.dtype
-        weight = weight.detach().to(self.narrow).contiguous()
-        packed, state = _bitsandbytes().quantize_4bit(
-            weight, blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=True
-        )
-        self.register_buffer("packed", packed)
-        self.register_buffer("absmax", state.absmax)
-        self.register_buffer("offset", state.offset)
-        self.register_buffer("scales", state.state2.absmax)
+        stored = _empty if weight.is_meta else _quantised
+        for name, tensor in stored(weight.detach().to(self.narrow).contiguous()).items():
+            self.register_buffer(name, tensor)
 
     def matrix(self) -> torch.Tensor:
         """The weight as stored, (outputs, inputs), in the dtype that it had."""
@@ -50,6 +46,25 @@ class Nf4(nn.Module):
             state2=inner,
         )
         return functional.dequantize_4bit(self.packed, state).to(self.dtype)
+
+
+def _quantised(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    packed, state = _bitsandbytes().quantize_4bit(
+        weight, blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=True
+    )
+    return {"packed": packed, "absmax": state.absmax, "offset": state.offset, "scales": state.state2.absmax}
+
+
+def _empty(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `_quantised` gives, in shape and dtype. (Asked about a tensor of the meta device, bitsandbytes keeps a table
+    there, and quantises nothing else in that process.)"""
+    blocks = math.ceil(weight.numel() / NF4_BLOCK)
+    return {
+        "packed": weight.new_empty((math.ceil(weight.numel() / 2), 1), dtype=torch.uint8),
+        "absmax": weight.new_empty(blocks, dtype=torch.uint8),
+        "offset": weight.new_empty((), dtype=torch.float32),
+        "scales": weight.new_empty(math.ceil(blocks / NF4_INNER_BLOCK), dtype=torch.float32),
+    }
 
 
 class Int8(nn.Module):

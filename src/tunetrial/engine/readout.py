@@ -4,26 +4,30 @@ A reader makes the objective that is trained on examples, and predicts. All read
 """
 
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
+from tunetrial.core.errors import DoesNotFitError
 from tunetrial.core.evidence import Example, TaskData
 from tunetrial.core.records import Record
 from tunetrial.engine.attention import Layout, lay_out, on_device
 from tunetrial.engine.graphs import recordable
 from tunetrial.engine.heads import classifier_name, make_head, summaries
+from tunetrial.engine.loop import is_out_of_memory
 from tunetrial.engine.place import is_cuda
 from tunetrial.engine.segments import over
 from tunetrial.engine.streams import stream
 from tunetrial.engine.texts import Texts
 from tunetrial.models import ModelShape
 
+Made = TypeVar("Made")
 EVALUATION_BATCH, EVALUATION_TOKENS = 32, 2**15
 
 
@@ -43,6 +47,33 @@ def batches_of(tokens: Sequence[Sequence[int]], members: int, device: torch.devi
             made.append([])
         made[-1].append(row)
     return made
+
+
+def in_parts(rows: list[int], compute: Callable[[list[int]], Made]) -> Iterator[tuple[list[int], Made]]:
+    """Rows and what is computed of them: all at once or, where memory runs out, in halves, and those in halves.
+
+    Raises:
+        DoesNotFitError: Not even one row fits.
+    """
+    waiting = [rows]
+    while waiting:
+        part = waiting.pop(0)
+        try:
+            made = compute(part)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            made = None
+        if made is not None:
+            yield part, made
+            continue
+        if len(part) == 1:
+            raise DoesNotFitError(
+                "evaluation: out of memory, got one row at a time; use a smaller base or shorter rows"
+            )
+        waiting[:0] = [part[: len(part) // 2], part[len(part) // 2 :]]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class Readout(Record):
@@ -171,12 +202,16 @@ class HeadReader:
     def predict(self, examples: Sequence[Example]) -> list[list[str] | list[float]]:
         tokens = self.texts.prompts(examples)
         made: list[dict[int, str | float]] = [{} for _ in self.members]
-        for rows in batches_of(tokens, len(self.members), self.model.device):
-            layout = lay_out(
-                [tokens[row] for _ in self.members for row in rows], self.model.device, members=self.members
-            )
-            for own, logits in zip(made, self.model(layout), strict=True):
-                own.update(zip(rows, self.readout.decode(logits), strict=True))
+        device, members = self.model.device, self.members
+
+        def read(rows: list[int]) -> list[list[str] | list[float]]:
+            layout = lay_out([tokens[row] for _ in members for row in rows], device, members=members)
+            return [self.readout.decode(logits) for logits in self.model(layout)]
+
+        for batch in batches_of(tokens, len(members), device):
+            for rows, found in in_parts(batch, read):
+                for own, decoded in zip(made, found, strict=True):
+                    own.update(zip(rows, decoded, strict=True))
         return [[own[row] for row in range(len(tokens))] for own in made]
 
     def write(self, folder: Path) -> None:

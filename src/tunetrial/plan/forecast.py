@@ -47,9 +47,10 @@ class Forecast(Record):
     remarks: tuple[str, ...] = ()
 
     @property
-    def nothing_fits(self) -> bool:
-        """Whether there are cells, and none of them fits even in smaller steps."""
-        return bool(self.cells) and all(cell.fit.verdict == "does not fit" for cell in self.cells)
+    def refused(self) -> tuple[Fit, ...]:
+        """All there are, if none of them fits even in smaller steps."""
+        fits = tuple(cell.fit for cell in self.cells)
+        return fits if all(fit.verdict == "does not fit" for fit in fits) else ()
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))

@@ -1,10 +1,11 @@
 """A model on devices that need not be there: the counting, fitting and pricing behind `tunetrial plan --model`."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tunetrial import methods, models
-from tunetrial.core.errors import ConfigError
+from tunetrial.core.errors import ConfigError, EvidenceError
 from tunetrial.core.speed import exactly
 from tunetrial.core.study import Arm, Controls, Hardware
 from tunetrial.core.work import Traced
@@ -14,10 +15,11 @@ from tunetrial.plan.fit import Ask, Fit, fit
 from tunetrial.plan.forecast import Cell, Forecast
 from tunetrial.plan.noise import prior_of
 from tunetrial.plan.power import Power, power_of
-from tunetrial.plan.sheet import by_sheet, capability
+from tunetrial.plan.speed import assumed, seconds
 from tunetrial.report import memory
 
 MOST, SEEDS = 10**7, 5
+AS_THEY_LIE = (8, 0)  # from this compute capability on rows are not padded, and passes are recorded
 
 
 def forecast(
@@ -28,7 +30,7 @@ def forecast(
     step: str = "16x512",
     rows: int | None = None,
     test: str | None = None,
-    usd_per_hour: float | str | None = None,
+    usd_per_hour: float | None = None,
     root: Path | None = None,
 ) -> Forecast:
     """Say whether methods fit devices, how long a step and a run take, what that costs, and what it could show.
@@ -44,6 +46,7 @@ def forecast(
         rows: How many rows are trained on, all epochs together, for the time of a run.
         test: Rows of the test split and the smallest difference in accuracy that matters, as in "277:0.01", for five
             seeds and the usual prior.
+        usd_per_hour: Else what TUNETRIAL_USD_PER_HOUR says, else what the catalogue has.
     Raises:
         ModelError, ConfigError, SpecError, EvidenceError: The model, a device or a method is not known, or a number
             makes no sense.
@@ -52,7 +55,8 @@ def forecast(
     batch, tokens = _numbers("--step", step, "x", "rows x tokens, as in 16x512")
     if rows is not None and rows < 1:
         raise ConfigError(f"--rows: not a number of rows, got {rows}; give 1 or more")
-    usd_per_hour = _price_given(usd_per_hour)
+    if usd_per_hour is None:
+        usd_per_hour = _price_given(os.environ.get("TUNETRIAL_USD_PER_HOUR"))
     found = models.described(model, root)
     arms = [_arm(name) for name in asked]
     places = [catalogue.device(name) for name in devices]
@@ -109,9 +113,10 @@ def _cell(
         return Cell(**told)
     smaller = fitted.verdict == "fits in smaller steps"
     step = count(arm, fitted.changes[0].need.ask if smaller else fitted.need.ask).phases["step"]
-    step_s = by_sheet(step.work, place)
-    if step_s is None:
-        return Cell(why=f"{place.title}: no rate is known for {_precision(place)}", **told)
+    try:
+        step_s = seconds(step.work, assumed(place), recorded=capability(place) >= AS_THEY_LIE)
+    except EvidenceError as error:
+        return Cell(why=str(error), **told)
     steps = None if rows is None else -(-rows // batch)
     run_s = None if steps is None else step_s * exactly(steps)
     price = _price(place, usd_per_hour)
@@ -173,7 +178,7 @@ def _whole(option: str, text: str, like: str) -> int:
     return value
 
 
-def _price_given(usd_per_hour: float | str | None) -> float | None:
+def _price_given(usd_per_hour: str | None) -> float | None:
     if usd_per_hour is None:
         return None
     try:
@@ -192,6 +197,14 @@ def _power(test: str) -> Power:
     except ValueError:
         raise ConfigError(f"--test: not a margin, got {margin[:20]!r}; give {like}") from None
     return power_of("accuracy", smallest, count, SEEDS, prior_of("accuracy"))
+
+
+def capability(place: Device) -> tuple[int, int]:
+    """A CUDA device's; the oldest there is where none is known."""
+    if place.compute_capability is None:
+        return (0, 0)
+    major, minor = place.compute_capability.split(".")
+    return int(major), int(minor)
 
 
 def _precision(place: Device) -> str:
