@@ -38,14 +38,11 @@ def forecast(
     Every row is taken to have all tokens and all of them answered; a study's own plan goes by its rows.
 
     Args:
-        model: As `models.described` reads it.
-        asked: Names of methods; those of the LoRA family on all linear layers of the blocks, with rank 16 or as in
-            "lora:8".
-        devices: Names as `catalogue.device` reads them.
+        model, devices: As `models.described` and `catalogue.device` read them.
+        asked: Methods; those of the LoRA family on all linear layers, with rank 16 or as in "lora:8".
         step: Rows of an optimiser step × tokens of a row.
         rows: How many rows are trained on, all epochs together, for the time of a run.
-        test: Rows of the test split and the smallest difference in accuracy that matters, as in "277:0.01", for five
-            seeds and the usual prior.
+        test: Test rows and the smallest difference in accuracy that matters, for five seeds and the usual prior.
         usd_per_hour: Else what TUNETRIAL_USD_PER_HOUR says, else what the catalogue has.
     Raises:
         ModelError, ConfigError, SpecError, EvidenceError: The model, a device or a method is not known, or a number
@@ -58,43 +55,34 @@ def forecast(
     if usd_per_hour is None:
         usd_per_hour = _price_given(os.environ.get("TUNETRIAL_USD_PER_HOUR"))
     found = models.described(model, root)
-    arms = [_arm(name) for name in asked]
-    places = [catalogue.device(name) for name in devices]
+    remarks = [found.limit] if found.limit else []
     told = {
         "model": found.name,
         "source": found.source,
         "step": f"{batch} rows of {tokens} tokens",
-        "remarks": (found.limit,) if found.limit else (),
         "power": None if test is None else _power(test),
     }
     if found.shape is None:
-        told["remarks"] += (f"its weights lie between these bounds: {found.bound.why}",)
-        return Forecast(parameters=None, bound=(found.bound.low, found.bound.high), **told)
-    longest = min(tokens, found.shape.context)
-    if longest < tokens:
-        told["remarks"] += (f"rows cut at the model's context of {longest} tokens",)
+        remarks.append(f"its weights lie between these bounds: {found.bound.why}")
+        bound = found.bound.low, found.bound.high
+        return Forecast(parameters=None, bound=bound, remarks=tuple(remarks), **told)
+    if tokens > found.shape.context:
+        remarks.append(f"rows cut at the model's context of {found.shape.context} tokens")
+    arms, places = [_arm(name) for name in asked], {name: catalogue.device(name) for name in devices}
     cells, kept = [], {}
-    for name, place in zip(devices, places, strict=True):
-        count = _counter(found.config, place, tokens=longest, batch=batch, kept=kept)
+    for name, place in places.items():
         room = place.usable_bytes or place.memory_bytes
         if room is None:
-            told["remarks"] += (f"{name}: its memory is the host's, which is not known here",)
+            remarks.append(f"{name}: its memory is the host's, which is not known here")
             continue
+        count = _counter(found.config, place, tokens=min(tokens, found.shape.context), batch=batch, kept=kept)
+        step_of = {"batch": batch, "longest": min(tokens, found.shape.context), "layers": found.shape.layers}
         for arm in arms:
-            fitted = fit(
-                arm,
-                name,
-                room,
-                kind=place.kind,
-                batch=batch,
-                longest=longest,
-                layers=found.shape.layers,
-                count=count,
-            )
-            priced = {"batch": batch, "rows": rows, "usd_per_hour": usd_per_hour}
-            cells.append(_cell(fitted, arm, place, count, **priced))
-    sessions = {name: _limit(place) for name, place in zip(devices, places, strict=True) if place.tier}
-    return Forecast(parameters=found.shape.parameters, cells=tuple(cells), sessions=sessions, **told)
+            fitted = fit(arm, name, room, kind=place.kind, count=count, **step_of)
+            cells.append(_cell(fitted, arm, place, count, batch=batch, rows=rows, usd_per_hour=usd_per_hour))
+    sessions = {name: _limit(place) for name, place in places.items() if place.tier}
+    counted = {"parameters": found.shape.parameters, "cells": tuple(cells), "sessions": sessions}
+    return Forecast(remarks=tuple(remarks), **counted, **told)
 
 
 def _cell(
