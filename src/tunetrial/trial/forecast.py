@@ -1,7 +1,7 @@
 """A model on devices that need not be there: the counting, fitting and pricing behind `tunetrial plan --model`."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tunetrial import methods, models
@@ -9,6 +9,7 @@ from tunetrial.core.errors import ConfigError, EvidenceError
 from tunetrial.core.speed import exactly
 from tunetrial.core.study import Arm, Controls, Hardware
 from tunetrial.core.work import Traced
+from tunetrial.models import Described
 from tunetrial.plan import catalogue
 from tunetrial.plan.catalogue import Device, Price
 from tunetrial.plan.fit import Ask, Fit, fit
@@ -69,20 +70,34 @@ def forecast(
     if tokens > found.shape.context:
         remarks.append(f"rows cut at the model's context of {found.shape.context} tokens")
     arms, places = [_arm(name) for name in asked], {name: catalogue.device(name) for name in devices}
-    cells, kept = [], {}
-    for name, place in places.items():
-        room = place.usable_bytes or place.memory_bytes
-        if room is None:
-            remarks.append(f"{name}: its memory is the host's, which is not known here")
-            continue
-        count = _counter(found.config, place, tokens=min(tokens, found.shape.context), batch=batch, kept=kept)
-        step_of = {"batch": batch, "longest": min(tokens, found.shape.context), "layers": found.shape.layers}
-        for arm in arms:
-            fitted = fit(arm, name, room, kind=place.kind, count=count, **step_of)
-            cells.append(_cell(fitted, arm, place, count, batch=batch, rows=rows, usd_per_hour=usd_per_hour))
+    rooms = {name: place.usable_bytes or place.memory_bytes for name, place in places.items()}
+    remarks += [f"{name}: its memory is the host's, not known here" for name, room in rooms.items() if room is None]
+    asked_of = {"tokens": min(tokens, found.shape.context), "batch": batch, "rows": rows, "usd_per_hour": usd_per_hour}
+    cells = _cells(found, arms, places, rooms, **asked_of)
     sessions = {name: _limit(place) for name, place in places.items() if place.tier}
     counted = {"parameters": found.shape.parameters, "cells": tuple(cells), "sessions": sessions}
     return Forecast(remarks=tuple(remarks), **counted, **told)
+
+
+def _cells(
+    found: Described,
+    arms: Sequence[Arm],
+    places: Mapping[str, Device],
+    rooms: Mapping[str, int | None],
+    *,
+    tokens: int,
+    batch: int,
+    rows: int | None,
+    usd_per_hour: float | None,
+) -> Iterator[Cell]:
+    """Every arm on every device whose memory is known; what computes alike is counted once."""
+    kept: dict[tuple, Traced] = {}
+    for name, place in places.items():
+        count = _counter(found.config, place, tokens=tokens, batch=batch, kept=kept)
+        for arm in arms if rooms[name] is not None else ():
+            step_of = {"batch": batch, "longest": tokens, "layers": found.shape.layers}
+            fitted = fit(arm, name, rooms[name], kind=place.kind, count=count, **step_of)
+            yield _cell(fitted, arm, place, count, batch=batch, rows=rows, usd_per_hour=usd_per_hour)
 
 
 def _cell(
