@@ -49,6 +49,17 @@ def test_counted_tokens_leave_of_the_range_what_depends_on_the_number_of_trials(
     assert "tokens as counted" in str(made)
 
 
+def test_memory_that_was_counted_takes_the_place_of_what_the_shape_bounds():
+    bounded = plan.preview(a_lock(), SHAPE).memory_bytes
+    made = plan.preview(a_lock(), SHAPE, peaks={"lora": 3 * GIB}).memory_bytes
+    assert made["full"] == bounded["full"] and bounded["full"].likely is None
+    found = made["lora"]
+    assert found.likely == 3 * GIB + 128 * 2**20 and found.low < found.likely < found.high
+    gpu = a_lock(hardware=Hardware(gpu="l4"))
+    on_gpu = plan.preview(gpu, SHAPE, peaks={"lora": 3 * GIB}).memory_bytes["lora"]
+    assert on_gpu.likely == 3 * GIB and on_gpu.high == pytest.approx(1.03 * 3 * GIB)
+
+
 ROOMY = plan.Machine(device="cpu", cores=1, device_bytes=64 * GIB, host_bytes=64 * GIB, disk_bytes=3 * GIB)
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import bases
 import contest
@@ -199,3 +200,21 @@ def test_other_families_are_counted(family):
         for device in ("cpu", "cuda")
     ]
     assert 0 < peaks[0] < peaks[1]
+
+
+def test_the_peak_of_a_training_is_that_of_its_fullest_step():
+    lengths = [8] * 30 + [100, 90]
+    steps = batches.order(len(lengths), epochs=1, batch_examples=4, seed=3)
+    fullest = max(([lengths[row] for row in rows] for rows in steps), key=sum)
+    asked = {"kind": "classify", "outputs": 2}
+    found = tracing.peak_of_training(
+        LLAMA, arm("lora"), controls(batch_examples=4), lengths, device=torch.device("cpu"), seed=3, **asked
+    )
+    phases = trace(LLAMA, arm("lora"), controls(batch_examples=4), lengths=fullest, device="cpu", **asked).phases
+    assert found == max(phases["load"].peak_bytes, phases["step"].peak_bytes)
+
+
+@pytest.mark.parametrize(("config", "method"), [(LLAMA, "none"), (LLAMA | {"model_type": "unheard"}, "lora")])
+def test_of_what_cannot_be_counted_there_is_no_peak(config, method):
+    how = {"device": torch.device("cpu"), "kind": "classify", "outputs": 2, "seed": 1}
+    assert tracing.peak_of_training(config, arm(method), controls(batch_examples=2), [8, 8], **how) is None

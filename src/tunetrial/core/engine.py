@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tunetrial.core.errors import DivergedError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
-from tunetrial.core.study import Precision, Readout, Trial
+from tunetrial.core.study import Arm, Controls, Kind, Precision, Readout, Trial
 
 
 @dataclass(frozen=True)
@@ -253,6 +253,16 @@ class Session(Protocol):
 
     def describe(self, examples: Sequence[Example], *, readout: Readout = "head") -> Description:
         """Say how the base reads these rows."""
+
+    def count(
+        self, arm: Arm, controls: Controls, lengths: Sequence[int], *, kind: Kind, outputs: int, seed: int
+    ) -> int | None:
+        """Bytes of tensors at the peak of a training with rows of so many tokens, in the order of a seed, counted
+        without training. None where that cannot be counted; a session may lack this.
+
+        Args:
+            outputs: Of a head: labels, or 1 for a number.
+        """
 
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> Run:
         """Prepare a trial alone, as `start_pack` does."""

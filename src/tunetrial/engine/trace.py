@@ -21,11 +21,12 @@ import torch
 from transformers import AutoConfig
 
 from tunetrial import methods
-from tunetrial.core.errors import ModelError
+from tunetrial.core.errors import ModelError, SpecError
 from tunetrial.core.study import Arm, Controls, Kind
 from tunetrial.core.work import Traced
 from tunetrial.engine import adapters
 from tunetrial.engine.attention import lay_out
+from tunetrial.engine.batches import order
 from tunetrial.engine.depth import FEW, Reached, deeper
 from tunetrial.engine.loop import Loop, forward_and_backward
 from tunetrial.engine.meter import Meter, cuda_block, matmul_workspace
@@ -239,3 +240,33 @@ def _understood() -> Iterator[None]:
         got = " ".join(str(error).split())[:200] or type(error).__name__
         what = "this model cannot be counted without weights"
         raise ModelError(f"trace: {what}, got {got}; measure it with a short study instead") from error
+
+
+def peak_of_training(
+    config: Mapping[str, object],
+    arm: Arm,
+    controls: Controls,
+    lengths: Sequence[int],
+    *,
+    device: torch.device,
+    kind: Kind,
+    outputs: int,
+    seed: int,
+) -> int | None:
+    """Bytes of tensors at the peak of a training on a device that is here: that of the step with most tokens in the
+    order of a seed, or of what comes before the first. None for an arm or a base that cannot be counted.
+
+    Args:
+        lengths: Tokens of each training row.
+    """
+    steps = order(len(lengths), epochs=1, batch_examples=controls.batch_examples, seed=seed)
+    most = max(([lengths[row] for row in rows] for rows in steps), key=sum)
+    where: dict[str, object] = {"device": device.type}
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        where |= {"capability": (found.major, found.minor), "processors": found.multi_processor_count}
+    try:
+        phases = trace(config, arm, controls, lengths=most, kind=kind, outputs=outputs, **where).phases
+    except (ModelError, SpecError):
+        return None
+    return max(phases[name].peak_bytes for name in ("load", "prepare", "step") if name in phases)

@@ -61,17 +61,21 @@ def preview(
     counted: Mapping[str, Sequence[int]] | None = None,
     others: Mapping[str, Sizes] | None = None,
     machine: Machine | None = None,
+    peaks: Mapping[str, int] | None = None,
 ) -> Plan:
     """Estimate a study from its lock and the base's sizes.
 
     `data` narrows the ranges of tokens and power, and `counted`, the tokens of each task's training rows, leaves of
     tokens what depends on the number of trials. `others` are the sizes of arms' bases that are not the study's own.
+    `peaks` are bytes of tensors at an arm's peak, where they were counted; else memory is bounded by the shape.
     """
     study, data, counted = lock.study, data or {}, counted or {}
     wave = next_wave(Evidence(lock=lock, records=(), scores={}, curves={}))
     sizes = _sizes(lock, shape, counted, others)
     tokens, counts = _tokens(lock, data, sizes), _counts(lock)
+    device = machine.device if machine else "cpu" if study.hardware.gpu is None else "cuda"
     memory = {arm.name: _memory(lock, arm, sizes[arm.name], tokens) for arm in study.arms}
+    memory |= {arm: estimate.around(peak, device) for arm, peak in (peaks or {}).items()}
     host = _host(lock, sizes, memory, machine)
     workers = 1 if machine is None else side_by_side(machine, memory, host)
     trial_s = trial_seconds(lock, shape, data, counted=counted, others=others)

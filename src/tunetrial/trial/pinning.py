@@ -1,6 +1,6 @@
 """Locking a study: its base, its rows and its precision are looked up, checked and pinned before the first trial."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from tunetrial import methods, models, tasks
 from tunetrial.core.errors import DataError, IntegrityError, ModelError, SpecError, TunetrialError
 from tunetrial.core.evidence import TaskData, example_row
-from tunetrial.core.study import BasePin, DataPin, Lock, Readout, Study, Trial
+from tunetrial.core.study import Arm, BasePin, DataPin, Lock, Readout, Study, Trial
 from tunetrial.plan import Sizes
 from tunetrial.trial.execution import Terms
 from tunetrial.trial.pool import Worker, cores
@@ -22,7 +22,8 @@ class Pinned:
     """A locked study, with what its trials need: rows, base and engine, the device's kind and its free memory.
 
     `data` has the rows of every task, or of each of its folds; `counted` are the tokens of each task's training rows.
-    Of arms on another base than the study's, `folders` has the base and `others` its sizes, by arm.
+    Of arms on another base than the study's, `folders` has the base and `others` its sizes, by arm. `peaks` are bytes
+    of tensors at the peak of an arm's training, where they could be counted.
     """
 
     lock: Lock
@@ -34,6 +35,7 @@ class Pinned:
     counted: dict[str, tuple[int, ...]]
     folders: dict[str, Path] = field(default_factory=dict)
     others: dict[str, Sizes] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     def folder(self, arm: str) -> Path:
         """The folder of an arm's base."""
@@ -78,12 +80,13 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight
         data = {part: rows for task in whole for part, rows in _parts(study, whole[task]).items()}
         pins = {name: _base_pin(base, shapes[name], machines[name]) for name, base in bases.items()}
         lock = _lock(study, pins, whole | data, machine)
+        counted = {name: {task: tokens[name] for task, (_, tokens) in fitting.items()} for name in bases}
+        peaks = {arm.name: _peak(survey, lock, arm, bases, counted) for arm in study.arms}
         if preflight:
             tries = ((bases[study.base_of(trial.arm.name)].folder, trial, few) for trial, few in attempts(lock, data))
             all(survey.attempt(*one) for one in tries)
     finally:
         survey.close()
-    counted = {name: {task: tokens[name] for task, (_, tokens) in fitting.items()} for name in bases}
     elsewhere = _elsewhere(study)
     return Pinned(
         lock=lock,
@@ -95,7 +98,36 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight
         counted=counted[study.base_model],
         folders={arm: bases[name].folder for arm, name in elsewhere.items()},
         others={arm: Sizes(shapes[name], counted[name]) for arm, name in elsewhere.items()},
+        peaks={arm: peak for arm, peak in peaks.items() if peak is not None},
     )
+
+
+def _peak(
+    survey: "Survey",
+    lock: Lock,
+    arm: Arm,
+    bases: Mapping[str, models.PinnedModel],
+    counted: Mapping[str, Mapping[str, Sequence[int]]],
+) -> int | None:
+    """Bytes of tensors at the peak of an arm's training on any task, as its solo probe orders the rows; None where any
+    cannot be counted."""
+    base = lock.study.base_of(arm.name)
+    survey.open(bases[base].folder)
+    found = [
+        survey.ask(
+            {
+                "do": "count",
+                "arm": arm.model_dump(mode="json"),
+                "controls": lock.controls(spec.name).model_dump(mode="json"),
+                "kind": spec.kind,
+                "outputs": len(lock.data[spec.name].labels) or 1,
+                "lengths": list(counted[base][spec.name]),
+                "seed": lock.final_seeds(1)[0],
+            }
+        )["bytes"]
+        for spec in lock.study.tasks
+    ]
+    return None if None in found else max(found)
 
 
 def _lock(study: Study, pins: Mapping[str, BasePin], data: Mapping[str, TaskData], machine: dict) -> Lock:

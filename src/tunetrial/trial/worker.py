@@ -21,7 +21,7 @@ from threading import Event, Thread
 from tunetrial.core.engine import Engine, Session, Step
 from tunetrial.core.errors import DoesNotFitError, SpecError, TunetrialError
 from tunetrial.core.evidence import Example, Fact, TaskData
-from tunetrial.core.study import Trial
+from tunetrial.core.study import Arm, Controls, Trial
 from tunetrial.store import StudyFolder
 from tunetrial.trial.execution import Interrupted, Terms, carry_out
 from tunetrial.trial.preflight import attempt
@@ -71,6 +71,14 @@ class Service:
         """Count the tokens of rows."""
         examples = [Example(*row) for row in order["rows"]]
         self._report({"event": "lengths", "tokens": self._session.lengths(examples, readout=order["readout"])})
+
+    def count(self, order: dict) -> None:
+        """Count the memory of a training, if the engine can."""
+        arm, controls = Arm.model_validate(order["arm"]), Controls.model_validate(order["controls"])
+        asked = {"kind": order["kind"], "outputs": order["outputs"], "seed": order["seed"]}
+        count = getattr(self._session, "count", None)
+        peak = None if count is None else count(arm, controls, order["lengths"], **asked)
+        self._report({"event": "counted", "bytes": peak})
 
     def describe(self, order: dict) -> None:
         """Say how the base reads rows."""
