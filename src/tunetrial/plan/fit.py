@@ -117,7 +117,7 @@ def fit(
     found = {"arm": arm.name, "device": device, "room_bytes": room_bytes, "need": whole}
     if whole.bytes.high <= room_bytes:
         return Fit(verdict="fits", **found)
-    smaller = _smaller(arm, room_bytes, batch, needs) if _held(whole) <= room_bytes else None
+    smaller = _smaller(arm, room_bytes, batch, needs, whole) if _held(whole) <= room_bytes else None
     own = () if smaller is None else (_by_itself(smaller, whole, batch),)
     if whole.bytes.low <= room_bytes:
         return Fit(verdict="tight", changes=own, **found)
@@ -130,7 +130,7 @@ def fit(
     return Fit(verdict="does not fit" if smaller is None else "fits in smaller steps", changes=own + others, **found)
 
 
-def _smaller(arm: Arm, room_bytes: int, batch: int, needs: Callable[[Arm, Ask], Need]) -> Need | None:
+def _smaller(arm: Arm, room_bytes: int, batch: int, needs: Callable[[Arm, Ask], Need], whole: Need) -> Need | None:
     """The largest micro-batch that fits, halving from the batch; else one example with layers computed again."""
     sizes = list(_halves(batch))
     if not sizes:
@@ -139,15 +139,13 @@ def _smaller(arm: Arm, room_bytes: int, batch: int, needs: Callable[[Arm, Ask], 
     if one.bytes.high > room_bytes:
         again = needs(arm, Ask(micro_batch=sizes[-1], recomputes=True))
         return again if again.bytes.high <= room_bytes else None
-    fits, low, high = one, 0, len(sizes) - 1
-    while low < high:
-        middle = (low + high) // 2
-        tried = needs(arm, Ask(micro_batch=sizes[middle]))
-        if tried.bytes.high <= room_bytes:
-            fits, high = tried, middle
-        else:
-            low = middle + 1
-    return fits
+    slope = (whole.bytes.high - one.bytes.high) / (batch - sizes[-1])
+    for size in sizes[:-1]:  # activations grow with the examples, nearly in a line
+        if one.bytes.high + 0.98 * slope * (size - sizes[-1]) <= room_bytes:
+            tried = needs(arm, Ask(micro_batch=size))
+            if tried.bytes.high <= room_bytes:
+                return tried
+    return one
 
 
 def _halves(batch: int) -> Iterator[int]:
@@ -184,7 +182,7 @@ def _other_settings(
     for what, other, fair in asked:
         need = needs(other, Ask(micro_batch=batch))
         if need.bytes.high > room_bytes:
-            smaller = _smaller(other, room_bytes, batch, needs)
+            smaller = _smaller(other, room_bytes, batch, needs, need) if _held(need) <= room_bytes else None
             if smaller is None:
                 continue
             need, what = smaller, f"{what}, {_by_itself(smaller, need, batch).what}"

@@ -74,7 +74,7 @@ def _lines(forecast: Forecast) -> Iterator[str]:
         yield "What would make it fit, the smallest change first:"
     for cell, change in changes:
         said = f"{cell.fit.arm} on {cell.fit.device}: {change.what}: {_gib(change.need.bytes)} GiB"
-        if abs(change.time - 1) > 0.005:
+        if abs(change.time - 1) > 0.02:
             said += f", {change.time:.2g} × the arithmetic of a step"
         yield from _wrapped(f"{said}; {change.fair}", indent="  ")
     rest = [f"{device}: {limit}" for device, limit in forecast.sessions.items()]

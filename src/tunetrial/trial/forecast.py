@@ -235,7 +235,7 @@ def _counter(
     precision = _precision(place)
 
     def count(arm: Arm, ask: Ask) -> Traced:
-        key = arm.model_dump_json(), ask, precision, *where.values()
+        key = arm.model_dump_json(exclude={"name"}), ask, precision, *where.values()
         if key not in kept:
             length, rows = min(tokens, ask.most_tokens or tokens), min(batch, 2 * ask.micro_batch)
             controls = Controls(
