@@ -82,7 +82,7 @@ def test_steps_in_many_micro_batches_are_counted_by_two_of_them():
 
     arm = Arm(name="lora", method="lora", settings=methods.settle("lora", {"rank": 4}))
     place, config = catalogue.device("l4"), models.described(TINY).config
-    how = {"tokens": 32, "batch": 12}
+    how = {"tokens": 32, "batch": 12, "decoder": True}
     short = forecasting._counter(config, place, kept={}, **how)(arm, Ask(micro_batch=2))
     whole = forecasting._counter(config, place, kept={}, **(how | {"batch": 4}))(arm, Ask(micro_batch=2))
     assert short.phases["step"].peak_bytes == whole.phases["step"].peak_bytes
@@ -142,3 +142,12 @@ def test_a_price_from_the_environment_that_is_none_is_told(price, monkeypatch):
     monkeypatch.setenv("TUNETRIAL_USD_PER_HOUR", price)
     found = plan("--model", TINY, "--gpu", "l4")
     assert found.exit_code == 1 and "TUNETRIAL_USD_PER_HOUR: not a price" in found.stderr
+
+
+def test_an_encoder_is_counted_with_a_head():
+    (cell,) = forecast("google-bert/bert-base-uncased", ("lora",), ("l4",), step="2x16").cells
+    assert cell.fit.verdict == "fits"
+
+
+def test_numbers_are_written_without_powers_of_ten(printed):
+    assert not re.search(r"\de[+-]", printed.stdout) and "under 0.01" in printed.stdout

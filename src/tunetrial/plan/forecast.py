@@ -103,7 +103,7 @@ def _table(cells: tuple[Cell, ...]) -> Iterator[str]:
                 cell.fit.verdict,
                 _seconds(cell.step_s),
                 _seconds(cell.run_s),
-                "" if cell.usd is None else f"{cell.usd.low:.2g}–{cell.usd.high:.2g}",
+                _usd(cell.usd),
             ]
         )
     kept = [n for n, head in enumerate(heads) if n < 5 or any(row[n] for row in rows[1:])]
@@ -121,6 +121,20 @@ def _gib(needed: Range) -> str:
     return f"{needed.low / GIB:.1f}–{needed.high / GIB:.1f}"
 
 
+def _usd(found: Range | None) -> str:
+    """To the cent, or to two digits from ten cents up."""
+    if found is None:
+        return ""
+    if found.high < 0.005:
+        return "0" if found.high == 0 else "under 0.01"
+    return "–".join(f"{value:.2f}" if value < 10 else _plain(value) for value in (found.low, found.high))
+
+
+def _plain(value: float) -> str:
+    """Two digits, or all of those before the point."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def _seconds(found: Range | None) -> str:
     """A range of time in the unit that its middle reads best in."""
     if found is None:
@@ -129,4 +143,4 @@ def _seconds(found: Range | None) -> str:
     size, unit = next(
         ((s, u) for s, u in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")) if middle >= s), (1e-3, "ms")
     )
-    return f"{found.low / size:.2g}–{found.high / size:.2g} {unit}"
+    return f"{_plain(found.low / size)}–{_plain(found.high / size)} {unit}"

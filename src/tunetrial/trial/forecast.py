@@ -36,7 +36,8 @@ def forecast(
 ) -> Forecast:
     """Say whether methods fit devices, how long a step and a run take, what that costs, and what it could show.
 
-    Every row is taken to have all tokens and all of them answered; a study's own plan goes by its rows.
+    Every row is taken to have all tokens and all of them answered, or of an encoder one of two labels; a study's own
+    plan goes by its rows.
 
     Args:
         model, devices: As `models.described` and `catalogue.device` read them.
@@ -93,7 +94,7 @@ def _cells(
     """Every arm on every device whose memory is known; what computes alike is counted once."""
     kept: dict[tuple, Traced] = {}
     for name, place in places.items():
-        count = _counter(found.config, place, tokens=tokens, batch=batch, kept=kept)
+        count = _counter(found.config, place, tokens=tokens, batch=batch, decoder=found.shape.decoder, kept=kept)
         for arm in arms if rooms[name] is not None else ():
             step_of = {"batch": batch, "longest": tokens, "layers": found.shape.layers}
             fitted = fit(arm, name, rooms[name], kind=place.kind, count=count, **step_of)
@@ -223,6 +224,7 @@ def _counter(
     *,
     tokens: int,
     batch: int,
+    decoder: bool,
     kept: dict[tuple, Traced],
 ) -> Callable[[Arm, Ask], Traced]:
     """Counts arms on a device, each asked so once; `kept` is shared by devices that compute alike.
@@ -241,11 +243,10 @@ def _counter(
             controls = Controls(
                 base_fingerprint="none",
                 precision=precision,
-                readout="text",
+                **({"readout": "text", "max_new_tokens": 1} if decoder else {"readout": "head"}),
                 epochs=1,
                 batch_examples=rows,
                 max_tokens=length,
-                max_new_tokens=1,
             )
             of_rows = trace(
                 config,
@@ -254,6 +255,8 @@ def _counter(
                 lengths=[length] * rows,
                 micro_batch=ask.micro_batch,
                 recomputes=ask.recomputes,
+                kind="generate" if decoder else "classify",
+                outputs=1 if decoder else 2,
                 **where,
             )
             kept[key] = _of_step(of_rows, batch / rows)
