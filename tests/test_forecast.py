@@ -9,8 +9,6 @@ from typer.testing import CliRunner
 
 from tunetrial.cli import app
 from tunetrial.core.errors import ConfigError
-from tunetrial.plan import catalogue
-from tunetrial.trial import forecast as forecasting
 from tunetrial.trial.forecast import forecast
 
 TINY = "llama:layers=2,hidden=64,heads=4,kv_heads=2,intermediate=128,vocabulary=512,context=256,tied"
@@ -72,22 +70,6 @@ def test_ones_own_price_wins_and_is_named_as_such():
 def test_free_tiers_tell_their_limits():
     found = forecast(TINY, ("lora",), ("colab",), step="4x32", rows=64)
     assert "12 h" in found.sessions["colab"] and found.cells[0].usd.high == 0
-
-
-def test_steps_in_many_micro_batches_are_counted_by_two_of_them():
-    """As if all were counted: the peak is that of the second, and the work so many times as much."""
-    from tunetrial import methods, models
-    from tunetrial.core.study import Arm
-    from tunetrial.plan.fit import Ask
-
-    arm = Arm(name="lora", method="lora", settings=methods.settle("lora", {"rank": 4}))
-    place, config = catalogue.device("l4"), models.described(TINY).config
-    how = {"tokens": 32, "batch": 12, "decoder": True}
-    short = forecasting._counter(config, place, kept={}, **how)(arm, Ask(micro_batch=2))
-    whole = forecasting._counter(config, place, kept={}, **(how | {"batch": 4}))(arm, Ask(micro_batch=2))
-    assert short.phases["step"].peak_bytes == whole.phases["step"].peak_bytes
-    work = lambda traced: sum(k.count * k.operations for k in traced.phases["step"].work if k.kind == "product")  # noqa: E731
-    assert work(short) == pytest.approx(3 * work(whole))
 
 
 def test_with_test_rows_it_says_what_could_be_told_apart():

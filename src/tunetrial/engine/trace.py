@@ -55,6 +55,7 @@ def trace(
     answered: Sequence[int] | None = None,
     capability: tuple[int, int] = (9, 0),
     processors: int = 132,
+    training_alone: bool = False,
 ) -> Traced:
     """Count a trial of an arm, or a pack of `members` of them that train together.
 
@@ -70,6 +71,7 @@ def trace(
         answered: How many of each row's tokens are answers, the last ones, where the readout is text; all but the
             first if None.
         capability, processors: Of a CUDA device: compute capability, streaming multiprocessors.
+        training_alone: Leave "evaluate" and "save" out.
     Raises:
         ModelError: The configuration is of no model that the engine trains, or of one that cannot be counted.
         SpecError: The arm's settings do not suit the base.
@@ -91,22 +93,22 @@ def trace(
     )
     place = Place(device, capability, processors)
     with _understood():
-        found = _phases(asked, place)
+        found = _phases(asked, place, training_alone)
     return Traced(phases={name: one.phase for name, one in found.items()}, tokens=members * sum(lengths))
 
 
-def _phases(asked: Asked, place: Place) -> dict[str, Reached]:
+def _phases(asked: Asked, place: Place, training_alone: bool) -> dict[str, Reached]:
     """All phases, through all layers: counted where they are few or differ, else drawn on."""
     with assumed(place):  # tables of levels are made once a process, and are of no trial
         adapters.quantise(_linear(), methods.find(asked.trial.arm).storage, ("0",), device=META)
     layers = shape_of(asked.config).layers
     if layers <= FEW + 1 or _uneven(asked.config, max(asked.rows.lengths)):
-        return _count(asked, place, layers)
-    few, more = _count(asked, place, FEW), _count(asked, place, FEW + 1)
+        return _count(asked, place, layers, training_alone)
+    few, more = (_count(asked, place, some, training_alone) for some in (FEW, FEW + 1))
     return {name: deeper(few[name], more[name], layers) for name in few}
 
 
-def _count(asked: Asked, place: Place, layers: int) -> dict[str, Reached]:
+def _count(asked: Asked, place: Place, layers: int, training_alone: bool) -> dict[str, Reached]:
     """The phases of a base of so many layers."""
     cuda = place.kind == "cuda"
     with assumed(place), Meter("meta", block=cuda_block if cuda else int) as meter:
@@ -118,7 +120,9 @@ def _count(asked: Asked, place: Place, layers: int) -> dict[str, Reached]:
             meter.hold(3 * matmul_workspace(place.capability), "workspace")
         step, prepare = _step(pack, meter, asked.step)
         found |= {"prepare": prepare} if cuda else {}
-        found |= {"step": step, "evaluate": _evaluate(pack, meter), "save": _save(pack, meter, asked.config)}
+        found["step"] = step
+        if not training_alone:
+            found |= {"evaluate": _evaluate(pack, meter), "save": _save(pack, meter, asked.config)}
     return found
 
 
@@ -266,7 +270,8 @@ def peak_of_training(
         found = torch.cuda.get_device_properties(device)
         where |= {"capability": (found.major, found.minor), "processors": found.multi_processor_count}
     try:
-        phases = trace(config, arm, controls, lengths=most, kind=kind, outputs=outputs, **where).phases
+        how = {"kind": kind, "outputs": outputs, "training_alone": True}
+        phases = trace(config, arm, controls, lengths=most, **how, **where).phases
     except (ModelError, SpecError):
         return None
-    return max(phases[name].peak_bytes for name in ("load", "prepare", "step") if name in phases)
+    return max(phase.peak_bytes for phase in phases.values())

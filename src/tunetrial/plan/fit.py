@@ -43,8 +43,8 @@ Count = Callable[[Arm, Ask], Traced]
 
 class Need(Record):
     """Memory of an arm, asked so: `peak_bytes` of tensors in the phase that takes most, what they are, and `bytes`,
-    what the device must have free for them, context and reserve included. Evaluation is left out: its batches are
-    halved by the engine until they fit."""
+    what the device must have free for them, context and reserve included. Evaluation is not among the phases that a
+    count is asked for: the engine halves its batches until they fit."""
 
     ask: Ask
     phase: str
@@ -55,8 +55,7 @@ class Need(Record):
 
     @classmethod
     def of(cls, traced: Traced, ask: Ask, kind: str) -> "Need":
-        binding = {name: phase for name, phase in traced.phases.items() if name != "evaluate"}
-        phase, most = max(binding.items(), key=lambda item: item[1].peak_bytes)
+        phase, most = max(traced.phases.items(), key=lambda item: item[1].peak_bytes)
         context = CONTEXT_BYTES[kind]
         step = traced.phases["step"].work
         return cls(

@@ -227,10 +227,7 @@ def _counter(
     decoder: bool,
     kept: dict[tuple, Traced],
 ) -> Callable[[Arm, Ask], Traced]:
-    """Counts arms on a device, each asked so once; `kept` is shared by devices that compute alike.
-
-    Of a step in more than two micro-batches two are counted: those after are as the second.
-    """
+    """Counts arms on a device, each asked so once; `kept` is shared by devices that compute alike."""
     from tunetrial.engine.trace import trace
 
     where = {"device": "cuda", "capability": capability(place)} if place.kind == "cuda" else {"device": "cpu"}
@@ -239,43 +236,30 @@ def _counter(
     def count(arm: Arm, ask: Ask) -> Traced:
         key = arm.model_dump_json(exclude={"name"}), ask, precision, *where.values()
         if key not in kept:
-            length, rows = min(tokens, ask.most_tokens or tokens), min(batch, 2 * ask.micro_batch)
+            length = min(tokens, ask.most_tokens or tokens)
             controls = Controls(
                 base_fingerprint="none",
                 precision=precision,
                 **({"readout": "text", "max_new_tokens": 1} if decoder else {"readout": "head"}),
                 epochs=1,
-                batch_examples=rows,
+                batch_examples=batch,
                 max_tokens=length,
             )
-            of_rows = trace(
+            kept[key] = trace(
                 config,
                 arm,
                 controls,
-                lengths=[length] * rows,
+                lengths=[length] * batch,
                 micro_batch=ask.micro_batch,
                 recomputes=ask.recomputes,
+                training_alone=True,
                 kind="generate" if decoder else "classify",
                 outputs=1 if decoder else 2,
                 **where,
             )
-            kept[key] = _of_step(of_rows, batch / rows)
         return kept[key]
 
     return count
-
-
-def _of_step(counted: Traced, times: float) -> Traced:
-    """The count of a step of which a part of the rows was counted: work by row is so many times as much."""
-    if times == 1:
-        return counted
-    step = counted.phases["step"]
-    work = tuple(
-        kernel if kernel.kind == "optimiser" else kernel.model_copy(update={"count": round(kernel.count * times)})
-        for kernel in step.work
-    )
-    phases = counted.phases | {"step": step.model_copy(update={"work": work})}
-    return Traced(phases=phases, tokens=round(counted.tokens * times))
 
 
 def _limit(place: Device) -> str:
