@@ -54,7 +54,10 @@ def test_memory_that_was_counted_takes_the_place_of_what_the_shape_bounds():
     made = plan.preview(a_lock(), SHAPE, peaks={"lora": 3 * GIB}).memory_bytes
     assert made["full"] == bounded["full"] and bounded["full"].likely is None
     found = made["lora"]
-    assert found.likely == 3 * GIB + 128 * 2**20 and found.low < found.likely < found.high
+    assert found.likely == 3 * GIB + 139 * 2**20 and found.low < found.likely < found.high
+    told = str(plan.preview(a_lock(), SHAPE, peaks={"lora": 3 * GIB})).splitlines()
+    assert any(line.startswith("memory of lora: ") and "counted; likely 3.1" in line for line in told)
+    assert any(line.startswith("memory of full: ") and "bounded by the shape" in line for line in told)
     gpu = a_lock(hardware=Hardware(gpu="l4"))
     on_gpu = plan.preview(gpu, SHAPE, peaks={"lora": 3 * GIB}).memory_bytes["lora"]
     assert on_gpu.likely == 3 * GIB and on_gpu.high == pytest.approx(1.03 * 3 * GIB)

@@ -340,7 +340,8 @@ def _lines(plan: Plan) -> list[str]:
     lines += [f"{task}: {how}" for task, how in plan.folds.items()]
     lines += [f"{arm}: {said}" for arm, said in plan.remarks.items()]
     for arm, needed in plan.memory_bytes.items():
-        lines.append(f"memory of {arm}: {needed.low / GIB:.2g} to {needed.high / GIB:.2g} GiB (estimate)")
+        how = "bounded by the shape" if needed.likely is None else f"counted; likely {needed.likely / GIB:.2g}"
+        lines.append(f"memory of {arm}: {needed.low / GIB:.2g} to {needed.high / GIB:.2g} GiB (estimate, {how})")
     most = max((needed.high for needed in plan.host_bytes.values()), default=0)
     least = max((needed.low for needed in plan.host_bytes.values()), default=0)
     room = "" if plan.free_host_bytes is None else f", {plan.free_host_bytes / GIB:.2g} GiB free"
