@@ -23,6 +23,8 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from tunetrial import methods
@@ -158,20 +160,24 @@ def measured(row: dict) -> dict[str, float | str]:
     return held | {"allocated": torch.cuda.max_memory_allocated() - left}
 
 
-def carried_out(rows: list[dict], budget_s: float, device: bool) -> Iterator[dict]:
-    """Rows with what was predicted and, on a device, measured; those that time is left for."""
+def carried_out(rows: list[dict], budget_s: float, device: bool, workers: int) -> Iterator[dict]:
+    """Rows with what was predicted, all of them before the first is measured, and those that time is left for with
+    what was measured on a device."""
     began = time.perf_counter()
-    for number, row in enumerate(rows):
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        foretold = list(pool.map(predicted, rows))
+    print(f"b9: {len(rows)} rows predicted in {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    for number, (row, told) in enumerate(zip(rows, foretold, strict=True)):
         if time.perf_counter() - began > budget_s:
             print(f"b9: {len(rows) - number} rows left out, got {budget_s:.0f} s; give more", file=sys.stderr)
             return
-        found = {"row": number} | row | predicted(row)
+        found = {"row": number} | row | told
         if device and found["predicted"] <= MOST_BYTES:
             start = time.perf_counter()
             try:
                 found |= measured(row)
             except Exception as error:  # one row's fault is a result, and the others go on
-                found["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                found["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
             found["measure_s"] = round(time.perf_counter() - start, 1)
         yield found
 
@@ -195,12 +201,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows of shapes whose names hold this")
     parser.add_argument("--budget-s", type=float, default=1e9, help="no row is begun after so many seconds")
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--workers", type=int, default=1, help="processes that predict")
     options = parser.parse_args()
     rows = [row for row in drawn(options.seed, options.rows) if options.only in row["shape"]]
     rows.sort(key=lambda row: list(SHAPES).index(row["shape"]))  # kernels of one shape are compiled once
     found = []
     with open(options.out, "w", encoding="utf-8") as file:
-        for row in carried_out(rows, options.budget_s, not options.predict):
+        for row in carried_out(rows, options.budget_s, not options.predict, options.workers):
             found.append(row)
             file.write(json.dumps(row) + "\n")
             file.flush()

@@ -10,6 +10,7 @@ Whatever cannot be recorded is computed as before, for good, and `why_not` says 
 """
 
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -62,7 +63,7 @@ class CudaGraphs:
     """
 
     def __init__(self) -> None:
-        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self.stream, self.pool = _beside(torch.cuda.current_device()), torch.cuda.graph_pool_handle()
 
     def run(self, pass_: Pass) -> torch.Tensor:
         outside = torch.cuda.current_stream()
@@ -83,6 +84,13 @@ class CudaGraphs:
             return made.clone()
 
         return again
+
+
+@cache
+def _beside(device: int) -> torch.cuda.Stream:
+    """The stream that a device's passes run on, one for all: cuBLAS keeps a workspace for every stream it has seen, as
+    long as the process lives."""
+    return torch.cuda.Stream(device)
 
 
 class Replay:
