@@ -11,6 +11,7 @@ from tunetrial import plan
 from tunetrial.core.errors import DoesNotFitError
 from tunetrial.core.evidence import Evidence, Measurement, TrialRecord
 from tunetrial.core.study import Hardware
+from tunetrial.core.work import Counted, Phase, Traced
 from tunetrial.store import surplus
 from tunetrial.trial.machine import free_host_bytes
 
@@ -49,17 +50,24 @@ def test_counted_tokens_leave_of_the_range_what_depends_on_the_number_of_trials(
     assert "tokens as counted" in str(made)
 
 
+def reaching(peak_bytes: int) -> dict[str, dict[str, Counted]]:
+    """LoRA's training counted at this peak; an evaluation that reaches higher is none of it."""
+    phases = {"step": Phase(peak_bytes=peak_bytes, parts={}), "evaluate": Phase(peak_bytes=9 * peak_bytes, parts={})}
+    step = Traced(phases=phases, tokens=640, evaluated=32)
+    return {"lora": {"mail": Counted(fullest=step, least=step, step_tokens=640)}}
+
+
 def test_memory_that_was_counted_takes_the_place_of_what_the_shape_bounds():
     bounded = plan.preview(a_lock(), SHAPE).memory_bytes
-    made = plan.preview(a_lock(), SHAPE, peaks={"lora": 3 * GIB}).memory_bytes
+    made = plan.preview(a_lock(), SHAPE, traced=reaching(3 * GIB)).memory_bytes
     assert made["full"] == bounded["full"] and bounded["full"].likely is None
     found = made["lora"]
     assert found.likely == 3 * GIB + 139 * 2**20 and found.low < found.likely < found.high
-    told = str(plan.preview(a_lock(), SHAPE, peaks={"lora": 3 * GIB})).splitlines()
+    told = str(plan.preview(a_lock(), SHAPE, traced=reaching(3 * GIB))).splitlines()
     assert any(line.startswith("memory of lora: ") and "counted; likely 3.1" in line for line in told)
     assert any(line.startswith("memory of full: ") and "bounded by the shape" in line for line in told)
     gpu = a_lock(hardware=Hardware(gpu="l4"))
-    on_gpu = plan.preview(gpu, SHAPE, peaks={"lora": 3 * GIB}).memory_bytes["lora"]
+    on_gpu = plan.preview(gpu, SHAPE, traced=reaching(3 * GIB)).memory_bytes["lora"]
     assert on_gpu.likely == 3 * GIB and on_gpu.high == pytest.approx(1.03 * 3 * GIB)
 
 

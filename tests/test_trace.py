@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 import bases
 import contest
@@ -21,6 +20,7 @@ from tunetrial.core.study import Arm, Controls
 from tunetrial.engine import batches
 from tunetrial.engine import trace as tracing
 from tunetrial.engine.meter import MIB, Meter, cuda_block, matmul_workspace
+from tunetrial.engine.place import Place
 from tunetrial.engine.torch_engine import TorchEngine
 from tunetrial.engine.trace import trace
 
@@ -202,19 +202,28 @@ def test_other_families_are_counted(family):
     assert 0 < peaks[0] < peaks[1]
 
 
-def test_the_peak_of_a_training_is_that_of_its_fullest_step():
+def test_a_trial_is_counted_by_its_fullest_step_and_its_least():
     lengths = [8] * 30 + [100, 90]
-    steps = batches.order(len(lengths), epochs=1, batch_examples=4, seed=3)
-    fullest = max(([lengths[row] for row in rows] for rows in steps), key=sum)
-    asked = {"kind": "classify", "outputs": 2}
-    found = tracing.peak_of_training(
-        LLAMA, arm("lora"), controls(batch_examples=4), lengths, device=torch.device("cpu"), seed=3, **asked
-    )
-    phases = trace(LLAMA, arm("lora"), controls(batch_examples=4), lengths=fullest, device="cpu", **asked).phases
-    assert found == max(phases["load"].peak_bytes, phases["step"].peak_bytes)
+    steps = batches.order(len(lengths), epochs=1, batch_examples=5, seed=3)
+    by_tokens = sorted(([lengths[row] for row in rows] for rows in steps), key=sum)
+    asked, given = {"kind": "classify", "outputs": 2}, controls(batch_examples=5)
+    found = tracing.count(LLAMA, arm("lora"), given, lengths, place=Place("cpu"), seed=3, members=2, **asked)
+    for one, rows, members in (
+        (found.fullest, by_tokens[-1], 1),
+        (found.least, by_tokens[0], 1),
+        (found.packed, by_tokens[-1], 2),
+    ):
+        alone = trace(LLAMA, arm("lora"), given, lengths=rows, device="cpu", members=members, **asked)
+        assert one.phases["step"] == alone.phases["step"] and one.tokens == members * sum(rows)
+    peaks = [found.fullest.phases[phase].peak_bytes for phase in ("load", "step")]
+    assert found.fullest.training_bytes == max(peaks) < found.packed.training_bytes
+    assert found.least.evaluated == found.fullest.evaluated == 32
+    assert found.step_tokens == pytest.approx(sum(map(sum, by_tokens)) / 7) and found.members == 2
+    widest = max(kernel.shape[0] for kernel in found.least.phases["evaluate"].work if len(kernel.shape) == 3)
+    assert 32 * 13 <= widest < 32 * 15  # of 13.4 tokens in the mean, with room
 
 
 @pytest.mark.parametrize(("config", "method"), [(LLAMA, "none"), (LLAMA | {"model_type": "unheard"}, "lora")])
-def test_of_what_cannot_be_counted_there_is_no_peak(config, method):
-    how = {"device": torch.device("cpu"), "kind": "classify", "outputs": 2, "seed": 1}
-    assert tracing.peak_of_training(config, arm(method), controls(batch_examples=2), [8, 8], **how) is None
+def test_of_what_cannot_be_counted_nothing_is_said(config, method):
+    how = {"place": Place("cpu"), "kind": "classify", "outputs": 2, "seed": 1}
+    assert tracing.count(config, arm(method), controls(batch_examples=2), [8, 8], **how) is None

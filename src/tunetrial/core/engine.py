@@ -12,6 +12,7 @@ from typing import Protocol
 from tunetrial.core.errors import DivergedError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Arm, Controls, Kind, Precision, Readout, Trial
+from tunetrial.core.work import Counted
 
 
 @dataclass(frozen=True)
@@ -255,10 +256,19 @@ class Session(Protocol):
         """Say how the base reads these rows."""
 
     def count(
-        self, arm: Arm, controls: Controls, lengths: Sequence[int], *, kind: Kind, outputs: int, seed: int
-    ) -> int | None:
-        """Bytes of tensors at the peak of a training with rows of so many tokens, in the order of a seed, counted
-        without training. None where that cannot be counted; a session may lack this.
+        self,
+        arm: Arm,
+        controls: Controls,
+        lengths: Sequence[int],
+        *,
+        kind: Kind,
+        outputs: int,
+        seed: int,
+        members: int = 1,
+    ) -> Counted | None:
+        """Memory and work of a trial with training rows of so many tokens, in the order of a seed, counted without
+        training; and of so many members that train together. None where that cannot be counted; a session may lack
+        this.
 
         Args:
             outputs: Of a head: labels, or 1 for a number.

@@ -40,7 +40,28 @@ class Traced(Record):
     """Phases of a trial, or of all members of a pack together, on one device: "load", on a GPU "prepare" (the first
     step, while kernels are compiled and before there are moments), "step" (any later optimiser step), "evaluate" (one
     batch), "save". It fits where the highest peak of them does. `tokens` are the real ones of the step that was
-    counted."""
+    counted, of all members, and `evaluated` the rows of each member in the evaluation batch, if one was."""
 
     phases: dict[str, Phase]
     tokens: int
+    evaluated: int | None = None
+
+    @property
+    def training_bytes(self) -> int:
+        """The highest peak of what comes before evaluation."""
+        return max(phase.peak_bytes for name, phase in self.phases.items() if name not in ("evaluate", "save"))
+
+
+class Counted(Record):
+    """A trial of an arm on a task, counted at the lengths of the task's rows, in the order of one seed.
+
+    `fullest` is the first epoch's step with most tokens, and an evaluation batch of rows as long as its longest: what
+    memory must hold. `least` is the step with fewest, and a batch of rows of the mean length. A step has
+    `step_tokens` in the mean. `packed` is the fullest step of `members` that train together; None of one alone.
+    """
+
+    fullest: Traced
+    least: Traced
+    step_tokens: float
+    members: int = 1
+    packed: Traced | None = None

@@ -25,6 +25,14 @@ class Place:
     processors: int = 132
 
 
+def at_hand(device: torch.device) -> Place:
+    """A device that is there."""
+    if device.type != "cuda":
+        return Place(device.type)
+    found = torch.cuda.get_device_properties(device)
+    return Place("cuda", (found.major, found.minor), found.multi_processor_count)
+
+
 _ASSUMED: ContextVar[Place] = ContextVar("assumed")
 
 

@@ -16,6 +16,7 @@ from tunetrial.core.engine import Alone, Description, Step, Together
 from tunetrial.core.errors import DoesNotFitError, IntegrityError, ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.study import Arm, Controls, Kind, Precision, Readout, Trial
+from tunetrial.core.work import Counted
 from tunetrial.engine import adapters, attention, blocks, fusion, place, probe, tensors, untuned
 from tunetrial.engine.language import LabelReader, TextReader
 from tunetrial.engine.loop import Loop, does_not_fit
@@ -102,13 +103,21 @@ class TorchSession:
         return self.texts.describe(examples, readout=readout)
 
     def count(
-        self, arm: Arm, controls: Controls, lengths: Sequence[int], *, kind: Kind, outputs: int, seed: int
-    ) -> int | None:
-        from tunetrial.engine.trace import peak_of_training
+        self,
+        arm: Arm,
+        controls: Controls,
+        lengths: Sequence[int],
+        *,
+        kind: Kind,
+        outputs: int,
+        seed: int,
+        members: int = 1,
+    ) -> Counted | None:
+        from tunetrial.engine import trace
 
         config = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
-        how = {"device": self.device, "kind": kind, "outputs": outputs, "seed": seed}
-        return peak_of_training(config, arm, controls, lengths, **how)
+        how = {"kind": kind, "outputs": outputs, "seed": seed, "members": members}
+        return trace.count(config, arm, controls, lengths, place=place.at_hand(self.device), **how)
 
     def start(self, trial: Trial, data: TaskData, *, micro_batch: int | None = None) -> Alone:
         return Alone(self.start_pack([trial], data, micro_batch=micro_batch))

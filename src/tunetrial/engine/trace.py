@@ -23,7 +23,7 @@ from transformers import AutoConfig
 from tunetrial import methods
 from tunetrial.core.errors import ModelError, SpecError
 from tunetrial.core.study import Arm, Controls, Kind
-from tunetrial.core.work import Traced
+from tunetrial.core.work import Counted, Traced
 from tunetrial.engine import adapters
 from tunetrial.engine.attention import lay_out
 from tunetrial.engine.batches import order
@@ -56,6 +56,7 @@ def trace(
     capability: tuple[int, int] = (9, 0),
     processors: int = 132,
     training_alone: bool = False,
+    evaluated: int | None = None,
 ) -> Traced:
     """Count a trial of an arm, or a pack of `members` of them that train together.
 
@@ -72,6 +73,7 @@ def trace(
             first if None.
         capability, processors: Of a CUDA device: compute capability, streaming multiprocessors.
         training_alone: Leave "evaluate" and "save" out.
+        evaluated: Tokens of each row of the evaluation batch; as many as the longest of the step's if None.
     Raises:
         ModelError: The configuration is of no model that the engine trains, or of one that cannot be counted.
         SpecError: The arm's settings do not suit the base.
@@ -92,23 +94,33 @@ def trace(
         answered=answered,
     )
     place = Place(device, capability, processors)
+    batch = None if training_alone else _batch(place, evaluated or max(lengths), members)
     with _understood():
-        found = _phases(asked, place, training_alone)
-    return Traced(phases={name: one.phase for name, one in found.items()}, tokens=members * sum(lengths))
+        found = _phases(asked, place, batch)
+    phases = {name: one.phase for name, one in found.items()}
+    return Traced(phases=phases, tokens=members * sum(lengths), evaluated=None if batch is None else len(batch))
 
 
-def _phases(asked: Asked, place: Place, training_alone: bool) -> dict[str, Reached]:
-    """All phases, through all layers: counted where they are few or differ, else drawn on."""
+def _batch(place: Place, longest: int, members: int) -> list[list[int]]:
+    """Rows of so many tokens that are evaluated together."""
+    rows = [[0] * longest] * (EVALUATION_TOKENS // longest + EVALUATION_BATCH)
+    with assumed(place):
+        return [rows[row] for row in batches_of(rows, members, META)[0]]
+
+
+def _phases(asked: Asked, place: Place, batch: list[list[int]] | None) -> dict[str, Reached]:
+    """All phases, through all layers: counted where they are few or differ, else drawn on. Without a batch to evaluate
+    training alone."""
     with assumed(place):  # tables of levels are made once a process, and are of no trial
         adapters.quantise(_linear(), methods.find(asked.trial.arm).storage, ("0",), device=META)
     layers = shape_of(asked.config).layers
     if layers <= FEW + 1 or _uneven(asked.config, max(asked.rows.lengths)):
-        return _count(asked, place, layers, training_alone)
-    few, more = (_count(asked, place, some, training_alone) for some in (FEW, FEW + 1))
+        return _count(asked, place, layers, batch)
+    few, more = (_count(asked, place, some, batch) for some in (FEW, FEW + 1))
     return {name: deeper(few[name], more[name], layers) for name in few}
 
 
-def _count(asked: Asked, place: Place, layers: int, training_alone: bool) -> dict[str, Reached]:
+def _count(asked: Asked, place: Place, layers: int, batch: list[list[int]] | None) -> dict[str, Reached]:
     """The phases of a base of so many layers."""
     cuda = place.kind == "cuda"
     with assumed(place), Meter("meta", block=cuda_block if cuda else int) as meter:
@@ -121,8 +133,8 @@ def _count(asked: Asked, place: Place, layers: int, training_alone: bool) -> dic
         step, prepare = _step(pack, meter, asked.step)
         found |= {"prepare": prepare} if cuda else {}
         found["step"] = step
-        if not training_alone:
-            found |= {"evaluate": _evaluate(pack, meter), "save": _save(pack, meter, asked.config)}
+        if batch is not None:
+            found |= {"evaluate": _evaluate(pack, meter, batch), "save": _save(pack, meter, asked.config)}
     return found
 
 
@@ -197,12 +209,10 @@ def _pairs(lengths: Iterable[int]) -> float:
 
 
 @torch.no_grad()
-def _evaluate(pack: TorchPack, meter: Meter) -> Reached:
-    """A batch of rows as long as the longest."""
+def _evaluate(pack: TorchPack, meter: Meter, rows: list[list[int]]) -> Reached:
+    """A batch of rows."""
     members, model, asked = pack.reader.members, pack.reader.model, pack.session.texts
-    longest = max(asked.lengths)
-    most = [[0] * longest] * (EVALUATION_TOKENS // longest + EVALUATION_BATCH)
-    rows = [most[row] for row in batches_of(most, len(members), META)[0]]
+    longest = len(rows[0])
     meter.reset()
     meter.pairs = _pairs(len(row) for row in rows * len(members))
     with meter.making("activations"):
@@ -246,32 +256,37 @@ def _understood() -> Iterator[None]:
         raise ModelError(f"trace: {what}, got {got}; measure it with a short study instead") from error
 
 
-def peak_of_training(
+def count(
     config: Mapping[str, object],
     arm: Arm,
     controls: Controls,
     lengths: Sequence[int],
     *,
-    device: torch.device,
+    place: Place,
     kind: Kind,
     outputs: int,
     seed: int,
-) -> int | None:
-    """Bytes of tensors at the peak of a training on a device that is here: that of the step with most tokens in the
-    order of a seed, or of what comes before the first. None for an arm or a base that cannot be counted.
+    members: int = 1,
+) -> Counted | None:
+    """Count a trial of an arm on a task, and a pack of `members` of them if there are several, whose steps are all
+    taken to be the fullest at once. None for an arm or a base that cannot be counted.
 
     Args:
         lengths: Tokens of each training row.
+        seed: Whose order of rows is taken.
     """
     steps = order(len(lengths), epochs=1, batch_examples=controls.batch_examples, seed=seed)
-    most = max(([lengths[row] for row in rows] for rows in steps), key=sum)
-    where: dict[str, object] = {"device": device.type}
-    if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        where |= {"capability": (found.major, found.minor), "processors": found.multi_processor_count}
+    by_tokens = sorted(([lengths[row] for row in rows] for rows in steps), key=sum)
+    how = {"kind": kind, "outputs": outputs, "device": place.kind}
+    how |= {"capability": place.capability, "processors": place.processors}
+    mean = max(1, round(sum(lengths) / len(lengths)))
     try:
-        how = {"kind": kind, "outputs": outputs, "training_alone": True}
-        phases = trace(config, arm, controls, lengths=most, **how, **where).phases
+        fullest = trace(config, arm, controls, lengths=by_tokens[-1], **how)
+        least = trace(config, arm, controls, lengths=by_tokens[0], evaluated=mean, **how)
+        packed = None
+        if members > 1:
+            packed = trace(config, arm, controls, lengths=by_tokens[-1], members=members, **how)
     except (ModelError, SpecError):
         return None
-    return max(phase.peak_bytes for phase in phases.values())
+    step_tokens = sum(lengths) / len(steps)
+    return Counted(fullest=fullest, least=least, step_tokens=step_tokens, members=members, packed=packed)

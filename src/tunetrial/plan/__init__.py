@@ -9,7 +9,7 @@ from tunetrial.plan.packs import most_members, packs
 from tunetrial.plan.power import Power, power_of
 from tunetrial.plan.preview import Plan, fit_budget, preview, trial_seconds
 from tunetrial.plan.scored import scored
-from tunetrial.plan.waves import Wave, chosen_rate, next_wave
+from tunetrial.plan.waves import Wave, chosen_rate, first_packs, next_wave
 
 __all__ = [
     "Machine",
@@ -24,6 +24,7 @@ __all__ = [
     "allowed_s",
     "check_disk",
     "chosen_rate",
+    "first_packs",
     "fit_budget",
     "most_members",
     "next_wave",

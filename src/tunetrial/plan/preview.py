@@ -8,6 +8,7 @@ from tunetrial.core.evidence import Evidence, TaskData
 from tunetrial.core.records import Record
 from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
+from tunetrial.core.work import Counted
 from tunetrial.models import ModelShape
 from tunetrial.plan import budget, catalogue, estimate
 from tunetrial.plan.estimate import GIB, Sizes
@@ -61,13 +62,14 @@ def preview(
     counted: Mapping[str, Sequence[int]] | None = None,
     others: Mapping[str, Sizes] | None = None,
     machine: Machine | None = None,
-    peaks: Mapping[str, int] | None = None,
+    traced: Mapping[str, Mapping[str, Counted]] | None = None,
 ) -> Plan:
     """Estimate a study from its lock and the base's sizes.
 
     `data` narrows the ranges of tokens and power, and `counted`, the tokens of each task's training rows, leaves of
     tokens what depends on the number of trials. `others` are the sizes of arms' bases that are not the study's own.
-    `peaks` are bytes of tensors at an arm's peak, where they were counted; else memory is bounded by the shape.
+    `traced` is the memory and work of arms' trials by task, where they were counted; else memory is bounded by the
+    shape.
     """
     study, data, counted = lock.study, data or {}, counted or {}
     wave = next_wave(Evidence(lock=lock, records=(), scores={}, curves={}))
@@ -75,7 +77,10 @@ def preview(
     tokens, counts = _tokens(lock, data, sizes), _counts(lock)
     device = machine.device if machine else "cpu" if study.hardware.gpu is None else "cuda"
     memory = {arm.name: _memory(lock, arm, sizes[arm.name], tokens) for arm in study.arms}
-    memory |= {arm: estimate.around(peak, device) for arm, peak in (peaks or {}).items()}
+    for arm, found in (traced or {}).items():
+        if len(found) == len(study.tasks):
+            peak = max(one.fullest.training_bytes for one in found.values())
+            memory[arm] = estimate.around(peak, device)
     host = _host(lock, sizes, memory, machine)
     workers = 1 if machine is None else side_by_side(machine, memory, host)
     trial_s = trial_seconds(lock, shape, data, counted=counted, others=others)

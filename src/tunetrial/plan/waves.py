@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 from tunetrial.analysis import extend
 from tunetrial.core.evidence import Evidence
-from tunetrial.core.study import Lock, Trial
+from tunetrial.core.study import Lock, Trial, whole
+from tunetrial.plan.packs import most_members, packs
 from tunetrial.plan.tuning import Rate, Search, search
 
 
@@ -52,6 +53,17 @@ def next_wave(evidence: Evidence) -> Wave | None:
 def chosen_rate(evidence: Evidence, arm: str, task: str) -> Rate | None:
     """The learning rate of an arm on a task; None while it is searched for, or where the search failed."""
     return search(evidence, arm, task).rate
+
+
+def first_packs(lock: Lock, device: str) -> dict[tuple[str, str], int]:
+    """How many trials train together at most when a study begins, by task and arm."""
+    wave = next_wave(Evidence(lock=lock, records=(), scores={}, curves={}))
+    found: dict[tuple[str, str], int] = {}
+    for pack in packs(wave.trials if wave else (), most=most_members(lock.study, device)):
+        for trial in pack:
+            key = whole(trial.task), trial.arm.name
+            found[key] = max(found.get(key, 1), len(pack))
+    return found
 
 
 def parts(lock: Lock) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ from queue import SimpleQueue
 from tunetrial import methods, models, tasks
 from tunetrial.core.errors import DataError, IntegrityError, ModelError, SpecError, TunetrialError
 from tunetrial.core.evidence import TaskData, example_row
-from tunetrial.core.study import Arm, BasePin, DataPin, Lock, Readout, Study, Trial
-from tunetrial.plan import Sizes
+from tunetrial.core.study import BasePin, DataPin, Lock, Readout, Study, Trial
+from tunetrial.core.work import Counted
+from tunetrial.plan import Sizes, first_packs
 from tunetrial.trial.execution import Terms
 from tunetrial.trial.pool import Worker, cores
 from tunetrial.trial.preflight import attempts
@@ -22,8 +23,9 @@ class Pinned:
     """A locked study, with what its trials need: rows, base and engine, the device's kind and its free memory.
 
     `data` has the rows of every task, or of each of its folds; `counted` are the tokens of each task's training rows.
-    Of arms on another base than the study's, `folders` has the base and `others` its sizes, by arm. `peaks` are bytes
-    of tensors at the peak of an arm's training, where they could be counted.
+    Of arms on another base than the study's, `folders` has the base and `others` its sizes, by arm. `traced` is the
+    memory and work of an arm's trial on each task, solo and as many together as its tuning begins with, where it could
+    be counted.
     """
 
     lock: Lock
@@ -35,7 +37,7 @@ class Pinned:
     counted: dict[str, tuple[int, ...]]
     folders: dict[str, Path] = field(default_factory=dict)
     others: dict[str, Sizes] = field(default_factory=dict)
-    peaks: dict[str, int] = field(default_factory=dict)
+    traced: dict[str, dict[str, Counted]] = field(default_factory=dict)
 
     def folder(self, arm: str) -> Path:
         """The folder of an arm's base."""
@@ -81,7 +83,7 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight
         pins = {name: _base_pin(base, shapes[name], machines[name]) for name, base in bases.items()}
         lock = _lock(study, pins, whole | data, machine)
         counted = {name: {task: tokens[name] for task, (_, tokens) in fitting.items()} for name in bases}
-        peaks = {arm.name: _peak(survey, lock, arm, bases, counted) for arm in study.arms}
+        traced = _traced(survey, lock, bases, counted, machine["device"])
         if preflight:
             tries = ((bases[study.base_of(trial.arm.name)].folder, trial, few) for trial, few in attempts(lock, data))
             all(survey.attempt(*one) for one in tries)
@@ -98,36 +100,36 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight
         counted=counted[study.base_model],
         folders={arm: bases[name].folder for arm, name in elsewhere.items()},
         others={arm: Sizes(shapes[name], counted[name]) for arm, name in elsewhere.items()},
-        peaks={arm: peak for arm, peak in peaks.items() if peak is not None},
+        traced=traced,
     )
 
 
-def _peak(
+def _traced(
     survey: "Survey",
     lock: Lock,
-    arm: Arm,
     bases: Mapping[str, models.PinnedModel],
     counted: Mapping[str, Mapping[str, Sequence[int]]],
-) -> int | None:
-    """Bytes of tensors at the peak of an arm's training on any task, as its solo probe orders the rows; None where any
-    cannot be counted."""
-    base = lock.study.base_of(arm.name)
-    survey.open(bases[base].folder)
-    found = [
-        survey.ask(
-            {
-                "do": "count",
-                "arm": arm.model_dump(mode="json"),
-                "controls": lock.controls(spec.name).model_dump(mode="json"),
-                "kind": spec.kind,
-                "outputs": len(lock.data[spec.name].labels) or 1,
-                "lengths": list(counted[base][spec.name]),
-                "seed": lock.final_seeds(1)[0],
-            }
-        )["bytes"]
-        for spec in lock.study.tasks
-    ]
-    return None if None in found else max(found)
+    device: str,
+) -> dict[str, dict[str, Counted]]:
+    """What can be counted of each arm on each task, with the rows in the order of its solo probe."""
+    members = first_packs(lock, device)
+    found: dict[str, dict[str, Counted]] = {}
+    for arm, spec in ((arm, spec) for arm in lock.study.arms for spec in lock.study.tasks):
+        base = lock.study.base_of(arm.name)
+        survey.open(bases[base].folder)
+        order = {
+            "do": "count",
+            "arm": arm.model_dump(mode="json"),
+            "controls": lock.controls(spec.name).model_dump(mode="json"),
+            "kind": spec.kind,
+            "outputs": len(lock.data[spec.name].labels) or 1,
+            "lengths": list(counted[base][spec.name]),
+            "seed": lock.final_seeds(1)[0],
+            "members": members.get((spec.name, arm.name), 1),
+        }
+        if (answer := survey.ask(order)["found"]) is not None:
+            found.setdefault(arm.name, {})[spec.name] = Counted.model_validate(answer)
+    return found
 
 
 def _lock(study: Study, pins: Mapping[str, BasePin], data: Mapping[str, TaskData], machine: dict) -> Lock:

@@ -111,7 +111,7 @@ def _write_plan(pinned: Pinned, store: StudyFolder) -> Plan:
         host_bytes=free_host_bytes(),
         disk_bytes=files.free_bytes(store.path),
     )
-    known = {"counted": pinned.counted, "others": pinned.others, "peaks": pinned.peaks}
+    known = {"counted": pinned.counted, "others": pinned.others, "traced": pinned.traced}
     made = plan.preview(pinned.lock, shape, pinned.data, machine=machine, **known)
     store.write_plan(made.model_dump(mode="json"))
     return made

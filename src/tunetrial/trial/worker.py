@@ -73,12 +73,12 @@ class Service:
         self._report({"event": "lengths", "tokens": self._session.lengths(examples, readout=order["readout"])})
 
     def count(self, order: dict) -> None:
-        """Count the memory of a training, if the engine can."""
+        """Count the memory and the work of a training, if the engine can."""
         arm, controls = Arm.model_validate(order["arm"]), Controls.model_validate(order["controls"])
-        asked = {"kind": order["kind"], "outputs": order["outputs"], "seed": order["seed"]}
+        asked = {name: order[name] for name in ("kind", "outputs", "seed", "members")}
         count = getattr(self._session, "count", None)
-        peak = None if count is None else count(arm, controls, order["lengths"], **asked)
-        self._report({"event": "counted", "bytes": peak})
+        found = None if count is None else count(arm, controls, order["lengths"], **asked)
+        self._report({"event": "counted", "found": found and found.model_dump(mode="json")})
 
     def describe(self, order: dict) -> None:
         """Say how the base reads rows."""
