@@ -64,7 +64,14 @@ def test_any_text_is_a_device_or_a_line_of_error(text):
 
 
 def test_every_figure_has_a_source_with_a_day():
-    fields = {"memory_bytes", "usable_bytes", "bandwidth_bytes_per_s", "power_w", "compute_capability"}
+    fields = {
+        "memory_bytes",
+        "usable_bytes",
+        "bandwidth_bytes_per_s",
+        "link_bytes_per_s",
+        "power_w",
+        "compute_capability",
+    }
     dtypes = {"fp32", "tf32", "fp16", "bf16", "int8"}
     for each in catalogue.devices().values():
         assert each.sources.keys() == fields | dtypes and each.operations_per_s.keys() == dtypes
@@ -81,6 +88,38 @@ def test_golden_figures():
     assert a100.operations_per_s["bf16"] == 312e12 and a100.bandwidth_bytes_per_s == 2039e9
     assert round(a100.usable_bytes / GIB, 2) == 79.14 and round(h200.usable_bytes / GIB, 2) == 139.8
     assert [catalogue.device(name).operations_per_s["bf16"] for name in ("v100", "p100")] == [None, None]
+
+
+def test_links_are_those_of_their_standards():
+    """Lanes, transfers a second, 128 of 130 bits, a byte of 8; 12 or 18 NVLinks of 25 GB/s one way, or 18 of 50."""
+    for name, transfers in (("t4", 8e9), ("l4", 16e9), ("rtx-5090", 32e9)):
+        assert catalogue.device(name).link_bytes_per_s == pytest.approx(16 * transfers * 128 / 130 / 8, rel=1e-3)
+    rates = [catalogue.device(name).link_bytes_per_s for name in ("a100-40", "h100", "h200", "b200")]
+    assert rates == [12 * 25e9, 18 * 25e9, 18 * 25e9, 18 * 50e9]
+    for each in catalogue.devices().values():
+        assert (each.link_bytes_per_s is not None) == (each.kind == "cuda")
+
+
+@pytest.mark.parametrize("written", ["4xa100-80", "4 x A100-80", "4×nvidia a100 80gb"])
+def test_several_devices_are_written_with_their_number(written):
+    count, found = catalogue.several(written)
+    assert (count, found.name) == (4, "a100-80")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("0xl4", "not a number of devices"),
+        ("5000xl4", "not a number of devices"),
+        ("2xcolab", "not several of these"),
+        ("2xcpu-laptop", "not several of these"),
+        ("4xa1000", "did you mean"),
+        ("xl4", "did you mean"),
+    ],
+)
+def test_what_is_no_number_of_devices_is_told(written, said):
+    with pytest.raises(ConfigError, match=said):
+        catalogue.several(written)
 
 
 def test_figures_of_gpus_agree_with_each_other():

@@ -7,9 +7,9 @@ from tunetrial.core.study import Arm
 from tunetrial.core.work import Kernel, Phase, Traced
 from tunetrial.plan import fit as fitting
 from tunetrial.plan.estimate import GIB
-from tunetrial.plan.fit import Ask, fit
+from tunetrial.plan.fit import Ask, fit, sharded_fit
 
-BATCH, LONGEST, LAYERS = 16, 512, 16
+BATCH, LONGEST = 16, 512
 BASE = {"full": 2, "lora": 2, "qlora": 1}
 STATES = {"full": 16, "lora": 1, "qlora": 1}
 
@@ -32,8 +32,17 @@ def counted(asked: Arm, ask: Ask) -> Traced:
     return Traced(phases=phases, tokens=1)
 
 
+def shared(asked: Arm, traced: Traced, devices: int) -> Traced:
+    """States shared out evenly, and half a GiB besides."""
+    step = traced.phases["step"]
+    parts = {part: size // devices if part in ("base", "moments") else size for part, size in step.parts.items()}
+    parts["workspace"] = GIB // 2
+    phase = step.model_copy(update={"parts": parts, "peak_bytes": sum(parts.values())})
+    return traced.model_copy(update={"phases": {"step": phase}})
+
+
 def fitted(method: str, room: float, kind: str = "cuda", **settings):
-    asked = {"kind": kind, "batch": BATCH, "longest": LONGEST, "layers": LAYERS, "count": counted}
+    asked = {"kind": kind, "batch": BATCH, "longest": LONGEST, "count": counted, "share": shared}
     return fit(arm(method, **settings), "gpu", int(room * GIB), **asked)
 
 
@@ -80,7 +89,31 @@ def test_what_does_not_fit_is_told_what_would_and_what_that_does_to_the_comparis
     assert "another method" in changes["QLoRA of rank 16 on all linear layers"].fair
     assert all(change.need.bytes.high <= found.room_bytes for change in found.changes)
     half = changes["2 such GPUs"].need
-    assert half.peak_bytes == (18 * GIB) // 2 + GIB // 4 + 2 * 2 * GIB // LAYERS
+    assert half.peak_bytes == (18 * GIB) // 2 + GIB // 4 + GIB // 2
+
+
+@pytest.mark.parametrize(
+    ("devices", "room", "verdict", "asks"),
+    [
+        (4, 8, "would fit sharded", []),
+        (4, 6.6, "would fit sharded", [Ask(micro_batch=1)]),
+        (4, 6.2, "tight", []),
+        (16, 2.8, "would fit sharded", [Ask(micro_batch=1, recomputes=True)]),
+        (4, 4.5, "does not fit", []),
+    ],
+)
+def test_on_several_gpus_each_has_its_share_of_states_and_of_examples(devices, room, verdict, asks):
+    own = {"kind": "cuda", "batch": BATCH, "count": counted, "share": shared}
+    found = sharded_fit(arm("full"), "gpus", devices, int(room * GIB), **own)
+    assert (found.verdict, found.devices) == (verdict, devices)
+    assert found.need.ask == Ask(micro_batch=BATCH // devices)
+    assert [change.need.ask for change in found.changes] == asks
+
+
+def test_one_long_example_is_computed_again_too():
+    asked = {"kind": "cuda", "batch": 1, "longest": LONGEST, "count": counted}
+    found = fit(arm("lora"), "gpu", int((3.05 * 1.1 + 0.9) * GIB), **asked)
+    assert found.verdict == "tight" and found.changes[0].what.startswith("layers computed again")
 
 
 def test_shorter_rows_are_offered_where_they_are_enough():

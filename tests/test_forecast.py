@@ -133,3 +133,13 @@ def test_an_encoder_is_counted_with_a_head():
 
 def test_numbers_are_written_without_powers_of_ten(printed):
     assert not re.search(r"\de[+-]", printed.stdout) and "under 0.01" in printed.stdout
+
+
+def test_several_gpus_would_fit_and_are_for_information():
+    found = forecast(TINY, ("full",), ("4xL4", "16xl4"), step="8x32", rows=80, usd_per_hour=1.0)
+    four, sixteen = found.cells
+    assert (four.fit.verdict, four.fit.devices) == ("would fit sharded", 4)
+    assert four.fit.need.ask.micro_batch == 2 and sixteen.fit.need.ask.micro_batch == 1
+    assert four.usd.high == pytest.approx(4 * four.run_s.high / 3600) and sixteen.usd is None
+    text = " ".join(str(found).split())
+    assert "tunetrial trains on one GPU" in text and "several machines is not known" in text

@@ -5,6 +5,7 @@ from typing import Literal
 from tunetrial.core.records import Record
 
 Part = Literal["base", "trained", "gradients", "moments", "activations", "workspace", "other"]
+STATES: tuple[Part, ...] = ("base", "trained", "gradients", "moments")
 
 
 class Kernel(Record):
@@ -28,11 +29,13 @@ class Phase(Record):
     """The most bytes that tensors occupy at one time of a phase, as the device's allocator rounds them, and what they
     are then; nothing is said of what the allocator holds in reserve, nor of the device's context.
 
-    `work` is what the phase computes, once.
+    `work` is what the phase computes, once. `passing_bytes` are the most of all that is neither weights nor gradients
+    nor moments, maybe at another time than the peak; None where they were not told apart.
     """
 
     peak_bytes: int
     parts: dict[Part, int]
+    passing_bytes: int | None = None
     work: tuple[Kernel, ...] = ()
 
 

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tunetrial.core.work import Kernel, Part, Phase
+from tunetrial.core.work import STATES, Kernel, Part, Phase
 
 FEW = 3
 
@@ -27,7 +27,13 @@ class Reached:
     @property
     def phase(self) -> Phase:
         peak, parts = max(self.peaks.values(), key=lambda found: found[0])
-        return Phase(peak_bytes=peak, parts={part: size for part, size in parts.items() if size}, work=self.work)
+        told = [total - sum(made.get(part, 0) for part in STATES) for total, made in self.peaks.values() if made]
+        return Phase(
+            peak_bytes=peak,
+            parts={part: size for part, size in parts.items() if size},
+            passing_bytes=max(told, default=None),
+            work=self.work,
+        )
 
     @property
     def prepared_bytes(self) -> int:

@@ -8,6 +8,7 @@ no public page or table confirmed says "from memory" in its source.
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,8 @@ Unit = Literal["GPU-hour", "engineer-hour", "GB-month", "GB-hour", "request", "i
 HERE = Path(__file__).parent
 # Words of makers and drivers that tell no device from another: "NVIDIA GeForce RTX 4090" is "rtx4090".
 IDLE_WORDS = ("nvidia", "geforce", "tesla", "quadro", "amd", "instinct", "intel(r)", "intel", "gpu")
+SEVERAL = re.compile(r"(?P<count>[0-9]{1,9})\s*[x×]\s*(?P<device>.+)")
+MOST_DEVICES = 1024
 NEAREST, CLOSE = 3, 0.6  # names offered for one that is not known, and difflib's ratio that they reach
 
 
@@ -70,8 +73,9 @@ class Device(Record):
 
     `memory_bytes` is what is sold; `usable_bytes` what the driver gives a process in all, CUDA's context included, None
     where the memory is the host's. `operations_per_s` counts multiplications and additions of dense matrix products,
-    sums kept in fp32 (int8 in int32), None for a type that the hardware has no matrix unit for. `sources` has the names
-    of these fields, and "fp32" to "int8".
+    sums kept in fp32 (int8 in int32), None for a type that the hardware has no matrix unit for. `link_bytes_per_s` is
+    the rate, one way, at which it reaches others of its kind in one machine, None where it is alone. `sources` has the
+    names of these fields, and "fp32" to "int8".
     """
 
     name: str
@@ -80,6 +84,7 @@ class Device(Record):
     memory_bytes: int | None
     usable_bytes: int | None
     bandwidth_bytes_per_s: float
+    link_bytes_per_s: float | None
     operations_per_s: Mapping[Dtype, float | None]
     compute_capability: str | None
     power_w: float | None
@@ -125,6 +130,23 @@ def device(name: str) -> Device:
         remedy = f"did you mean {mean}?" if mean else f"known are {', '.join([*devices(), *_tiers()])}"
         raise ConfigError(f"gpu: not known, got {name!r}; {remedy}")
     return found
+
+
+def several(name: str) -> tuple[int, Device]:
+    """How many devices of which kind, as in "4xa100-80"; one where no number is written.
+
+    Raises:
+        ConfigError: As `device`; or the number is none of 1 to MOST_DEVICES, or there cannot be several in a machine.
+    """
+    written = SEVERAL.fullmatch(name.strip().lower())
+    if written is None or find(name) is not None:
+        return 1, device(name)
+    count, found = int(written["count"]), device(written["device"])
+    if not 1 <= count <= MOST_DEVICES:
+        raise ConfigError(f"gpu: not a number of devices, got {name!r}; give 1 to {MOST_DEVICES}, as in 4xa100-80")
+    if found.tier or (count > 1 and found.link_bytes_per_s is None):
+        raise ConfigError(f"gpu: there are not several of these in a machine, got {name!r}; name one, or other GPUs")
+    return count, found
 
 
 def find(name: str) -> Device | None:
@@ -192,8 +214,8 @@ def given(usd: float, unit: Unit, *, where: str) -> Price:
 
 def _device(name: str, row: Mapping) -> Device:
     sources, values = {}, {}
-    scales = {"nominal_gib": GIB, "usable_gib": GIB, "bandwidth_gb_per_s": 1e9, "power_w": 1}
-    fields = ("memory_bytes", "usable_bytes", "bandwidth_bytes_per_s", "power_w")
+    scales = {"nominal_gib": GIB, "usable_gib": GIB, "bandwidth_gb_per_s": 1e9, "link_gb_per_s": 1e9, "power_w": 1}
+    fields = ("memory_bytes", "usable_bytes", "bandwidth_bytes_per_s", "link_bytes_per_s", "power_w")
     for (key, scale), field in zip(scales.items(), fields, strict=True):
         value, source = row[key]
         values[field] = value if value is None else value * scale

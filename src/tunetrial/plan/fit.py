@@ -6,13 +6,14 @@ layers again in the backward pass: neither changes which examples a step sees, s
 change is another question, and is said to be.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
 from tunetrial import methods
 from tunetrial.core.records import Record
 from tunetrial.core.study import Arm
-from tunetrial.core.work import Part, Traced
+from tunetrial.core.work import STATES, Part, Traced
 from tunetrial.plan.estimate import GIB, Range
 
 # A process on an H200 held 0.78 GiB beside its tensors and the allocator's reserve (torch 2.11, CUDA 13, compiled
@@ -36,8 +37,6 @@ class Ask(Record):
 
 
 SHORTEST = 64
-HELD: tuple[Part, ...] = ("base", "trained", "gradients", "moments")
-
 Count = Callable[[Arm, Ask], Traced]
 
 
@@ -80,15 +79,21 @@ class Change(Record):
     fair: str
 
 
-Verdict = Literal["fits", "tight", "fits in smaller steps", "does not fit"]
+Share = Callable[[Arm, Traced, int], Traced]
+Verdict = Literal["fits", "tight", "fits in smaller steps", "would fit sharded", "does not fit"]
 
 
 class Fit(Record):
     """An arm on a device: "fits" as asked, "tight" where it does at the low end of what it needs alone, "fits in
-    smaller steps" where the engine gets through by itself as the first of `changes` says, or "does not fit"."""
+    smaller steps" where the engine gets through by itself as the first of `changes` says, or "does not fit".
+
+    On several `devices` states are sharded and `need` is of each of them, with its share of a step's examples: they
+    "would fit sharded", in smaller steps where there are `changes`, since the engine trains on one.
+    """
 
     arm: str
     device: str
+    devices: int = 1
     room_bytes: int
     verdict: Verdict
     need: Need
@@ -96,7 +101,15 @@ class Fit(Record):
 
 
 def fit(
-    arm: Arm, device: str, room_bytes: int, *, kind: str, batch: int, longest: int, layers: int, count: Count
+    arm: Arm,
+    device: str,
+    room_bytes: int,
+    *,
+    kind: str,
+    batch: int,
+    longest: int,
+    count: Count,
+    share: Share | None = None,
 ) -> Fit:
     """Find out whether an arm fits and, if not, what would make it fit, the smallest change first.
 
@@ -105,8 +118,8 @@ def fit(
         kind: "cpu", "cuda" or "xpu".
         batch: Examples of a step.
         longest: Tokens of the longest row.
-        layers: Of the base.
         count: Counts an arm, asked so.
+        share: Makes of a count what each of so many GPUs would hold (`shards`); without it no more GPUs are offered.
     """
 
     def needs(asked: Arm, ask: Ask) -> Need:
@@ -125,15 +138,14 @@ def fit(
         others += tuple(_other_settings(arm, room_bytes, batch, needs, whole))
         if _held(whole) <= room_bytes:
             others += tuple(_shorter(arm, room_bytes, longest, needs, whole))
-        others += tuple(_more_devices(arm, room_bytes, batch, layers, kind, needs, whole))
+        if share is not None:
+            others += tuple(_more_devices(arm, room_bytes, batch, kind, count, share, whole))
     return Fit(verdict="does not fit" if smaller is None else "fits in smaller steps", changes=own + others, **found)
 
 
 def _smaller(arm: Arm, room_bytes: int, batch: int, needs: Callable[[Arm, Ask], Need], whole: Need) -> Need | None:
     """The largest micro-batch that fits, halving from the batch; else one example with layers computed again."""
-    sizes = list(_halves(batch))
-    if not sizes:
-        return None
+    sizes = list(_halves(batch)) or [1]
     one = needs(arm, Ask(micro_batch=sizes[-1]))
     if one.bytes.high > room_bytes:
         again = needs(arm, Ask(micro_batch=sizes[-1], recomputes=True))
@@ -154,11 +166,10 @@ def _halves(batch: int) -> Iterator[int]:
 
 
 def _by_itself(need: Need, whole: Need, batch: int) -> Change:
-    what = f"micro-batches of {need.ask.micro_batch} instead of {batch}"
-    if need.ask.recomputes:
-        what += ", layers computed again in the backward pass"
+    what = [f"micro-batches of {need.ask.micro_batch} instead of {batch}"] if batch > 1 else []
+    what += ["layers computed again in the backward pass"] if need.ask.recomputes else []
     fair = "fair: the same examples in every step; the engine does it by itself"
-    return Change(what=what, need=need, time=need.operations / whole.operations, fair=fair)
+    return Change(what=", ".join(what), need=need, time=need.operations / whole.operations, fair=fair)
 
 
 def _other_settings(
@@ -190,7 +201,7 @@ def _other_settings(
 
 def _held(need: Need) -> int:
     """Bytes that stay whatever the rows: weights, their gradients and moments."""
-    return sum(need.parts.get(part, 0) for part in HELD)
+    return sum(need.parts.get(part, 0) for part in STATES)
 
 
 def _shorter(
@@ -208,36 +219,47 @@ def _shorter(
             return
 
 
-def _more_devices(
-    arm: Arm,
-    room_bytes: int,
-    batch: int,
-    layers: int,
-    kind: str,
-    needs: Callable[[Arm, Ask], Need],
-    whole: Need,
-) -> Iterator[Change]:
-    """The fewest such GPUs over which weights, gradients and moments could be shared out.
+def sharded_fit(
+    arm: Arm, device: str, devices: int, room_bytes: int, *, kind: str, batch: int, count: Count, share: Share
+) -> Fit:
+    """Find out whether an arm would fit so many GPUs over which its states are sharded, each with as many of a step's
+    `batch` examples; if need be in smaller micro-batches. Nothing is said of other changes."""
 
-    Fully sharded data parallelism as Rajbhandari et al. (2020, arXiv:1910.02054, section 5.3, stage 3) have it: each
-    holds its share of the states, its own examples' activations, and two layers' weights gathered at a time.
-    """
+    def needs(asked: Arm, ask: Ask) -> Need:
+        return Need.of(share(asked, count(asked, ask), devices), ask, kind)
+
+    own = math.ceil(batch / devices)
+    whole = needs(arm, Ask(micro_batch=own))
+    found = {"arm": arm.name, "device": device, "devices": devices, "room_bytes": room_bytes, "need": whole}
+    if whole.bytes.high <= room_bytes:
+        return Fit(verdict="would fit sharded", **found)
+    if _held(whole) <= room_bytes:
+        smaller = _smaller(arm, room_bytes, own, needs, whole)
+        if smaller is not None:
+            change = _by_itself(smaller, whole, own).model_copy(
+                update={"fair": "fair: the same examples in every step"}
+            )
+            return Fit(verdict="would fit sharded", changes=(change,), **found)
+    return Fit(verdict="tight" if whole.bytes.low <= room_bytes else "does not fit", **found)
+
+
+def _more_devices(
+    arm: Arm, room_bytes: int, batch: int, kind: str, count: Count, share: Share, whole: Need
+) -> Iterator[Change]:
+    """The fewest such GPUs over which weights, gradients and moments could be shared out."""
     if kind != "cuda":
         return
     for devices in (2, 4, 8, 16):
-        examples = max(1, batch // devices)
         if _held(whole) / devices > room_bytes:
             continue
-        need = needs(arm, Ask(micro_batch=examples, recomputes=True))
-        gathered = 2 * (need.parts.get("base", 0) + need.parts.get("trained", 0)) // layers
-        each = need.peak_bytes - _held(need) + _held(need) // devices + gathered
-        context = CONTEXT_BYTES[kind]
-        needed = Range(low=each * RESERVE.low + context.low, high=each * RESERVE.high + context.high)
-        if needed.high <= room_bytes:
-            what = f"{devices} such GPUs, states sharded, {examples} of {batch} examples each, layers computed again"
-            shared = need.model_copy(update={"bytes": needed, "peak_bytes": each})
+        ask = Ask(micro_batch=math.ceil(batch / devices), recomputes=True)
+        need = Need.of(share(arm, count(arm, ask), devices), ask, kind)
+        if need.bytes.high <= room_bytes:
+            examples = f"{ask.micro_batch} of {batch} examples each"
+            what = f"{devices} such GPUs, states sharded, {examples}, layers computed again"
             fair = "fair if every arm runs so; tunetrial trains on one GPU so far"
-            yield Change(what=what, need=shared, time=need.operations / whole.operations / devices, fair=fair)
+            time = need.operations / whole.operations * ask.micro_batch / batch
+            yield Change(what=what, need=need, time=time, fair=fair)
             return
 
 

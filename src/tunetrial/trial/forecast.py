@@ -9,10 +9,10 @@ from tunetrial.core.errors import ConfigError, EvidenceError
 from tunetrial.core.speed import exactly
 from tunetrial.core.study import Arm, Controls, Hardware
 from tunetrial.core.work import Traced
-from tunetrial.models import Described
-from tunetrial.plan import catalogue
+from tunetrial.models import Described, ModelShape
+from tunetrial.plan import catalogue, shards
 from tunetrial.plan.catalogue import Device, Price
-from tunetrial.plan.fit import Ask, Fit, fit
+from tunetrial.plan.fit import Ask, Fit, Share, fit, sharded_fit
 from tunetrial.plan.forecast import Cell, Forecast
 from tunetrial.plan.noise import prior_of
 from tunetrial.plan.power import Power, power_of
@@ -20,6 +20,7 @@ from tunetrial.plan.speed import assumed, seconds
 from tunetrial.report import memory
 
 MOST, SEEDS = 10**7, 5
+SHARDED = "states sharded over {} GPUs, needs are of each; for information, since tunetrial trains on one GPU"
 AS_THEY_LIE = (8, 0)  # from this compute capability on rows are not padded, and passes are recorded
 
 
@@ -40,7 +41,7 @@ def forecast(
     plan goes by its rows.
 
     Args:
-        model, devices: As `models.described` and `catalogue.device` read them.
+        model, devices: As `models.described` and `catalogue.several` read them.
         asked: Methods; those of the LoRA family on all linear layers, with rank 16 or as in "lora:8".
         step: Rows of an optimiser step × tokens of a row.
         rows: How many rows are trained on, all epochs together, for the time of a run.
@@ -70,12 +71,13 @@ def forecast(
         return Forecast(parameters=None, bound=bound, remarks=tuple(remarks), **told)
     if tokens > found.shape.context:
         remarks.append(f"rows cut at the model's context of {found.shape.context} tokens")
-    arms, places = [_arm(name) for name in asked], {name: catalogue.device(name) for name in devices}
-    rooms = {name: place.usable_bytes or place.memory_bytes for name, place in places.items()}
+    arms, places = [_arm(name) for name in asked], {name: catalogue.several(name) for name in devices}
+    rooms = {name: place.usable_bytes or place.memory_bytes for name, (_, place) in places.items()}
     remarks += [f"{name}: its memory is the host's, not known here" for name, room in rooms.items() if room is None]
     asked_of = {"tokens": min(tokens, found.shape.context), "batch": batch, "rows": rows, "usd_per_hour": usd_per_hour}
     cells = _cells(found, arms, places, rooms, **asked_of)
-    sessions = {name: _limit(place) for name, place in places.items() if place.tier}
+    sessions = {name: _limit(place) for name, (_, place) in places.items() if place.tier}
+    remarks += [f"{name}: {SHARDED.format(number)}" for name, (number, _) in places.items() if number > 1]
     counted = {"parameters": found.shape.parameters, "cells": tuple(cells), "sessions": sessions}
     return Forecast(remarks=tuple(remarks), **counted, **told)
 
@@ -83,7 +85,7 @@ def forecast(
 def _cells(
     found: Described,
     arms: Sequence[Arm],
-    places: Mapping[str, Device],
+    places: Mapping[str, tuple[int, Device]],
     rooms: Mapping[str, int | None],
     *,
     tokens: int,
@@ -93,12 +95,25 @@ def _cells(
 ) -> Iterator[Cell]:
     """Every arm on every device whose memory is known; what computes alike is counted once."""
     kept: dict[tuple, Traced] = {}
-    for name, place in places.items():
+    share = _share(found.shape)
+    for name, (number, place) in places.items():
         count = _counter(found.config, place, tokens=tokens, batch=batch, decoder=found.shape.decoder, kept=kept)
+        step_of = {"kind": place.kind, "batch": batch, "count": count, "share": share}
         for arm in arms if rooms[name] is not None else ():
-            step_of = {"batch": batch, "longest": tokens, "layers": found.shape.layers}
-            fitted = fit(arm, name, rooms[name], kind=place.kind, count=count, **step_of)
-            yield _cell(fitted, arm, place, count, batch=batch, rows=rows, usd_per_hour=usd_per_hour)
+            if number > 1:
+                fitted = sharded_fit(arm, name, number, rooms[name], **step_of)
+            else:
+                fitted = fit(arm, name, rooms[name], longest=tokens, **step_of)
+            yield _cell(fitted, arm, place, count, shape=found.shape, batch=batch, rows=rows, usd_per_hour=usd_per_hour)
+
+
+def _share(shape: ModelShape) -> Share:
+    return lambda arm, traced, devices: shards.sharded(traced, _sharding(arm, shape), devices)
+
+
+def _sharding(arm: Arm, shape: ModelShape) -> shards.Sharding:
+    """As arms are counted: in 16 bits, since GPUs that are joined have no more, and with the outputs of `_counter`."""
+    return shards.Sharding.of(arm, shape, compute_bytes=2, outputs=None if shape.decoder else 2)
 
 
 def _cell(
@@ -107,6 +122,7 @@ def _cell(
     place: Device,
     count: Callable[[Arm, Ask], Traced],
     *,
+    shape: ModelShape,
     batch: int,
     rows: int | None,
     usd_per_hour: float | None,
@@ -115,16 +131,21 @@ def _cell(
     told = {"fit": fitted, "precision": _precision(place)}
     if fitted.verdict == "does not fit":
         return Cell(**told)
-    smaller = fitted.verdict == "fits in smaller steps"
-    step = count(arm, fitted.changes[0].need.ask if smaller else fitted.need.ask).phases["step"]
+    smaller = fitted.verdict in ("fits in smaller steps", "would fit sharded") and fitted.changes
+    ask = fitted.changes[0].need.ask if smaller else fitted.need.ask
+    step = count(arm, ask).phases["step"]
     try:
         step_s = seconds(step.work, assumed(place), recorded=capability(place) >= AS_THEY_LIE)
-    except EvidenceError as error:
+        if fitted.devices > 1:
+            own = fitted.need.ask.micro_batch
+            how = {"passes": -(-own // ask.micro_batch)}
+            step_s = shards.seconds(step_s * exactly(own / batch), _sharding(arm, shape), fitted.devices, place, **how)
+    except (EvidenceError, ConfigError) as error:
         return Cell(why=str(error), **told)
     steps = None if rows is None else -(-rows // batch)
     run_s = None if steps is None else step_s * exactly(steps)
     price = _price(place, usd_per_hour)
-    usd = None if run_s is None or price is None else run_s * exactly(price.usd / 3600)
+    usd = None if run_s is None or price is None else run_s * exactly(fitted.devices * price.usd / 3600)
     return Cell(step_s=step_s, run_s=run_s, usd=usd, price=None if usd is None else f"{place.name}: {price}", **told)
 
 
