@@ -111,3 +111,18 @@ def test_the_report_shows_range_measurement_error_and_how_many_were_right():
     assert "✗ no" in report.html(*shown)
     assert (rows[0].inside, rows[1].inside, rows[2].inside) == (True, False, None)
     assert rows[1].error is None and rows[0].error == pytest.approx(0.25)
+
+
+def test_what_the_plan_said_of_memory_is_pictured_beside_what_probes_took(done):
+    """The simulator counts nothing, so a plan is given what was counted."""
+    path = done.folder / "plan.json"
+    kept = path.read_text()
+    held = {"label": "full", "parts": {"base": 10, "moments": 20}, "most_bytes": 40.0, "room_bytes": 100.0}
+    path.write_text(json.dumps(json.loads(kept) | {"memory": [held, held | {"label": "untried"}]}))
+    try:
+        full, untried = done.decide().memory
+        (row,) = [p for p in done.decide().predictions if (p.what, p.arm) == ("peak memory", "full")]
+        assert full.measured_bytes == row.measured > 0 and untried.measured_bytes is None
+        assert full.parts == held["parts"]
+    finally:
+        path.write_text(kept)

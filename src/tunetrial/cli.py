@@ -66,7 +66,7 @@ def plan(
     step: Annotated[str, typer.Option(help="With --model: rows × tokens of a step.")] = "16x512",
     rows: Annotated[int | None, typer.Option(help="Rows of a run, all epochs.", show_default=False)] = None,
     test: Annotated[str | None, typer.Option(help="Test rows:margin, as 277:0.01.", show_default=False)] = None,
-    plot: Annotated[Path | None, typer.Option(help="SVG of memory, with --model.", show_default=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="SVG of memory to write.", show_default=False)] = None,
     folder: Folder = None,
     json: Json = False,
     engine: Engine = "torch",
@@ -79,11 +79,13 @@ def plan(
         if study is not None:
             made = Study.load(study, folder=folder, engine=engine).plan()
         else:
-            from tunetrial.trial.forecast import forecast, picture
+            from tunetrial.trial.forecast import forecast
 
             made = forecast(model, method.split(","), gpu.split(","), step=step, rows=rows, test=test)
-            if plot is not None:
-                _write_new(plot, picture(made))
+        if plot is not None:
+            from tunetrial.report import memory
+
+            _write_new(plot, memory.svg(f"{model or study.name}: memory at the peak of training", made.memory))
         print(made.model_dump_json(indent=1) if json else made)
         if made.refused:
             raise typer.Exit(DOES_NOT_FIT)

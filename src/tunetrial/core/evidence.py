@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tunetrial.core.records import Record, added, digest
 from tunetrial.core.study import Folding, Kind, Lock, Trial, whole
+from tunetrial.core.work import Part
 
 if TYPE_CHECKING:  # a command that needs no array need not wait for numpy
     import numpy as np
@@ -308,13 +309,29 @@ class Scored(Record):
         return self.likely / self.measured - 1
 
 
+class Held(Record):
+    """What an arm holds in a device's memory at its peak, in bytes: `parts` as counted, and `most_bytes` with what lies
+    beside tensors, at the high end.
+
+    `room_bytes` is what the device has free before anything is on it, `verdict` whether that suffices, where that was
+    asked (`plan.fit`), and `measured_bytes` what runs took, absent where none was measured.
+    """
+
+    label: str
+    parts: dict[Part, int]
+    most_bytes: float
+    room_bytes: float | None = None
+    verdict: str | None = None
+    measured_bytes: float | None = None
+
+
 class Decision(Record):
     """The outcome of a study: verdicts, then a recommendation or an abstention, with reasons and flip points.
 
     `confirmations` are of arms whose rates were searched for on another base than they were trained on. `test_openings`
     counts by task how often the test rows have been opened, by any study of this user, this one included; empty where
     nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
-    budget took, by the budget's fields; `predictions` what the plan said beforehand.
+    budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -333,6 +350,7 @@ class Decision(Record):
     need: Need | None = None
     spent: dict[str, Measurement] = {}
     predictions: tuple[Scored, ...] = ()
+    memory: tuple[Held, ...] = ()
     study_digest: str
     record_digests: dict[str, str]
     synthetic: bool

@@ -6,6 +6,7 @@ from tunetrial.plan.estimate import Sizes
 from tunetrial.plan.machine import Machine, check_disk
 from tunetrial.plan.noise import Pilot, Prior, pilot, prior_of
 from tunetrial.plan.packs import most_members, packs
+from tunetrial.plan.peaks import beside
 from tunetrial.plan.power import Power, power_of
 from tunetrial.plan.preview import Plan, fit_budget, preview, trial_seconds
 from tunetrial.plan.scored import scored
@@ -22,6 +23,7 @@ __all__ = [
     "Sizes",
     "Wave",
     "allowed_s",
+    "beside",
     "check_disk",
     "chosen_rate",
     "first_packs",

@@ -6,6 +6,7 @@ A study's own plan (`preview`) knows its rows, its trials and its machine; a for
 import textwrap
 from collections.abc import Iterator
 
+from tunetrial.core.evidence import Held
 from tunetrial.core.records import Record
 from tunetrial.plan.estimate import GIB, Range
 from tunetrial.plan.fit import Fit
@@ -51,6 +52,20 @@ class Forecast(Record):
         """All there are, if none of them fits even in smaller steps."""
         fits = tuple(cell.fit for cell in self.cells)
         return fits if all(fit.verdict == "does not fit" for fit in fits) else ()
+
+    @property
+    def memory(self) -> tuple[Held, ...]:
+        """What each cell holds at its peak, asked for a whole step at once."""
+        return tuple(
+            Held(
+                label=f"{cell.fit.arm} on {cell.fit.device}",
+                parts=cell.fit.need.parts,
+                most_bytes=cell.fit.need.bytes.high,
+                room_bytes=cell.fit.room_bytes,
+                verdict=cell.fit.verdict,
+            )
+            for cell in self.cells
+        )
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tunetrial import methods
-from tunetrial.core.evidence import Evidence, TaskData
+from tunetrial.core.evidence import Evidence, Held, TaskData
 from tunetrial.core.records import Record
 from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
@@ -13,6 +13,7 @@ from tunetrial.models import ModelShape
 from tunetrial.plan import budget, catalogue, estimate
 from tunetrial.plan.estimate import GIB, Sizes
 from tunetrial.plan.machine import Machine, disk_bytes, first_and_last, side_by_side
+from tunetrial.plan.peaks import peaks
 from tunetrial.plan.power import Power, power, prior
 from tunetrial.plan.tuning import CONFIRMED_POINTS, grid
 from tunetrial.plan.waves import next_wave
@@ -24,8 +25,8 @@ class Plan(Record):
     Trials, tokens and time range from a search that stops at once and a verdict at the first look, to a search that
     uses its last point and a verdict at the last look. `seconds` is for one trial after the other and None for a GPU
     that is not known; `usd` is None without a price. `memory_bytes` is of the device, `host_bytes` of the host for one
-    worker, by arm; `workers` trials go side by side. `disk_bytes` is the most that lies on the disk at any time, from
-    what suffices to what is used where there is room.
+    worker, by arm; `memory` what the device then holds, where that was counted. `workers` trials go side by side.
+    `disk_bytes` is the most that lies on the disk at any time, from what suffices to what is used where there is room.
     `refused` names arms that cannot fit, and why; `remarks` say of arms what their settings alone do not. `budget_s` is
     the machine's time that the budget allows, and `reductions` what was made smaller for its sake.
     """
@@ -35,6 +36,7 @@ class Plan(Record):
     trials: Range
     trained_tokens: Range
     memory_bytes: dict[str, Range]
+    memory: tuple[Held, ...] = ()
     host_bytes: dict[str, Range] = {}
     workers: int = 1
     disk_bytes: Range
@@ -94,6 +96,7 @@ def preview(
             (n * exactly(_epochs_rows(lock, task)) * tokens[task, arm] for (task, arm), n in counts.items()), exactly(0)
         ),
         memory_bytes=memory,
+        memory=peaks(traced or {}, len(study.tasks), device=device, room_bytes=machine and machine.device_bytes),
         host_bytes=host,
         workers=workers,
         disk_bytes=_disk(lock, sizes, workers),

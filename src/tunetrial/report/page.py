@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import headline, plots, provenance, tables, words
+from tunetrial.report import headline, memory, plots, provenance, tables, words
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -42,6 +42,8 @@ def html(evidence: Evidence, decision: Decision) -> str:
             loss_panels=plots.loss_panels(evidence),
             probe_bars=plots.probe_bars(evidence),
             predictions=tables.predictions(decision),
+            memory=memory.picture(decision.memory),
+            memory_parts=memory.TITLES,
             coverage=tables.coverage(decision),
             failures=tables.failures(evidence, decision),
             provenance=provenance.gather(evidence, decision),

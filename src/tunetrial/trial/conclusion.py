@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from tunetrial import analysis, plan
 from tunetrial.core.errors import IntegrityError, StoreError
-from tunetrial.core.evidence import Decision, Evidence, Scored
+from tunetrial.core.evidence import Decision, Evidence, Held, Scored
 from tunetrial.core.study import Lock, Study
 from tunetrial.store import StudyFolder
 from tunetrial.trial.openings import count_openings
@@ -34,23 +34,23 @@ def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
         evidence = store.evidence()
         decision = analysis.decide(
             evidence, test_openings=count_openings(evidence.lock), post_hoc=post_hoc(store.read_locks())
-        ).model_copy(update={"spent": spent(study, folder), "predictions": _predictions(store, evidence)})
+        ).model_copy(update={"spent": spent(study, folder), **_planned(store, evidence)})
         store.write_decision(decision)
     return evidence, decision
 
 
-def _predictions(store: StudyFolder, evidence: Evidence) -> tuple[Scored, ...]:
+def _planned(store: StudyFolder, evidence: Evidence) -> dict[str, tuple[Scored, ...] | tuple[Held, ...]]:
     """The plan's estimates beside what was measured; none where no plan was kept."""
     kept = store.plan()
     if kept is None:
-        return ()
+        return {}
     try:
         made = plan.Plan.model_validate(kept)
     except ValidationError as error:
         got = error.errors()[0]
         where = ".".join(map(str, got["loc"]))
         raise IntegrityError(f"{store.path / 'plan.json'}: {where}: {got['msg']}; restore it, or remove it") from None
-    return plan.scored(made, evidence)
+    return {"predictions": plan.scored(made, evidence), "memory": plan.beside(made.memory, evidence)}
 
 
 def post_hoc(locks: Sequence[Lock]) -> tuple[str, ...]:

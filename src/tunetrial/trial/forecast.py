@@ -17,7 +17,6 @@ from tunetrial.plan.forecast import Cell, Forecast
 from tunetrial.plan.noise import prior_of
 from tunetrial.plan.power import Power, power_of
 from tunetrial.plan.speed import assumed, seconds
-from tunetrial.report import memory
 
 MOST, SEEDS = 10**7, 5
 SHARDED = "states sharded over {} GPUs, needs are of each; for information, since tunetrial trains on one GPU"
@@ -155,21 +154,6 @@ def _price(place: Device, usd_per_hour: float | None) -> Price | None:
         return catalogue.rate(place, Hardware(usd_per_hour=usd_per_hour))
     except ConfigError:
         return None
-
-
-def picture(found: Forecast) -> str:
-    """Memory of all arms on all devices against what those have, as SVG."""
-    bars = [
-        memory.Bar(
-            f"{cell.fit.arm} on {cell.fit.device}",
-            cell.fit.need.parts,
-            cell.fit.need.bytes.high,
-            cell.fit.room_bytes,
-            cell.fit.verdict,
-        )
-        for cell in found.cells
-    ]
-    return memory.svg(f"{found.model}: memory of a step of {found.step}", bars)
 
 
 def _named(option: str, names: Sequence[str]) -> tuple[str, ...]:
