@@ -19,7 +19,14 @@ LARGER = LLAMA | {"hidden_size": 2048, "intermediate_size": 5632, "num_attention
 
 @pytest.mark.parametrize(
     ("method", "members", "recomputes"),
-    [("full", 1, False), ("lora", 1, False), ("qlora", 1, False), ("lora", 4, False), ("lora", 4, True)],
+    [
+        ("full", 1, False),
+        ("full", 1, True),
+        ("lora", 1, False),
+        ("qlora", 1, False),
+        ("lora", 4, False),
+        ("lora", 4, True),
+    ],
 )
 def test_allocated_bytes_are_foretold(method, members, recomputes):
     how = {"lengths": [200, 512, 700, 1024] * 2, "answered": [50] * 8, "members": members, "recomputes": recomputes}

@@ -116,6 +116,22 @@ def test_layers_drawn_on_are_layers_counted(monkeypatch, device, method, members
     assert drawn == trace(LLAMA, arm(method), controls(), device=device, **asked)
 
 
+def test_gradients_that_meet_are_added_in_place_where_autograd_does_so():
+    """Outside of a meter the gradients of one weight from two places lie where the first did."""
+    weight = torch.zeros(256, 64, device="meta", requires_grad=True)
+    rows, size = torch.zeros(8, dtype=torch.long, device="meta"), 256 * 64 * 4
+    whole = lambda: weight.sum()  # noqa: E731  whose gradient is one number, seen at every place
+    found = lambda: torch.nn.functional.embedding(rows, weight).sum()  # noqa: E731
+    with Meter("meta") as meter:
+        for one, other, matrices in ((whole, found, 1), (found, found, 2), (found, whole, 2)):  # the last goes first
+            loss = one() + other()
+            meter.reset()
+            held = meter.live
+            loss.backward()
+            weight.grad = None
+            assert meter.peak - held == pytest.approx(matrices * size, rel=0.01)
+
+
 def test_states_are_counted_as_by_hand():
     weights = 32000 * 512 + 8 * (512 * (512 + 256 + 256 + 512) + 3 * 512 * 1024 + 2 * 512) + 512
     step = trace(LLAMA, arm("full"), controls(), lengths=[64] * 4).phases["step"]

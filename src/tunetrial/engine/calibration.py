@@ -91,7 +91,7 @@ def calibrate(device: str, *, seconds: float = 10.0) -> Speed:
         measured=True,
         date=datetime.now(UTC).date(),
         load=load,
-        versions={"torch": version("torch"), "tunetrial": version("tunetrial")},
+        versions={"torch": version("torch")},
         products={dtype: fit.products for dtype, fit in fits.items()},
         attention_operations_per_s={
             f"attention {dtype}": statistics.median(c.operations / s for c, s in _of(timed, "attention", dtype))

@@ -11,6 +11,7 @@ such a kernel keeps while it runs is added by the formulas below, each with its 
 """
 
 import math
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -107,12 +108,20 @@ class Meter(TorchDispatchMode):
         _METER.reset(self._token)
         super().__exit__(*fault)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled below a meter, and what would see to that stands between it and who calls it."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        in_place = not self.quiet and _adds_in_place(func, args)
         if not self.quiet:
             self._look(func, args)
         made = func(*args, **(kwargs or {}))
         if self.quiet or func.is_view:
             return made
+        if in_place:
+            self._succeed(args[0], made)
         leaves = [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
         for leaf in leaves:
             self.see(leaf)
@@ -139,6 +148,14 @@ class Meter(TorchDispatchMode):
         self.now[self.part] += size
         self.live += size
         self.reach(0, self.part)
+
+    def _succeed(self, tensor: torch.Tensor, other: torch.Tensor) -> None:
+        """Count one tensor from now on as lying where another did."""
+        key, new = tensor.untyped_storage()._cdata, other.untyped_storage()
+        if key in self.held:
+            part, size = self.held[key]
+            self.held |= {key: (part, 0), new._cdata: (part, size)}
+            weakref.finalize(new, self._gone, new._cdata)
 
     def _gone(self, key: int) -> None:
         part, size = self.held.pop(key)
@@ -292,6 +309,20 @@ def one_kernel(
     are in `prepared`.
     """
     return _METER.get().fused(function, args, tokens, kind, compiled_for)
+
+
+def _adds_in_place(func, args: Sequence) -> bool:
+    """Whether this is autograd adding a gradient to one that nothing else refers to. It does so in place, but not below
+    a mode that sees operations, nor on the meta device (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
+
+    A storage that one tensor refers to has two references here: the storage's Python object is the other.
+    """
+    if func is not aten.add.Tensor or torch._C._current_graph_task_id() < 0:
+        return False
+    if sys._getframe(2).f_code.co_name != "_engine_run_backward":  # but a backward pass written in Python
+        return False
+    storage = args[0].untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata) == 2 and _bytes(args[0]) <= storage.nbytes()
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -163,7 +163,8 @@ def _name_parts(pack: TorchPack, meter: Meter) -> None:
 
 
 def _step(pack: TorchPack, meter: Meter, rows: list[list[int]]) -> tuple[Reached, Reached]:
-    """A step, and what differs in the first one: kernels are compiled by examples, and there are no moments yet."""
+    """A step, and what differs in the first one: kernels are compiled by examples, and there are no moments until the
+    optimiser makes them, when all else is gone."""
     loop = pack.loop
     if loop.warm_start is not None:
         loop.merge()
@@ -182,6 +183,7 @@ def _step(pack: TorchPack, meter: Meter, rows: list[list[int]]) -> tuple[Reached
     _note_optimiser(loop, meter)
     step, moments = meter.reached(), meter.now["moments"]
     first = {moment: (size - moments, {}) for moment, size in step.prepared.items()}
+    first[False, "optimiser"] = meter.live, {}
     return step, Reached(first, step.prepared, {})
 
 
