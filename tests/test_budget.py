@@ -24,8 +24,10 @@ ALL_STEPS = [  # points, most points, looks: what a budget leaves of the default
 def hours(lock) -> float:
     """The most trials at the geometric middle of each trial's range, counted apart from the code under test."""
     tuning, looks = lock.study.tuning, lock.study.looks
-    each = plan.trial_seconds(lock, SHAPE).values()
-    return sum((tuning.max_points * tuning.seeds + looks[-1]) * (r.low * r.high) ** 0.5 for r in each) / 3600
+    each = plan.timed(lock, SHAPE, plan.Known()).values()
+    middle = lambda one: (one.seconds.low * one.seconds.high) ** 0.5  # noqa: E731
+    most = tuning.max_points * tuning.seeds
+    return sum(most * middle(one.tune) + looks[-1] * middle(one.final) for one in each) / 3600
 
 
 def sizes(lock):
@@ -61,8 +63,8 @@ def test_a_study_between_its_least_and_its_most_begins_at_its_smallest():
 
 def test_what_cannot_end_at_the_highest_speed_is_refused_with_what_it_takes():
     smallest = of_size(*ALL_STEPS[-1])
-    each = plan.trial_seconds(smallest, SHAPE).values()
-    least = sum((3 + 3 * 2 + 5) * r.low for r in each) / 3600
+    each = plan.timed(smallest, SHAPE, plan.Known()).values()
+    least = sum((3 + 3 * 2) * one.tune.seconds.low + 5 * one.final.seconds.low for one in each) / 3600
     with pytest.raises(DoesNotFitError, match=r"^budget: the smallest study .* takes at least .* h \(.* USD\) by esti"):
         plan.fit_budget(a_lock(budget=Budget(usd=least * 1.99), hardware=Hardware(usd_per_hour=2)), SHAPE)
     plan.fit_budget(a_lock(budget=Budget(usd=least * 2.01), hardware=Hardware(usd_per_hour=2)), SHAPE)

@@ -121,9 +121,9 @@ def test_rates_memory_time_and_disk_are_of_each_arms_own_base():
     assert two.memory_bytes["full"] == one.memory_bytes["full"]
     assert two.memory_bytes["lora"] == plan.preview(a_lock(), larger).memory_bytes["lora"]
     assert two.seconds.low > one.seconds.low and two.disk_bytes.low > one.disk_bytes.low
-    seconds = plan.trial_seconds(held, SHAPE, others={"lora": plan.Sizes(larger, {"mail": [9] * 320})})
-    assert seconds["mail", "full"] == plan.trial_seconds(a_lock(), SHAPE)["mail", "full"]
-    counted = plan.trial_seconds(a_lock(), larger, counted={"mail": [9] * 320})
+    seconds = plan.timed(held, SHAPE, plan.Known(others={"lora": plan.Sizes(larger, {"mail": [9] * 320})}))
+    assert seconds["mail", "full"] == plan.timed(a_lock(), SHAPE, plan.Known())["mail", "full"]
+    counted = plan.timed(a_lock(), larger, plan.Known(counted={"mail": [9] * 320}))
     assert seconds["mail", "lora"] == counted["mail", "lora"]
 
 

@@ -461,7 +461,7 @@ def test_preview_counts_trials_tokens_and_money():
     # An arm: 5 points, 2 more seeds at three of them, 5 finals, a probe; or 9 points of 3 seeds, 10 finals, a probe.
     assert (made.trials.low, made.trials.high) == (2 * (5 + 6 + 5 + 1), 2 * (27 + 10 + 1))
     assert made.trained_tokens.high == 2 * 37 * 3 * 320 * 512
-    assert made.usd.high == pytest.approx(made.seconds.high * 0.8 / 3600)
+    assert made.usd.high == pytest.approx(made.time.wall_s.high * 0.8 / 3600)
     assert 0 < made.seconds.low < made.seconds.high
     assert "first: 10 trials" in str(made)
 

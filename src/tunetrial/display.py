@@ -4,6 +4,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from tunetrial.core.spans import span
+
 if TYPE_CHECKING:
     from tunetrial.trial.progress import Progress
 
@@ -45,11 +47,11 @@ class Display:
 
 def _headline(progress: "Progress") -> str:
     """How many trials are done, and what time and money it took; at most 60 columns."""
-    parts = [f"{progress.done}/{progress.planned} trials", _duration(progress.seconds)]
+    parts = [f"{progress.done}/{progress.planned} trials", span(progress.seconds)]
     if progress.failed:
         parts.insert(1, f"{progress.failed} failed")
     if progress.left_s is not None:
-        parts.append(f"this wave {_duration(progress.left_s)} more")
+        parts.append(f"this wave {span(progress.left_s)} more")
     if progress.usd is not None:
         parts.append(f"${progress.usd:.2f}")
     return ", ".join(parts)
@@ -61,9 +63,3 @@ def _doing(progress: "Progress") -> list[str]:
         f"{trial.label}: " + (f"{trial.step}/{trial.steps} loss {trial.loss:.3f}" if trial.steps else "starting")
         for trial in progress.running
     ]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -3,7 +3,8 @@
 What is reduced, in this order: points of the learning-rate search, down to three, and with them how far it may go
 beyond its ends; then looks, the last first; then repeats of the folds of few rows, down to one. Never the first look,
 the folds, the seeds of the search or an arm: the verdict's protocol needs them. A study fits if the most trials that
-it may come to, one after the other, end within the budget at the middle of the estimated speed (geometric). It is
+it may come to, one after the other, end within the budget as they are likely to, or at the middle of the estimated
+speed (geometric). It is
 refused if the fewest trials of the smallest study do not at the highest speed. Between the two it begins, and stops
 when the budget is spent.
 """
@@ -11,14 +12,15 @@ when the budget is spent.
 from collections.abc import Iterator, Mapping
 
 from tunetrial.core.errors import DoesNotFitError
-from tunetrial.core.speed import Range
 from tunetrial.core.study import Budget, Hardware, Lock, Reduction, Study
+from tunetrial.models import ModelShape
+from tunetrial.plan.timing import Known, Timed, Trials, counts, timed
 
 FEWEST_POINTS = 3
 BEYOND_POINTS = 2
 
-TrialSeconds = Mapping[tuple[str, str], Range]
-Counts = Mapping[tuple[str, str], Range]
+Times = Mapping[tuple[str, str], Timed]
+Counts = Mapping[tuple[str, str], Trials]
 
 
 def allowed_s(study: Study) -> float | None:
@@ -59,14 +61,43 @@ def smaller(study: Study, *, folds: bool = False) -> Iterator[tuple[Reduction, .
         yield tuple(Reduction(field=f, asked=asked, now=now) for f, asked, now in changed if asked != now)
 
 
-def most_s(trial_s: TrialSeconds, counts: Counts) -> float:
-    """The most trials there may be, each at the middle of its range."""
-    return sum(counts[key].high * (r.low * r.high) ** 0.5 for key, r in trial_s.items())
+def fit_budget(lock: Lock, shape: ModelShape, known: Known | None = None) -> Lock:
+    """Make a study as much smaller as its budget calls for; the lock's `reductions` say what was reduced.
+
+    Without a budget, or without a known speed of the machine, it stays as it is.
+
+    Raises:
+        DoesNotFitError: Not even the smallest can end within the budget.
+    """
+    allowed, times = allowed_s(lock.study), timed(lock, shape, known or Known())
+    if allowed is None or times is None:
+        return lock
+    for reductions in smaller(lock.study, folds=bool(lock.folds)):
+        study = reduced(lock.study, reductions)
+        fitted = lock.model_copy(update={"study": study, "reductions": reductions})
+        if most_s(times, counts(fitted)) <= allowed:
+            return fitted
+    least = least_s(times, counts(fitted))
+    if least > allowed:
+        refuse(lock, least)
+    return fitted
 
 
-def least_s(trial_s: TrialSeconds, counts: Counts) -> float:
+def most_s(times: Times, counts: Counts) -> float:
+    """The most trials there may be, each as long as is likely, else at the middle of its range."""
+    middle = lambda r: (r.low * r.high) ** 0.5 if r.likely is None else r.likely  # noqa: E731
+    return sum(
+        counts[key].tuning.high * middle(one.tune.seconds) + counts[key].finals.high * middle(one.final.seconds)
+        for key, one in times.items()
+    )
+
+
+def least_s(times: Times, counts: Counts) -> float:
     """The fewest trials there may be, each at the low end of its range."""
-    return sum(counts[key].low * r.low for key, r in trial_s.items())
+    return sum(
+        counts[key].tuning.low * one.tune.seconds.low + counts[key].finals.low * one.final.seconds.low
+        for key, one in times.items()
+    )
 
 
 def refuse(lock: Lock, needed_s: float) -> None:

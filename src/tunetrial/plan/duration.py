@@ -14,9 +14,10 @@ from tunetrial.models import ModelShape
 
 # Of importing torch and transformers: 2.5 s on an idle laptop-class core to 11 s on a shared cloud core, both measured;
 # CUDA's context and first kernels take 3 to 15 s more (as users of recent GPUs report; not measured by us).
-LIBRARIES_S = {"cpu": Range(low=2.5, high=15.0), "cuda": Range(low=5.0, high=30.0)}
+# What is likely is the middle of the logarithms.
+LIBRARIES_S = {"cpu": Range(low=2.5, high=15.0, likely=6.1), "cuda": Range(low=5.0, high=30.0, likely=12.0)}
 # A base on disk: from a network disk to an NVMe drive that has it cached.
-READ_BYTES_PER_S = Range(low=0.15e9, high=3e9)
+READ_BYTES_PER_S = Range(low=0.15e9, high=3e9, likely=0.67e9)
 
 
 class Duration(Record):
@@ -78,7 +79,14 @@ def in_packs(trials: int, most: int, of_pack: Callable[[int], Range]) -> Range:
 def start_up(device: str, base_bytes: float) -> Range:
     """Seconds until a worker has its libraries and base: once a worker, not once a trial."""
     libraries = LIBRARIES_S["cpu" if device == "cpu" else "cuda"]
-    return libraries + Range(low=base_bytes / READ_BYTES_PER_S.high, high=base_bytes / READ_BYTES_PER_S.low)
+    return libraries + moving(exactly(base_bytes))
+
+
+def moving(size_bytes: Range) -> Range:
+    """Seconds of reading or writing so many bytes."""
+    rate = READ_BYTES_PER_S
+    likely = None if size_bytes.likely is None else size_bytes.likely / rate.likely
+    return Range(low=size_bytes.low / rate.high, high=size_bytes.high / rate.low, likely=likely)
 
 
 def side_by_side(seconds: Iterable[Range], workers: int) -> Range:

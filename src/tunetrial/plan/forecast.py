@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from tunetrial.core.evidence import Held
 from tunetrial.core.records import Record
+from tunetrial.core.spans import between
 from tunetrial.plan.estimate import GIB, Range
 from tunetrial.plan.fit import Fit
 from tunetrial.plan.power import Power
@@ -19,12 +20,10 @@ PARTS = ("base", "trained", "gradients", "moments", "activations", "workspace", 
 class Cell(Record):
     """One arm on one device. `step_s` are seconds of an optimiser step and `run_s` of one training run of so many
     epochs, where rows were given; `usd` is the run's price, by the hour at `price`. Each is None where it is not known,
-    and `why` says of time why not. `phases` are bytes at the peak of each phase, where they were asked for: on the
-    device as counted, for "merge" of the host and for "serve" as `plan.deployed` has it."""
+    and `why` says of time why not."""
 
     fit: Fit
     precision: str
-    phases: dict[str, Range] = {}
     step_s: Range | None = None
     run_s: Range | None = None
     usd: Range | None = None
@@ -118,8 +117,8 @@ def _table(cells: tuple[Cell, ...]) -> Iterator[str]:
                 f"{cell.fit.room_bytes / GIB:.1f}",
                 _gib(cell.fit.need.bytes),
                 cell.fit.verdict,
-                _seconds(cell.step_s),
-                _seconds(cell.run_s),
+                _time(cell.step_s),
+                _time(cell.run_s),
                 _usd(cell.usd),
             ]
         )
@@ -152,12 +151,5 @@ def _plain(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _seconds(found: Range | None) -> str:
-    """A range of time in the unit that its middle reads best in."""
-    if found is None:
-        return ""
-    middle = (found.low * found.high) ** 0.5
-    size, unit = next(
-        ((s, u) for s, u in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")) if middle >= s), (1e-3, "ms")
-    )
-    return f"{_plain(found.low / size)}–{_plain(found.high / size)} {unit}"
+def _time(found: Range | None) -> str:
+    return "" if found is None else between(found.low, found.high)

@@ -1,22 +1,27 @@
 """What a study will take, before anything is spent: its first wave, most trials, tokens, memory, time, money, power."""
 
-import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from tunetrial import methods
 from tunetrial.core.evidence import Evidence, Held, TaskData
 from tunetrial.core.records import Record
+from tunetrial.core.spans import between, span
 from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
 from tunetrial.core.work import Counted
 from tunetrial.models import ModelShape
 from tunetrial.plan import budget, catalogue, estimate
 from tunetrial.plan.estimate import GIB, Sizes
-from tunetrial.plan.machine import Machine, disk_bytes, first_and_last, side_by_side
+from tunetrial.plan.machine import Machine, disk_bytes, side_by_side
+from tunetrial.plan.money import Account
+from tunetrial.plan.outlay import Time, account, time_of
 from tunetrial.plan.peaks import peaks
 from tunetrial.plan.power import Power, power, prior
-from tunetrial.plan.tuning import CONFIRMED_POINTS, grid
+from tunetrial.plan.timing import Gauge, Known, counts, rows_of, timed, tokens_of, trials
 from tunetrial.plan.waves import next_wave
+
+WIDTH = 100
 
 
 class Plan(Record):
@@ -24,9 +29,10 @@ class Plan(Record):
 
     Trials, tokens and time range from a search that stops at once and a verdict at the first look, to a search that
     uses its last point and a verdict at the last look. `seconds` is for one trial after the other and None for a GPU
-    that is not known; `usd` is None without a price. `memory_bytes` is of the device, `host_bytes` of the host for one
-    worker, by arm; `memory` what the device then holds, where that was counted. `workers` trials go side by side.
-    `disk_bytes` is the most that lies on the disk at any time, from what suffices to what is used where there is room.
+    that is not known; `time` says more of it. `account` is what it costs and `usd` its total, None without a price.
+    `memory_bytes` is of the device, `host_bytes` of the host for one worker, by arm; `memory` what the device then
+    holds, where that was counted. `workers` trials go side by side. `disk_bytes` is the most that lies on the disk at
+    any time, from what suffices to what is used where there is room.
     `refused` names arms that cannot fit, and why; `remarks` say of arms what their settings alone do not. `budget_s` is
     the machine's time that the budget allows, and `reductions` what was made smaller for its sake.
     """
@@ -43,7 +49,9 @@ class Plan(Record):
     free_host_bytes: int | None = None
     free_disk_bytes: int | None = None
     seconds: Range | None
-    usd: Range | None
+    usd: Range | None = None
+    time: Time | None = None
+    account: Account | None = None
     power: tuple[Power, ...]
     refused: dict[str, str]
     remarks: dict[str, str] = {}
@@ -65,18 +73,19 @@ def preview(
     others: Mapping[str, Sizes] | None = None,
     machine: Machine | None = None,
     traced: Mapping[str, Mapping[str, Counted]] | None = None,
+    gauge: Gauge | None = None,
 ) -> Plan:
     """Estimate a study from its lock and the base's sizes.
 
     `data` narrows the ranges of tokens and power, and `counted`, the tokens of each task's training rows, leaves of
     tokens what depends on the number of trials. `others` are the sizes of arms' bases that are not the study's own.
     `traced` is the memory and work of arms' trials by task, where they were counted; else memory is bounded by the
-    shape.
+    shape. `gauge` says how fast the device is, where that is known.
     """
     study, data, counted = lock.study, data or {}, counted or {}
     wave = next_wave(Evidence(lock=lock, records=(), scores={}, curves={}))
     sizes = _sizes(lock, shape, counted, others)
-    tokens, counts = _tokens(lock, data, sizes), _counts(lock)
+    tokens, counted_trials = _tokens(lock, data, sizes), counts(lock)
     device = machine.device if machine else "cpu" if study.hardware.gpu is None else "cuda"
     memory = {arm.name: _memory(lock, arm, sizes[arm.name], tokens) for arm in study.arms}
     for arm, found in (traced or {}).items():
@@ -85,15 +94,15 @@ def preview(
             memory[arm] = estimate.around(peak, device)
     host = _host(lock, sizes, memory, machine)
     workers = 1 if machine is None else side_by_side(machine, memory, host)
-    trial_s = trial_seconds(lock, shape, data, counted=counted, others=others)
-    seconds = trial_s and sum((counts[key] * each for key, each in trial_s.items()), exactly(0))
-    price = study.hardware.usd_per_hour
+    known = Known(data, counted, others or {}, traced or {}, gauge)
+    time = _time(lock, shape, known, device=device, workers=workers)
+    bill = None if time is None else account(lock, time)
     return Plan(
         first_wave=wave.trials if wave else (),
         why=wave.why if wave else "nothing to run",
-        trials=sum(counts.values(), exactly(0)) + exactly(len(counts)),
+        trials=sum((one.all for one in counted_trials.values()), exactly(0)) + exactly(len(counted_trials)),
         trained_tokens=sum(
-            (n * exactly(_epochs_rows(lock, task)) * tokens[task, arm] for (task, arm), n in counts.items()), exactly(0)
+            (n.all * exactly(_epochs_rows(lock, key[0])) * tokens[key] for key, n in counted_trials.items()), exactly(0)
         ),
         memory_bytes=memory,
         memory=peaks(traced or {}, len(study.tasks), device=device, room_bytes=machine and machine.device_bytes),
@@ -102,68 +111,18 @@ def preview(
         disk_bytes=_disk(lock, sizes, workers),
         free_host_bytes=machine and machine.host_bytes,
         free_disk_bytes=machine and machine.disk_bytes,
-        seconds=seconds,
-        usd=None if price is None or seconds is None else seconds * exactly(price / 3600),
+        seconds=time and time.stages.seconds,
+        time=time,
+        account=bill,
+        usd=None if bill is None or bill.usd is None else Range(low=bill.usd.low, high=bill.usd.high),
         power=tuple(power(lock, spec, prior(spec, _targets(lock, data, spec))) for spec in study.tasks),
         refused=_refused(lock, memory) | _refused_by_host(host, machine),
         remarks={arm.name: said for arm in study.arms if (said := _remark(lock, arm))},
         budget_s=budget.allowed_s(study),
         reductions=tuple(map(str, lock.reductions)),
         folds={task: _why_folds(lock, task) for task in lock.folds},
-        assumptions=_assumptions(lock, data, counted),
+        assumptions=_assumptions(lock, known, time),
     )
-
-
-def fit_budget(
-    lock: Lock,
-    shape: ModelShape,
-    data: Mapping[str, TaskData] | None = None,
-    *,
-    counted: Mapping[str, Sequence[int]] | None = None,
-    others: Mapping[str, Sizes] | None = None,
-) -> Lock:
-    """Make a study as much smaller as its budget calls for; the lock's `reductions` say what was reduced.
-
-    Without a budget, or without a known speed of the machine, it stays as it is.
-
-    Raises:
-        DoesNotFitError: Not even the smallest can end within the budget.
-    """
-    allowed, trial_s = budget.allowed_s(lock.study), trial_seconds(lock, shape, data, counted=counted, others=others)
-    if allowed is None or trial_s is None:
-        return lock
-    for reductions in budget.smaller(lock.study, folds=bool(lock.folds)):
-        study = budget.reduced(lock.study, reductions)
-        fitted = lock.model_copy(update={"study": study, "reductions": reductions})
-        if budget.most_s(trial_s, _counts(fitted)) <= allowed:
-            return fitted
-    least = budget.least_s(trial_s, _counts(fitted))
-    if least > allowed:
-        budget.refuse(lock, least)
-    return fitted
-
-
-def trial_seconds(
-    lock: Lock,
-    shape: ModelShape,
-    data: Mapping[str, TaskData] | None = None,
-    *,
-    counted: Mapping[str, Sequence[int]] | None = None,
-    others: Mapping[str, Sizes] | None = None,
-) -> dict[tuple[str, str], Range] | None:
-    """Seconds of one trial by task and arm, alone on the machine; None for a GPU that is not known."""
-    speed = estimate.operations_per_s(lock.study.hardware.gpu, lock.precision)
-    if speed is None:
-        return None
-    sizes = _sizes(lock, shape, counted or {}, others)
-    tokens = _tokens(lock, data or {}, sizes)
-    return {
-        (spec.name, arm.name): _trial_seconds(
-            lock, spec, arm, sizes[arm.name].shape, tokens[spec.name, arm.name], speed
-        )
-        for spec in lock.study.tasks
-        for arm in lock.study.arms
-    }
 
 
 def _sizes(
@@ -176,37 +135,12 @@ def _sizes(
 def _tokens(lock: Lock, data: Mapping[str, TaskData], sizes: Mapping[str, Sizes]) -> dict[tuple[str, str], Range]:
     """Mean tokens of a row by task and arm."""
     return {
-        (spec.name, arm): estimate.tokens_per_example(
-            _rows(lock, data, spec, "train"), lock.controls(spec.name).max_tokens, counted=own.counted.get(spec.name)
-        )
-        for spec in lock.study.tasks
-        for arm, own in sizes.items()
+        (spec.name, arm): tokens_of(lock, spec, own, data) for spec in lock.study.tasks for arm, own in sizes.items()
     }
 
 
-def _counts(lock: Lock) -> dict[tuple[str, str], Range]:
-    return {(t.name, a.name): _trials(lock, t.name, a) for t in lock.study.tasks for a in lock.study.arms}
-
-
-def _trials(lock: Lock, task: str, arm: Arm) -> Range:
-    """Trials that train, of an arm on a task: search, confirmation and finals, in each of its folds if it has such."""
-    tuning, points = lock.study.tuning, len(grid(lock, arm.name))
-    finals = exactly(1) if arm.fixed else first_and_last(lock, task)
-    least = points + min(3, points) * (tuning.seeds - 1)
-    most = max(tuning.max_points, points) * tuning.seeds
-    if points and lock.study.tuned_as(arm.name) != arm:
-        least, most = least + min(2, points) * tuning.seeds, most + CONFIRMED_POINTS * tuning.seeds
-    search = Range(low=least, high=most) if points else exactly(0)
-    return exactly(len(lock.parts(task))) * (search + finals)
-
-
-def _split_counts(lock: Lock, task: str) -> Mapping[str, int]:
-    """Rows by split; of a task in folds those of its first fold."""
-    return lock.data[lock.parts(task)[0]].counts
-
-
 def _epochs_rows(lock: Lock, task: str) -> int:
-    return lock.controls(task).epochs * _split_counts(lock, task)["train"]
+    return lock.controls(task).epochs * rows_of(lock, task)["train"]
 
 
 def _memory(lock: Lock, arm: Arm, sizes: Sizes, tokens: Mapping[tuple[str, str], Range]) -> Range:
@@ -268,24 +202,12 @@ def _outputs(lock: Lock, spec: TaskSpec) -> int:
     return len(lock.data[spec.name].labels) if spec.kind == "classify" else 1
 
 
-def _trial_seconds(lock: Lock, spec: TaskSpec, arm: Arm, shape: ModelShape, tokens: Range, speed: Range) -> Range:
-    """One trial: operations at what the device reaches, and a least time a step."""
-    controls, counts = lock.controls(spec.name), _split_counts(lock, spec.name)
-    per_epoch = math.ceil(counts["train"] / controls.batch_examples)
-    steps = controls.epochs * per_epoch if methods.find(arm).tuned else 0
-    train = _epochs_rows(lock, spec.name) * estimate.train_operations(arm, shape)
-    scored = (counts.get("validation", 0) + counts["test"]) * estimate.evaluate_operations(arm, shape)
-    work = exactly(train + scored) * tokens
-    trial = Range(low=work.low / speed.high, high=work.high / speed.low)
-    return trial + exactly(steps) * Range(low=estimate.STEP_S[0], high=estimate.STEP_S[1])
-
-
 def _why_folds(lock: Lock, task: str) -> str:
     """How a task's rows are used, and why so."""
-    rows, counts, cut = lock.data[task].counts["all"], _split_counts(lock, task), lock.folding(task)
+    rows, counts, cut = lock.data[task].counts["all"], rows_of(lock, task), lock.folding(task)
     why = "as asked" if lock.study.folds != "auto" else f"a fifth of {rows} rows, tested once, would show little"
     times = {1: "once", 2: "twice"}.get(cut.repeats, f"{cut.repeats} times")
-    each = sum((_trials(lock, task, arm) for arm in lock.study.arms), exactly(0))
+    each = sum((trials(lock, task, arm).all for arm in lock.study.arms), exactly(0))
     return (
         f"{rows} rows in {cut}: every row is tested {times}, by arms that learn from about "
         f"{counts['train']} rows at rates chosen anew in each fold on {counts['validation']} more; {each.low:.0f} to "
@@ -308,27 +230,41 @@ def _refused(lock: Lock, memory: Mapping[str, Range]) -> dict[str, str]:
     }
 
 
-def _assumptions(lock: Lock, data: Mapping[str, TaskData], counted: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+def _time(lock: Lock, shape: ModelShape, known: Known, *, device: str, workers: int) -> Time | None:
+    each = timed(lock, shape, known)
+    if each is None:
+        return None
+    read = shape.parameters * shape.bytes_per_weight
+    return time_of(lock, counts(lock), each, device=device, workers=workers, base_bytes=read)
+
+
+def _assumptions(lock: Lock, known: Known, time: Time | None) -> tuple[str, ...]:
     """What the ranges rest on."""
+    said = [_speed(lock, known, time), "tokens as counted" if known.counted else _lengths(known)]
+    if time and any(time.arms[arm].seconds.high for arm in time.rough) and set(time.rough) < set(time.arms):
+        said.append(f"time of {', '.join(time.rough)} bounded by operations alone")
+    return *said, "parts of time one trial after the other"
+
+
+def _speed(lock: Lock, known: Known, time: Time | None) -> str:
     gpu = lock.study.hardware.gpu
+    if known.gauge is not None and time and set(time.rough) < set(time.arms):
+        return known.gauge.said
     if gpu is None:
-        device = "a CPU of 1 to 16 cores: name a GPU under hardware if there is one"
-    elif catalogue.find(gpu) is None:
-        device = f"no time without the speed of {gpu!r}; known are {', '.join(catalogue.devices())}"
-    else:
-        low, high = (100 * share for share in estimate.REACHED_SHARE[lock.precision])
-        device = f"a {gpu} at {low:g} to {high:g} % of its bf16 peak"
-    lengths = "2.5 to 6 bytes a token" if data else "prompts of any length up to max_tokens"
-    return device, "tokens as counted" if counted else lengths, "one trial after the other"
+        return "a CPU of 1 to 16 cores: name a GPU under hardware if there is one"
+    if catalogue.find(gpu) is None:
+        return f"no time without the speed of {gpu!r}; known are {', '.join(catalogue.devices())}"
+    low, high = (100 * share for share in estimate.REACHED_SHARE[lock.precision])
+    return f"a {gpu} at {low:g} to {high:g} % of its bf16 peak"
 
 
-def _rows(lock: Lock, data: Mapping[str, TaskData], spec: TaskSpec, split: str):
-    name = lock.parts(spec.name)[0]
-    return data[name].splits[split] if name in data else None
+def _lengths(known: Known) -> str:
+    return "2.5 to 6 bytes a token" if known.data else "prompts of any length up to max_tokens"
 
 
 def _targets(lock: Lock, data: Mapping[str, TaskData], spec: TaskSpec) -> list[float] | None:
-    rows = _rows(lock, data, spec, "validation")
+    part = lock.parts(spec.name)[0]
+    rows = data[part].splits["validation"] if part in data else None
     return [float(row.target) for row in rows] if rows and spec.kind == "regress" else None
 
 
@@ -338,12 +274,9 @@ def _lines(plan: Plan) -> list[str]:
         f"in all: {plan.trials.low:.0f} to {plan.trials.high:.0f} trials, "
         f"{_short(plan.trained_tokens.low)} to {_short(plan.trained_tokens.high)} trained tokens",
     ]
-    if plan.seconds:
-        lines.append(f"time: {_duration(plan.seconds.low)} to {_duration(plan.seconds.high)} (estimate)")
-    if plan.usd:
-        lines.append(f"cost: {plan.usd.low:.2f} to {plan.usd.high:.2f} USD (estimate)")
+    lines += _time_lines(plan)
     if plan.budget_s is not None:
-        lines.append(f"budget: {_duration(plan.budget_s)} of the machine")
+        lines.append(f"budget: {span(plan.budget_s)} of the machine")
     lines += [f"reduced: {one}" for one in plan.reductions]
     lines += [f"{task}: {how}" for task, how in plan.folds.items()]
     lines += [f"{arm}: {said}" for arm, said in plan.remarks.items()]
@@ -367,15 +300,42 @@ def _lines(plan: Plan) -> list[str]:
     return [*lines, f"assumed: {'; '.join(plan.assumptions)}"]
 
 
+def _time_lines(plan: Plan) -> list[str]:
+    """Time and money, as ranges, and what is likely where that is known."""
+    if plan.seconds is None or plan.time is None:
+        return []
+    stages, time = plan.time.stages, plan.time
+    parts = {"tuning": stages.tuning_s, "finals": stages.finals_s, "evaluation": stages.evaluation_s}
+    said = ", ".join(f"{name} {_about(part)}" for name, part in parts.items())
+    lines = [
+        f"time: {_between(plan.seconds)} (estimate; {said})",
+        f"from start to end: {_between(time.wall_s)} (estimate)",
+    ]
+    for arm, tasks in time.step_s.items():
+        steps = ", ".join(f"{between(step.low, step.high)} on {task}" for task, step in tasks.items())
+        lines.append(f"a step of {arm}: {steps} (estimate)")
+    if time.sessions is not None:
+        lines.append(f"sessions: {time.sessions}")
+    how = {"break_on_hyphens": False, "break_long_words": False, "subsequent_indent": "  "}
+    lines = [part for line in lines for part in textwrap.wrap(line, WIDTH, **how)]
+    if plan.account is not None:
+        lines += ["cost (estimate):", *str(plan.account).splitlines()]
+    return lines
+
+
+def _about(found: Range) -> str:
+    return between(found.low, found.high) if found.likely is None else span(found.likely)
+
+
+def _between(found: Range) -> str:
+    if found.low == found.high:
+        return span(found.low)
+    likely = "" if found.likely is None else f", likely {span(found.likely)}"
+    return f"{span(found.low)} to {span(found.high)}{likely}"
+
+
 def _short(count: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.1f} {letter}"
     return f"{count:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

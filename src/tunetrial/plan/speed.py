@@ -64,6 +64,7 @@ REACHED = {
 }
 # Of one kernel: 5 to 20 µs by PyTorch, less than 2 where replayed, as its profiles on recent machines show.
 LAUNCH_S, RECORDED_LAUNCH_S = 1e-5, 1.5e-6
+REPLAYED_FROM = 8.0
 
 
 def seconds(work: Sequence[Kernel], speed: Speed, *, recorded: bool) -> Range:
@@ -172,6 +173,11 @@ def assumed(device: Device) -> Speed:
         recorded_launch_s=RECORDED_LAUNCH_S,
         error=REACHED["cpu" if cpu else "cuda"],
     )
+
+
+def replays(device: Device) -> bool:
+    """Whether passes are recorded and replayed on a device, as on CUDA's from this compute capability on."""
+    return device.compute_capability is not None and float(device.compute_capability) >= REPLAYED_FROM
 
 
 def correction(speed: Speed, observed: Sequence[Observed], *, precision: str, method: str) -> Range | None:

@@ -6,6 +6,7 @@ import unicodedata
 
 from tunetrial.analysis.metrics import METRICS
 from tunetrial.core.evidence import Measurement
+from tunetrial.core.spans import span
 
 MINUS = "\N{MINUS SIGN}"
 THIN = "\N{NARROW NO-BREAK SPACE}"
@@ -128,15 +129,8 @@ def size(value_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time: milliseconds below a second, minutes and hours above; nobody waits for less than a millisecond."""
-    if 0 < seconds < 0.001:
-        return f"under 1{THIN}ms"
-    if seconds < 1:
-        return f"{figure(1000 * seconds)}{THIN}ms"
-    if seconds < 120:
-        return f"{figure(seconds)}{THIN}s"
-    minutes = round(seconds / 60)
-    return f"{minutes}{THIN}min" if minutes < 120 else f"{minutes // 60}{THIN}h {minutes % 60:02d}{THIN}min"
+    """Write a time, with thin spaces."""
+    return span(seconds, space=THIN)
 
 
 def dollars(usd: float) -> str:

@@ -1,11 +1,14 @@
 """The speed of the machine at hand: found where it was measured before, else measured once and kept."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tunetrial.core.evidence import TrialRecord
 from tunetrial.core.speed import Observed, Speed
-from tunetrial.plan.speed import fitted, observe
+from tunetrial.core.study import Hardware, whole
+from tunetrial.plan import Gauge, Known, catalogue
+from tunetrial.plan.speed import assumed, fitted, observe, replays
+from tunetrial.plan.timing import step_seconds
 from tunetrial.store.speeds import Machine, Speeds, processor, this_machine
 from tunetrial.trial.machine import driver_name
 
@@ -21,6 +24,35 @@ def known(home: Path, device: str) -> tuple[Speed, tuple[Observed, ...]] | None:
     machine, speeds = _machine(device), Speeds(home)
     speed = speeds.find(machine)
     return None if speed is None else (speed, speeds.observed(machine))
+
+
+def gauge(home: Path, hardware: Hardware, device: str) -> Gauge | None:
+    """How fast the device is that a study's trials run on: the GPU that the study names, else the "cpu" or "cuda"
+    device at hand.
+
+    It goes by what was measured here, if that is the device; else by its data sheet, and of a CPU by those of all
+    classes. None of a GPU that the catalogue does not have.
+
+    Raises:
+        IntegrityError: What is kept of this machine is damaged.
+    """
+    named = None if hardware.gpu is None else catalogue.find(hardware.gpu)
+    driver = driver_name() if device == "cuda" else None
+    here = catalogue.find(driver) if driver else None
+    at_hand = hardware.gpu is None or (named is not None and here is not None and named.name == here.name)
+    if at_hand and (found := known(home, device)):
+        speed, observed = found
+        seen = f", and by {len(observed)} of its trials" if observed else ""
+        said = f"this machine's speed as measured on {speed.date}{seen}"
+        return Gauge((speed,), said, observed=observed, recorded=speed.recorded_launch_s > 0)
+    narrower = "; `tunetrial calibrate` measures it in half a minute and narrows the range" if at_hand else ""
+    place = here if hardware.gpu is None and device == "cuda" else named
+    if place is not None and place.kind != "xpu":
+        return Gauge((assumed(place),), f"{place.title} by its data sheet{narrower}", recorded=replays(place))
+    if hardware.gpu is None and device == "cpu":
+        classes = tuple(assumed(one) for one in catalogue.devices().values() if one.kind == "cpu")
+        return Gauge(classes, f"a CPU of any class by data sheets{narrower}")
+    return None
 
 
 def calibrate(home: Path, device: str, *, seconds: float = 10.0) -> Speed:
@@ -52,6 +84,20 @@ def learn(home: Path, device: str, predicted: Iterable[tuple[TrialRecord, float]
     for seen in found:
         speeds.note(machine, seen)
     return len(found)
+
+
+def predicted(records: Iterable[TrialRecord], known: Known) -> Iterator[tuple[TrialRecord, float]]:
+    """Finished trials, each with the likely seconds of its step by this machine's measured speed, uncorrected; none
+    where that was not measured, and no trial that was not counted."""
+    if known.gauge is None or not all(speed.measured for speed in known.gauge.speeds):
+        return
+    for record in records:
+        counted = known.traced.get(record.trial.arm.name, {}).get(whole(record.trial.task))
+        if counted is None or record.trial.purpose == "probe":
+            continue
+        step_s = step_seconds(counted, known.gauge.uncorrected, of=record.resolved.get("pack", 1))
+        if step_s is not None:
+            yield record, step_s.likely
 
 
 def _machine(device: str) -> Machine:

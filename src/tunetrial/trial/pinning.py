@@ -10,7 +10,9 @@ from tunetrial.core.errors import DataError, IntegrityError, ModelError, SpecErr
 from tunetrial.core.evidence import TaskData, example_row
 from tunetrial.core.study import BasePin, DataPin, Lock, Readout, Study, Trial
 from tunetrial.core.work import Counted
-from tunetrial.plan import Sizes, first_packs
+from tunetrial.plan import Gauge, Known, Sizes, first_packs
+from tunetrial.store import home
+from tunetrial.trial.calibration import gauge
 from tunetrial.trial.execution import Terms
 from tunetrial.trial.pool import Worker, cores
 from tunetrial.trial.preflight import attempts
@@ -25,7 +27,7 @@ class Pinned:
     `data` has the rows of every task, or of each of its folds; `counted` are the tokens of each task's training rows.
     Of arms on another base than the study's, `folders` has the base and `others` its sizes, by arm. `traced` is the
     memory and work of an arm's trial on each task, solo and as many together as its tuning begins with, where it could
-    be counted.
+    be counted, and `gauge` how fast the device is.
     """
 
     lock: Lock
@@ -38,6 +40,12 @@ class Pinned:
     folders: dict[str, Path] = field(default_factory=dict)
     others: dict[str, Sizes] = field(default_factory=dict)
     traced: dict[str, dict[str, Counted]] = field(default_factory=dict)
+    gauge: Gauge | None = None
+
+    @property
+    def known(self) -> Known:
+        """What plans go by."""
+        return Known(self.data, self.counted, self.others, self.traced, self.gauge)
 
     def folder(self, arm: str) -> Path:
         """The folder of an arm's base."""
@@ -101,6 +109,7 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight
         folders={arm: bases[name].folder for arm, name in elsewhere.items()},
         others={arm: Sizes(shapes[name], counted[name]) for arm, name in elsewhere.items()},
         traced=traced,
+        gauge=None if machine["synthetic"] else gauge(home(), study.hardware, machine["device"]),
     )
 
 

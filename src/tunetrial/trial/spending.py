@@ -80,10 +80,8 @@ class Purse:
     def __init__(self, pinned: Pinned, spending: Spending) -> None:
         lock = pinned.lock
         self._spending, self._allowed_s = spending, plan.allowed_s(lock.study)
-        planned = plan.trial_seconds(
-            lock, models.shape(pinned.base), pinned.data, counted=pinned.counted, others=pinned.others
-        )
-        self._planned_s = {key: each.low for key, each in (planned or {}).items()}
+        planned = plan.timed(lock, models.shape(pinned.base), pinned.known)
+        self._planned_s = {key: each.tune.seconds.low for key, each in (planned or {}).items()}
         self._longest_s: dict[tuple[str, str, bool], float] = {}
         self._begun_s: dict[str, tuple[float, int]] = {}
         self.empty = False

@@ -13,7 +13,8 @@ from tunetrial.core import files
 from tunetrial.core.evidence import Evidence, TrialRecord
 from tunetrial.core.study import Study, Trial
 from tunetrial.plan import Plan, Wave
-from tunetrial.store import StudyFolder, surplus
+from tunetrial.store import StudyFolder, home, surplus
+from tunetrial.trial.calibration import learn, predicted
 from tunetrial.trial.crew import Crew
 from tunetrial.trial.machine import free_host_bytes
 from tunetrial.trial.openings import note_openings
@@ -57,8 +58,8 @@ def run(
     """Carry a study out, or what an earlier run left of it. No trial that has a record is repeated.
 
     Before the first trial every arm is tried in two steps, so that what cannot come through ends here. A trial that
-    errs harms no other: all that can be carried out without it is. SIGINT and SIGTERM stop the trials at their next
-    step and keep what they have.
+    errs harms no other: all that can be carried out without it is. What finished trials show of a measured machine's
+    speed is kept for later plans. SIGINT and SIGTERM stop the trials at their next step and keep what they have.
 
     Args:
         root: Where the paths in the study start.
@@ -84,22 +85,20 @@ def run(
         crew = Crew(pinned, folder, size=made.workers)
         with _Signals(crew):
             try:
-                return _Course(pinned, store, crew, tell, spending).follow()
+                outcome = _Course(pinned, store, crew, tell, spending).follow()
             finally:
                 spending.note(at_once=True)
+        learn(home(), pinned.device, predicted(outcome.evidence.records, pinned.known))
+        return outcome
 
 
 def _fitted(pinned: Pinned, store: StudyFolder) -> Pinned:
     """Make the study as much smaller as its budget calls for; once trials have run, what was reduced then stands."""
-    if pinned.device != "cpu" and pinned.lock.study.hardware.gpu is None:
-        return pinned  # how fast it is, is not known beforehand
     if any(store.path.glob("trials/*/record.json")):
         kept = store.read_lock().reductions
         study = plan.reduced(pinned.lock.study, kept)
         return replace(pinned, lock=pinned.lock.model_copy(update={"study": study, "reductions": kept}))
-    shape, others = models.shape(pinned.base), pinned.others
-    lock = plan.fit_budget(pinned.lock, shape, pinned.data, counted=pinned.counted, others=others)
-    return replace(pinned, lock=lock)
+    return replace(pinned, lock=plan.fit_budget(pinned.lock, models.shape(pinned.base), pinned.known))
 
 
 def _write_plan(pinned: Pinned, store: StudyFolder) -> Plan:
@@ -111,8 +110,7 @@ def _write_plan(pinned: Pinned, store: StudyFolder) -> Plan:
         host_bytes=free_host_bytes(),
         disk_bytes=files.free_bytes(store.path),
     )
-    known = {"counted": pinned.counted, "others": pinned.others, "traced": pinned.traced}
-    made = plan.preview(pinned.lock, shape, pinned.data, machine=machine, **known)
+    made = plan.preview(pinned.lock, shape, machine=machine, **vars(pinned.known))
     store.write_plan(made.model_dump(mode="json"))
     return made
 

@@ -1,0 +1,195 @@
+"""How long a study's trials take, from counted work and a speed: sums that are done here by hand."""
+
+import json
+
+import pytest
+
+from test_plan import SHAPE, a_lock
+from tunetrial import plan
+from tunetrial.core.evidence import Evidence, Measurement, TrialRecord
+from tunetrial.core.speed import Curve, Observed, Range, Speed
+from tunetrial.core.study import Budget, Hardware
+from tunetrial.core.work import Counted, Kernel, Phase, Traced
+from tunetrial.plan.duration import LIBRARIES_S
+from tunetrial.plan.timing import step_seconds
+from tunetrial.store.speeds import Speeds
+from tunetrial.trial import calibration
+
+RATE = Curve(points=((1.0, 1000.0),))
+# One byte takes a millisecond, give or take a fifth.
+SPEED = Speed(
+    device="this CPU",
+    kind="cpu",
+    threads=1,
+    measured=True,
+    date=None,
+    products={},
+    attention_operations_per_s={},
+    bytes_per_s={"copy": RATE},
+    fixed_s={},
+    launch_s=0.0,
+    recorded_launch_s=0.0,
+    error={"copy": Range(low=0.8, high=1.2, likely=1.0)},
+)
+GAUGE = plan.Gauge((SPEED,), "by hand")
+
+
+def moves(size_bytes: float) -> tuple[Kernel, ...]:
+    return (Kernel(kind="copy", dtype="float32", count=1, operations=0, bytes=size_bytes),)
+
+
+def traced(tokens: int, *, step: float, evaluate: float = 64, members: int = 1) -> Traced:
+    phases = {"step": step, "evaluate": evaluate}
+    made = {name: Phase(peak_bytes=2**28, parts={}, work=moves(size)) for name, size in phases.items()}
+    return Traced(phases=made, tokens=tokens * members, evaluated=32)
+
+
+def counted(**more) -> Counted:
+    """A step takes 100 ms and 1 ms a token; a batch of 32 rows 64 ms."""
+    asked = {"fullest": traced(900, step=1000), "least": traced(100, step=200), "step_tokens": 500}
+    return Counted(**asked | more)
+
+
+def known(gauge: plan.Gauge | None = GAUGE, **arms: Counted) -> plan.Known:
+    found = arms or {"full": counted(), "lora": counted()}
+    return plan.Known(traced={arm: {"mail": one} for arm, one in found.items()}, gauge=gauge)
+
+
+def test_a_mean_step_lies_between_the_least_and_the_fullest_by_its_tokens():
+    found = step_seconds(counted(), GAUGE.uncorrected, of=1)
+    assert (found.low, found.high, found.likely) == pytest.approx((0.48, 0.72, 0.6))
+    alike = counted(least=traced(900, step=1000), step_tokens=900)
+    assert step_seconds(alike, GAUGE.uncorrected, of=1).likely == pytest.approx(1.0)
+
+
+def test_a_member_of_a_pack_has_its_share_and_of_fewer_a_larger_one():
+    """Four members' fullest step takes 2.2 s where one alone takes 1: a mean one 0.6 of that, and two of them 1.4 / 3
+    of the way from one to four."""
+    packed = counted(packed=traced(900, step=2200, members=4), members=4)
+    shares = [step_seconds(packed, GAUGE.uncorrected, of=size).likely for size in (1, 2, 4)]
+    assert shares == pytest.approx([0.6, (0.6 + (1.32 - 0.6) / 3) / 2, 1.32 / 4])
+    assert step_seconds(counted(), GAUGE.uncorrected, of=2) is None
+
+
+def test_a_trial_is_its_steps_its_rows_and_what_it_reads_and_writes():
+    """320 rows in steps of 16, three epochs; 120 rows of validation and 400 of test at 2 ms each."""
+    one = plan.timed(a_lock(), SHAPE, known())["mail", "lora"]
+    assert one.tune.train_s.likely == pytest.approx(60 * 0.6)
+    assert one.tune.evaluate_s.likely == pytest.approx(0.24) and one.final.evaluate_s.likely == pytest.approx(1.04)
+    assert one.tune.save_s.likely == 0 < one.final.save_s.likely and not one.rough
+    full = plan.timed(a_lock(), SHAPE, known())["mail", "full"]
+    assert full.tune.prepare_s.likely > one.tune.prepare_s.likely  # it reads the base again
+
+
+def test_tuning_finals_and_evaluation_add_up_to_the_study():
+    """Of each arm 11 trials of the search and 5 finals at least, 27 and 10 at most."""
+    made = plan.preview(a_lock(), SHAPE, **vars(known()))
+    stages = made.time.stages
+    for end in ("low", "high", "likely"):
+        parts = [getattr(part, end) for part in (stages.tuning_s, stages.finals_s, stages.evaluation_s)]
+        assert getattr(made.seconds, end) == pytest.approx(sum(parts))
+    assert stages.evaluation_s.likely == pytest.approx(2 * (11 * 0.24 + 5 * 1.04))
+    assert stages.tuning_s.low == pytest.approx(2 * 11 * 60 * 0.48, rel=0.01)
+    assert stages.tuning_s.high == pytest.approx(2 * 27 * (60 * 0.72 + 2), rel=0.01)
+    assert made.time.step_s["full"]["mail"].likely == pytest.approx(0.6)
+    assert "a step of full: 480–720 ms on mail" in str(made) and "\nassumed: by hand; " in str(made)
+    assert plan.Plan.model_validate_json(made.model_dump_json()) == made
+
+
+def test_side_by_side_a_study_ends_sooner_on_a_cpu_and_surely_not_on_a_gpu():
+    room = {"device_bytes": 2**40, "host_bytes": 2**40, "disk_bytes": 2**40}
+    walls = {}
+    for device, cores in (("cpu", 1), ("cpu", 4), ("cuda", 4)):
+        machine = plan.Machine(device=device, cores=cores, **room)
+        made = plan.preview(a_lock(), SHAPE, machine=machine, **vars(known()))
+        walls[device, cores] = made.time.wall_s
+    assert walls["cpu", 1].likely > made.seconds.likely + 2 * LIBRARIES_S["cpu"].likely
+    assert walls["cpu", 4].likely < 0.35 * walls["cpu", 1].likely
+    assert walls["cuda", 4].low < made.seconds.low / 3 and walls["cuda", 4].likely > made.seconds.likely
+
+
+def test_what_is_not_counted_is_bounded_and_said_so():
+    made = plan.preview(a_lock(), SHAPE, **vars(known(full=counted())))
+    assert made.time.rough == ("lora",) and made.seconds.likely is None
+    assert "time of lora bounded by operations alone" in str(made)
+    blind = plan.preview(a_lock(), SHAPE)
+    assert blind.time.rough == ("full", "lora") and "a CPU of 1 to 16 cores" in str(blind)
+    product = Kernel(kind="product", dtype="float8", shape=(1, 1, 1), count=1, operations=2, bytes=3)
+    strange = counted(fullest=Traced(phases={"step": Phase(peak_bytes=1, parts={}, work=(product,))}, tokens=900))
+    assert plan.timed(a_lock(), SHAPE, known(full=strange))["mail", "full"].rough  # of float8 no speed is known
+
+
+def test_a_price_makes_a_bill_by_arm_and_a_budget_is_held_against_it():
+    lock = a_lock(hardware=Hardware(usd_per_hour=36.0), budget=Budget(usd=1000))
+    made = plan.preview(lock, SHAPE, **vars(known()))
+    assert [bill.name for bill in made.account.bills] == ["full", "lora"] and made.account.fits == "yes"
+    assert [line.what for line in made.account.bills[0].lines] == ["tuning", "finals", "evaluation"]
+    assert made.usd.high == pytest.approx(made.time.wall_s.high / 100) and "hardware.usd_per_hour" in str(made)
+    dated = plan.preview(a_lock(hardware=Hardware(gpu="l4")), SHAPE, **vars(known()))
+    assert "dated default" in str(dated) and dated.usd is not None
+    for nothing in (Hardware(), Hardware(gpu="rtx-3060")):
+        assert plan.preview(a_lock(hardware=nothing), SHAPE, **vars(known())).account is None
+    assert all(len(line) <= 100 for line in str(made).splitlines() if not line.startswith(("assumed", "host")))
+
+
+def test_a_free_machine_takes_so_many_sessions():
+    made = plan.preview(a_lock(hardware=Hardware(gpu="colab")), SHAPE, **vars(known()))
+    assert made.time.sessions.startswith("1 of at most 12 h") and "\nsessions: 1 of" in str(made)
+    slow = counted(fullest=traced(900, step=4e6), least=traced(100, step=4e6), step_tokens=500)
+    many = plan.preview(a_lock(hardware=Hardware(gpu="colab")), SHAPE, **vars(known(full=slow, lora=slow)))
+    first, _, last = many.time.sessions.split()[:3]
+    hours = [end / 3600 for end in (many.time.wall_s.low, many.time.wall_s.high)]
+    assert (int(first), int(last)) == pytest.approx([hour / 12 for hour in hours], rel=0.02, abs=1)
+
+
+def finals(lock, *, step_s: float, pack: int = 1) -> tuple[TrialRecord, ...]:
+    measured = {"train_s": Measurement(value=60 * step_s, unit="s"), "steps": Measurement(value=60, unit="steps")}
+    trials = [lock.trial("lora", "mail", learning_rate=1e-3, seed=seed, purpose="final") for seed in (1, 2, 3)]
+    return tuple(TrialRecord(trial=t, status="ok", measurements=measured, resolved={"pack": pack}) for t in trials)
+
+
+def test_steps_stand_beside_what_was_measured():
+    lock = a_lock()
+    made = plan.preview(lock, SHAPE, **vars(known()))
+    rows = {(r.what, r.arm): r for r in plan.scored(made, Evidence(lock, finals(lock, step_s=0.5), {}, {}))}
+    step = rows["a step", "lora"]
+    assert step.measured == pytest.approx(0.5) and step.inside and step.error == pytest.approx(0.2)
+    assert rows["a step", "full"].measured is None
+
+
+def test_finished_trials_correct_a_measured_machine_and_no_other(tmp_path, monkeypatch):
+    """Steps of 1.2 s where 0.6 were said: after a dozen trials a plan says nearly so."""
+    lock, here = a_lock(), calibration._machine("cpu")
+    assert list(calibration.predicted(finals(lock, step_s=1.2), known(gauge=None))) == []
+    Speeds(tmp_path).keep(here, SPEED)
+    pairs = list(calibration.predicted(finals(lock, step_s=1.2), known()))
+    assert [said for _, said in pairs] == pytest.approx([0.6] * 3)
+    assert list(calibration.predicted(finals(lock, step_s=1.2, pack=4), known())) == []
+    assert calibration.learn(tmp_path, "cpu", pairs) == 3
+    gauge = calibration.gauge(tmp_path, Hardware(), "cpu")
+    assert gauge.speeds == (SPEED,) and len(gauge.observed) == 3 and "by 3 of its trials" in gauge.said
+    one = {"speed_digest": SPEED.digest, "precision": "fp32", "method": "lora", "predicted_s": 0.6, "measured_s": 1.2}
+    more = plan.Gauge((SPEED,), "", observed=tuple(Observed(trial=f"{n}", **one) for n in range(12)))
+    step = plan.timed(lock, SHAPE, known(more))["mail", "lora"].step_s
+    assert 1.0 < step.likely < 1.2 and step.low < 1.2 < step.high
+
+
+def test_a_machine_that_was_not_measured_goes_by_data_sheets(tmp_path, monkeypatch):
+    cpu = calibration.gauge(tmp_path, Hardware(), "cpu")
+    assert len(cpu.speeds) > 1 and "`tunetrial calibrate`" in cpu.said
+    work = (Kernel(kind="product", dtype="float32", shape=(512, 512, 512), count=9, operations=2**28, bytes=2**21),)
+    assert cpu.uncorrected(work).likely is None and cpu.uncorrected(work).low < cpu.uncorrected(work).high
+    l4 = calibration.gauge(tmp_path, Hardware(gpu="NVIDIA L4"), "cpu")
+    assert l4.recorded and l4.said == "NVIDIA L4 by its data sheet"
+    assert not calibration.gauge(tmp_path, Hardware(gpu="t4"), "cpu").recorded
+    assert calibration.gauge(tmp_path, Hardware(gpu="abacus"), "cpu") is None
+    monkeypatch.setattr(calibration, "driver_name", lambda: "NVIDIA L4")
+    assert calibration.gauge(tmp_path, Hardware(), "cuda").said.startswith(
+        "NVIDIA L4 by its data sheet; `tunetrial cal"
+    )
+
+
+def test_a_plan_of_before_is_still_read():
+    made = json.loads(plan.preview(a_lock(), SHAPE).model_dump_json())
+    old = {name: value for name, value in made.items() if name not in ("time", "account")}
+    assert plan.Plan.model_validate(old).time is None and "time:" not in str(plan.Plan.model_validate(old))
