@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from tunetrial.cli import app
 from tunetrial.core.errors import ConfigError
+from tunetrial.engine.batches import order
 from tunetrial.trial.forecast import forecast
 
 TINY = "llama:layers=2,hidden=64,heads=4,kv_heads=2,intermediate=128,vocabulary=512,context=256,tied"
@@ -47,6 +48,12 @@ def test_json_has_what_the_table_has():
     (cell,) = found["cells"]
     assert cell["fit"]["verdict"] == "fits" and cell["precision"] == "bf16" and cell["usd"] is None
     assert sum(cell["fit"]["need"]["parts"].values()) == cell["fit"]["need"]["peak_bytes"]
+    phases = {name: found["likely"] for name, found in cell["phases"].items()}
+    assert list(phases) == ["load", "prepare", "step", "evaluate", "save", "resume", "merge", "serve"]
+    assert max(phases["load"], phases["prepare"], phases["step"]) == cell["fit"]["need"]["peak_bytes"]
+    assert phases["load"] < phases["resume"] < phases["step"] and phases["merge"] is None
+    served = 2 * 106_816 + 2 * 32_768 + 2 * 2 * 2 * 16 * 2 * (4 * 32)  # base, adapter, keys and values: 16 bits
+    assert phases["serve"] == served
 
 
 def test_what_does_not_fit_anywhere_ends_with_status_4_and_says_what_would():
@@ -99,6 +106,8 @@ def test_the_picture_is_written_and_never_over_another_file(tmp_path):
         (("--model", "embedded", "--method", "lora:many"), 1, "--method: not a number"),
         (("--model", "embedded", "--step", "-3x5"), 1, "--step: not a number"),
         (("--model", "embedded", "--step", "16"), 1, "as in 16x512"),
+        (("--model", "embedded", "--step", "16xnone.txt"), 1, "neither a number nor a file of numbers"),
+        (("--model", "embedded", "--step", "16x-3"), 1, "--step: not a number"),
         (("--model", "embedded", "--rows", "0"), 1, "--rows: "),
         (("--model", "embedded", "--gpu", ""), 1, "--gpu: "),
         (("--model", "embedded", "--test", "1:0.01"), 1, "test rows: "),
@@ -143,3 +152,38 @@ def test_several_gpus_would_fit_and_are_for_information():
     assert four.usd.high == pytest.approx(4 * four.run_s.high / 3600) and sixteen.usd is None
     text = " ".join(str(found).split())
     assert "tunetrial trains on one GPU" in text and "several machines is not known" in text
+
+
+def test_rows_of_their_own_lengths_need_what_their_fullest_step_does(tmp_path):
+    """Steps of four in the order of seed 0; a mean step lies between the least and the fullest."""
+    lengths = [8] * 10 + [60, 50]
+    path = tmp_path / "x lengths.txt"
+    path.write_text("\n".join(map(str, lengths)))
+    asked = {"asked": ("lora",), "devices": ("l4",)}
+    (found,) = forecast(TINY, step=f"4 x {path}", rows=12, **asked).cells
+    steps = [[lengths[row] for row in rows] for rows in order(12, epochs=1, batch_examples=4, seed=0)]
+    fullest, least = max(steps, key=sum), min(steps, key=sum)
+    (other,) = forecast(TINY, step=f"4x{max(fullest)}", **asked).cells
+    assert found.fit.need.peak_bytes < other.fit.need.peak_bytes
+    each = {str(one): [row for row in one for _ in range(3)] for one in (fullest, least)}
+    ends = []
+    for rows in each.values():  # a file whose rows are one step's alone, three times: no other step is there
+        path.write_text(" ".join(map(str, sorted(rows))))
+        ends.append(forecast(TINY, step=f"12x{path}", **asked).cells[0].step_s.likely)
+    assert min(ends) < 3 * found.step_s.likely and found.run_s.likely == pytest.approx(3 * found.step_s.likely)
+
+
+@pytest.mark.parametrize("text", ["", "12 many", "12 0", "12 -4"])
+def test_a_file_of_lengths_with_something_else_in_it_is_told(tmp_path, text):
+    path = tmp_path / "lengths.txt"
+    path.write_text(text)
+    found = plan("--model", TINY, "--gpu", "l4", "--step", f"4x{path}")
+    assert found.exit_code == 1 and found.stderr.startswith("tunetrial: --step: ") and found.stderr.count("\n") == 1
+
+
+def test_rows_longer_than_the_context_are_cut_and_it_says_so(tmp_path):
+    path = tmp_path / "lengths.txt"
+    path.write_text("300 256 20 20")
+    found = forecast(TINY, ("lora",), ("l4",), step=f"2x{path}")
+    assert any("cut at the model's context of 256" in remark for remark in found.remarks)
+    assert "20 to 256 tokens" in found.step

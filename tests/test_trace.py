@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import bases
 import contest
@@ -143,6 +144,15 @@ def test_states_are_counted_as_by_hand():
     assert (
         copied == [pytest.approx(6 * weights, rel=1e-4)] * len(copied) and copied
     )  # gradients wider, masters narrower
+
+
+def test_resuming_takes_the_states_alone():
+    """By hand: 2 bytes of a copy, 4 of a master, a gradient, 8 of moments; no activations, and no master twice."""
+    weights = 32000 * 512 + 8 * (512 * (512 + 256 + 256 + 512) + 3 * 512 * 1024 + 2 * 512) + 512
+    phases = trace(LLAMA, arm("full"), controls(), lengths=[64] * 4).phases
+    found = phases["resume"]
+    assert found.peak_bytes - found.parts["workspace"] == pytest.approx(18 * weights, rel=0.01)
+    assert found.peak_bytes < phases["step"].peak_bytes and not found.work
 
 
 def test_work_is_six_operations_a_weight_and_token_or_four_where_the_base_is_frozen():

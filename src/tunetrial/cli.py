@@ -81,7 +81,7 @@ def plan(
         else:
             from tunetrial.trial.forecast import forecast
 
-            made = forecast(model, method.split(","), gpu.split(","), step=step, rows=rows, test=test)
+            made = forecast(model, method.split(","), gpu.split(","), step=step, rows=rows, test=test, phases=json)
         if plot is not None:
             from tunetrial.report import memory
 

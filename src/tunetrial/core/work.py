@@ -42,8 +42,9 @@ class Phase(Record):
 class Traced(Record):
     """Phases of a trial, or of all members of a pack together, on one device: "load", on a GPU "prepare" (the first
     step, while kernels are compiled and before there are moments), "step" (any later optimiser step), "evaluate" (one
-    batch), "save". It fits where the highest peak of them does. `tokens` are the real ones of the step that was
-    counted, of all members, and `evaluated` the rows of each member in the evaluation batch, if one was."""
+    batch), "save", "resume" (from a checkpoint). It fits where the highest peak of them does. `tokens` are the real
+    ones of the step that was counted, of all members, and `evaluated` the rows of each member in the evaluation batch,
+    if one was."""
 
     phases: dict[str, Phase]
     tokens: int

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from tunetrial.core.checkpoint import common_checkpoint, save_checkpoint
 from tunetrial.core.engine import Step
@@ -334,10 +334,11 @@ class Loop:
         self.first_step = step
 
     def _read(self, folder: Path, state: dict, member: int) -> None:
-        tensors = load_file(folder / "state.safetensors", device=str(self.device))
-        self.trainables.masters[member].copy_(tensors.pop("masters"))
         moments: dict[int, dict] = {}
-        for key, value in (tensors | state["counts"]).items():
+        with safe_open(folder / "state.safetensors", framework="pt") as file:  # the device holds no masters twice
+            self.trainables.masters[member].copy_(file.get_tensor("masters"))
+            kept = {key: file.get_tensor(key).to(self.device) for key in file.keys() if key != "masters"}
+        for key, value in (kept | state["counts"]).items():
             place, kind = key.split(".", 1)
             moments.setdefault(int(place), {})[kind] = value
         for place, group in enumerate(self.optimisers[member].param_groups):

@@ -62,7 +62,7 @@ def trace(
 
     Phases: "load" the base as the method stores it, with what is trained; "prepare" the first step on a GPU, while
     kernels are prepared on examples and moments are not yet there; "step" any later one; "evaluate" a batch; "save"
-    the artifact's making.
+    the artifact's making; "resume" what is there once a checkpoint is read, which takes no more on the way.
 
     Args:
         config: A Hugging Face `config.json`.
@@ -72,7 +72,7 @@ def trace(
         answered: How many of each row's tokens are answers, the last ones, where the readout is text; all but the
             first if None.
         capability, processors: Of a CUDA device: compute capability, streaming multiprocessors.
-        training_alone: Leave "evaluate" and "save" out.
+        training_alone: Leave "evaluate", "save" and "resume" out.
         evaluated: Tokens of each row of the evaluation batch; as many as the longest of the step's if None.
     Raises:
         ModelError: The configuration is of no model that the engine trains, or of one that cannot be counted.
@@ -135,6 +135,8 @@ def _count(asked: Asked, place: Place, layers: int, batch: list[list[int]] | Non
         found["step"] = step
         if batch is not None:
             found |= {"evaluate": _evaluate(pack, meter, batch), "save": _save(pack, meter, asked.config)}
+            meter.reset()  # a checkpoint is read into what is there, and its moments are those that are
+            found["resume"] = meter.reached()
     return found
 
 

@@ -20,10 +20,12 @@ PARTS = ("base", "trained", "gradients", "moments", "activations", "workspace", 
 class Cell(Record):
     """One arm on one device. `step_s` are seconds of an optimiser step and `run_s` of one training run of so many
     epochs, where rows were given; `usd` is the run's price, by the hour at `price`. Each is None where it is not known,
-    and `why` says of time why not."""
+    and `why` says of time why not. `phases` are bytes at the peak of each phase, where they were asked for: on the
+    device as counted, for "merge" of the host and for "serve" as `plan.deployed` has it."""
 
     fit: Fit
     precision: str
+    phases: dict[str, Range] = {}
     step_s: Range | None = None
     run_s: Range | None = None
     usd: Range | None = None

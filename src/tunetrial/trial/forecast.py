@@ -1,24 +1,27 @@
 """A model on devices that need not be there: the counting, fitting and pricing behind `tunetrial plan --model`."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tunetrial import methods, models
 from tunetrial.core.errors import ConfigError, EvidenceError
-from tunetrial.core.speed import exactly
-from tunetrial.core.study import Arm, Controls, Hardware
+from tunetrial.core.speed import Range, exactly
+from tunetrial.core.study import Arm, Controls, Hardware, Precision
 from tunetrial.core.work import Traced
 from tunetrial.models import Described, ModelShape
 from tunetrial.plan import catalogue, shards
 from tunetrial.plan.catalogue import Device, Price
+from tunetrial.plan.deployed import merge_bytes, serve_bytes
 from tunetrial.plan.fit import Ask, Fit, Share, fit, sharded_fit
 from tunetrial.plan.forecast import Cell, Forecast
 from tunetrial.plan.noise import prior_of
 from tunetrial.plan.power import Power, power_of
 from tunetrial.plan.speed import assumed, seconds
+from tunetrial.trial.lengths import Steps, steps_of, whole
 
-MOST, SEEDS = 10**7, 5
+SEEDS, LABELS = 5, 2
 SHARDED = "states sharded over {} GPUs, needs are of each; for information, since tunetrial trains on one GPU"
 AS_THEY_LIE = (8, 0)  # from this compute capability on rows are not padded, and passes are recorded
 
@@ -33,25 +36,26 @@ def forecast(
     test: str | None = None,
     usd_per_hour: float | None = None,
     root: Path | None = None,
+    phases: bool = False,
 ) -> Forecast:
     """Say whether methods fit devices, how long a step and a run take, what that costs, and what it could show.
 
-    Every row is taken to have all tokens and all of them answered, or of an encoder one of two labels; a study's own
-    plan goes by its rows.
+    All tokens of rows are taken to be answered, or of an encoder to have one of two labels; a study's own plan goes by
+    its rows.
 
     Args:
         model, devices: As `models.described` and `catalogue.several` read them.
         asked: Methods; those of the LoRA family on all linear layers, with rank 16 or as in "lora:8".
-        step: Rows of an optimiser step × tokens of a row.
+        step: Rows of an optimiser step × tokens of a row, or × a file of the tokens of each row (`lengths.steps_of`).
         rows: How many rows are trained on, all epochs together, for the time of a run.
         test: Test rows and the smallest difference in accuracy that matters, for five seeds and the usual prior.
+        phases: Count evaluation and what comes after training as well.
         usd_per_hour: Else what TUNETRIAL_USD_PER_HOUR says, else what the catalogue has.
     Raises:
         ModelError, ConfigError, SpecError, EvidenceError: The model, a device or a method is not known, or a number
             makes no sense.
     """
     asked, devices = _named("--method", asked), _named("--gpu", devices)
-    batch, tokens = _numbers("--step", step, "x", "rows x tokens, as in 16x512")
     if rows is not None and rows < 1:
         raise ConfigError(f"--rows: not a number of rows, got {rows}; give 1 or more")
     if usd_per_hour is None:
@@ -61,19 +65,20 @@ def forecast(
     told = {
         "model": found.name,
         "source": found.source,
-        "step": f"{batch} rows of {tokens} tokens",
         "power": None if test is None else _power(test),
     }
+    steps = steps_of(step, sys.maxsize if found.shape is None else found.shape.context)
+    told["step"] = steps.said
     if found.shape is None:
         remarks.append(f"its weights lie between these bounds: {found.bound.why}")
         bound = found.bound.low, found.bound.high
         return Forecast(parameters=None, bound=bound, remarks=tuple(remarks), **told)
-    if tokens > found.shape.context:
+    if steps.cut:
         remarks.append(f"rows cut at the model's context of {found.shape.context} tokens")
     arms, places = [_arm(name) for name in asked], {name: catalogue.several(name) for name in devices}
     rooms = {name: place.usable_bytes or place.memory_bytes for name, (_, place) in places.items()}
     remarks += [f"{name}: its memory is the host's, not known here" for name, room in rooms.items() if room is None]
-    asked_of = {"tokens": min(tokens, found.shape.context), "batch": batch, "rows": rows, "usd_per_hour": usd_per_hour}
+    asked_of = {"steps": steps, "rows": rows, "usd_per_hour": usd_per_hour, "phases": phases}
     cells = _cells(found, arms, places, rooms, **asked_of)
     sessions = {name: _limit(place) for name, (_, place) in places.items() if place.tier}
     remarks += [f"{name}: {SHARDED.format(number)}" for name, (number, _) in places.items() if number > 1]
@@ -87,23 +92,23 @@ def _cells(
     places: Mapping[str, tuple[int, Device]],
     rooms: Mapping[str, int | None],
     *,
-    tokens: int,
-    batch: int,
+    steps: Steps,
     rows: int | None,
     usd_per_hour: float | None,
+    phases: bool,
 ) -> Iterator[Cell]:
     """Every arm on every device whose memory is known; what computes alike is counted once."""
     kept: dict[tuple, Traced] = {}
-    share = _share(found.shape)
+    share, told = _share(found.shape), {"rows": rows, "usd_per_hour": usd_per_hour, "phases": phases}
     for name, (number, place) in places.items():
-        count = _counter(found.config, place, tokens=tokens, batch=batch, decoder=found.shape.decoder, kept=kept)
-        step_of = {"kind": place.kind, "batch": batch, "count": count, "share": share}
+        count = _counter(found.config, place, steps, decoder=found.shape.decoder, kept=kept)
+        step_of = {"kind": place.kind, "batch": steps.batch, "count": count, "share": share}
         for arm in arms if rooms[name] is not None else ():
             if number > 1:
                 fitted = sharded_fit(arm, name, number, rooms[name], **step_of)
             else:
-                fitted = fit(arm, name, rooms[name], longest=tokens, **step_of)
-            yield _cell(fitted, arm, place, count, shape=found.shape, batch=batch, rows=rows, usd_per_hour=usd_per_hour)
+                fitted = fit(arm, name, rooms[name], longest=steps.longest, **step_of)
+            yield _cell(fitted, arm, place, count, steps, shape=found.shape, **told)
 
 
 def _share(shape: ModelShape) -> Share:
@@ -112,40 +117,65 @@ def _share(shape: ModelShape) -> Share:
 
 def _sharding(arm: Arm, shape: ModelShape) -> shards.Sharding:
     """As arms are counted: in 16 bits, since GPUs that are joined have no more, and with the outputs of `_counter`."""
-    return shards.Sharding.of(arm, shape, compute_bytes=2, outputs=None if shape.decoder else 2)
+    return shards.Sharding.of(arm, shape, compute_bytes=2, outputs=None if shape.decoder else LABELS)
 
 
 def _cell(
     fitted: Fit,
     arm: Arm,
     place: Device,
-    count: Callable[[Arm, Ask], Traced],
+    count: Callable[..., Traced],
+    steps: Steps,
     *,
     shape: ModelShape,
-    batch: int,
     rows: int | None,
     usd_per_hour: float | None,
+    phases: bool,
 ) -> Cell:
     """Time and price of what fits, as the engine gets through."""
-    told = {"fit": fitted, "precision": _precision(place)}
+    told = {"fit": fitted, "precision": precision_of(place)}
     if fitted.verdict == "does not fit":
         return Cell(**told)
     smaller = fitted.verdict in ("fits in smaller steps", "would fit sharded") and fitted.changes
     ask = fitted.changes[0].need.ask if smaller else fitted.need.ask
-    step = count(arm, ask).phases["step"]
+    if phases and fitted.devices == 1:
+        told["phases"] = _phases(count(arm, ask, alone=False), arm, shape, steps, precision_of(place))
     try:
-        step_s = seconds(step.work, assumed(place), recorded=capability(place) >= AS_THEY_LIE)
+        step_s = _step_seconds(arm, ask, place, count, steps)
         if fitted.devices > 1:
             own = fitted.need.ask.micro_batch
             how = {"passes": -(-own // ask.micro_batch)}
-            step_s = shards.seconds(step_s * exactly(own / batch), _sharding(arm, shape), fitted.devices, place, **how)
+            step_s = shards.seconds(
+                step_s * exactly(own / steps.batch), _sharding(arm, shape), fitted.devices, place, **how
+            )
     except (EvidenceError, ConfigError) as error:
         return Cell(why=str(error), **told)
-    steps = None if rows is None else -(-rows // batch)
-    run_s = None if steps is None else step_s * exactly(steps)
+    run_s = None if rows is None else step_s * exactly(-(-rows // steps.batch))
     price = _price(place, usd_per_hour)
     usd = None if run_s is None or price is None else run_s * exactly(fitted.devices * price.usd / 3600)
     return Cell(step_s=step_s, run_s=run_s, usd=usd, price=None if usd is None else f"{place.name}: {price}", **told)
+
+
+def _step_seconds(arm: Arm, ask: Ask, place: Device, count: Callable[..., Traced], steps: Steps) -> Range:
+    """Of a mean step, whose time is taken to be linear in its tokens between the fullest step and the least."""
+    speed, recorded = assumed(place), capability(place) >= AS_THEY_LIE
+    taken = lambda traced: seconds(traced.phases["step"].work, speed, recorded=recorded)  # noqa: E731
+    full = taken(count(arm, ask))
+    if steps.mean_share == 1:
+        return full
+    return full * exactly(steps.mean_share) + taken(count(arm, ask, least=True)) * exactly(1 - steps.mean_share)
+
+
+def _phases(traced: Traced, arm: Arm, shape: ModelShape, steps: Steps, precision: Precision) -> dict[str, Range]:
+    """All that was counted on the device, and what comes after training: merged on the host, and served to as many rows
+    of as many tokens as a step has."""
+    found = {name: exactly(phase.peak_bytes) for name, phase in traced.phases.items()}
+    merged = merge_bytes(arm, shape)
+    outputs = 0 if shape.decoder else LABELS
+    served = serve_bytes(arm, shape, rows=steps.batch, tokens=steps.longest, outputs=outputs, precision=precision)
+    return (
+        found | ({} if merged is None else {"merge": merged}) | ({} if served is None else {"serve": exactly(served)})
+    )
 
 
 def _price(place: Device, usd_per_hour: float | None) -> Price | None:
@@ -168,23 +198,8 @@ def _arm(name: str) -> Arm:
     method, _, rank = name.partition(":")
     if method not in ("lora", "qlora"):
         return Arm(name=name, method=name, settings=methods.settle(name, {}))
-    settings = {"rank": _whole("--method", rank, "a rank, as in lora:8") if rank else 16}
+    settings = {"rank": whole("--method", rank, "a rank, as in lora:8") if rank else 16}
     return Arm(name=name, method=method, settings=methods.settle(method, settings))
-
-
-def _numbers(option: str, text: str, between: str, like: str) -> tuple[int, int]:
-    first, _, second = text.lower().replace("×", "x").partition(between)
-    return _whole(option, first, like), _whole(option, second, like)
-
-
-def _whole(option: str, text: str, like: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 1 <= value <= MOST:
-        raise ConfigError(f"{option}: not a number from 1 to {MOST:,}, got {text.strip()[:20]!r}; give {like}")
-    return value
 
 
 def _price_given(usd_per_hour: str | None) -> float | None:
@@ -200,7 +215,7 @@ def _price_given(usd_per_hour: str | None) -> float | None:
 def _power(test: str) -> Power:
     rows, _, margin = test.partition(":")
     like = "rows:margin, as in 277:0.01"
-    count = _whole("--test", rows, like)
+    count = whole("--test", rows, like)
     try:
         smallest = float(margin or 0.01)
     except ValueError:
@@ -216,7 +231,7 @@ def capability(place: Device) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _precision(place: Device) -> str:
+def precision_of(place: Device) -> str:
     """bf16 where the hardware computes it, else fp16; fp32 on a CPU without units for bf16."""
     if place.operations_per_s.get("bf16") is not None:
         return "bf16"
@@ -226,40 +241,40 @@ def _precision(place: Device) -> str:
 def _counter(
     config: Mapping[str, object],
     place: Device,
+    steps: Steps,
     *,
-    tokens: int,
-    batch: int,
     decoder: bool,
     kept: dict[tuple, Traced],
-) -> Callable[[Arm, Ask], Traced]:
+) -> Callable[..., Traced]:
     """Counts arms on a device, each asked so once; `kept` is shared by devices that compute alike."""
     from tunetrial.engine.trace import trace
 
     where = {"device": "cuda", "capability": capability(place)} if place.kind == "cuda" else {"device": "cpu"}
-    precision = _precision(place)
+    precision = precision_of(place)
 
-    def count(arm: Arm, ask: Ask) -> Traced:
-        key = arm.model_dump_json(exclude={"name"}), ask, precision, *where.values()
+    def count(arm: Arm, ask: Ask, *, least: bool = False, alone: bool = True) -> Traced:
+        key = arm.model_dump_json(exclude={"name"}), ask, least, alone, precision, *where.values()
         if key not in kept:
-            length = min(tokens, ask.most_tokens or tokens)
+            lengths = steps.least if least else steps.fullest
+            lengths = [min(tokens, ask.most_tokens or tokens) for tokens in lengths]
             controls = Controls(
                 base_fingerprint="none",
                 precision=precision,
                 **({"readout": "text", "max_new_tokens": 1} if decoder else {"readout": "head"}),
                 epochs=1,
-                batch_examples=batch,
-                max_tokens=length,
+                batch_examples=steps.batch,
+                max_tokens=max(lengths),
             )
             kept[key] = trace(
                 config,
                 arm,
                 controls,
-                lengths=[length] * batch,
+                lengths=lengths,
                 micro_batch=ask.micro_batch,
                 recomputes=ask.recomputes,
-                training_alone=True,
+                training_alone=alone,
                 kind="generate" if decoder else "classify",
-                outputs=1 if decoder else 2,
+                outputs=1 if decoder else LABELS,
                 **where,
             )
         return kept[key]
