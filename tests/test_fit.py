@@ -140,3 +140,15 @@ def test_no_setting_is_counted_more_often_than_it_must(monkeypatch):
     )
     fitted("lora", (3 + 2 / 8) * 1.1 + 0.9 + 0.01)
     assert len(asked) <= 5 and len(set(asked)) == len(asked)
+
+
+def test_nothing_is_counted_that_weights_alone_rule_out():
+    asked = []
+    count = lambda what, ask: asked.append((what.method, ask)) or counted(what, ask)  # noqa: E731
+    found = fit(arm("full"), "gpu", 10 * GIB, kind="cuda", batch=BATCH, longest=LONGEST, count=count)
+    whole = Ask(micro_batch=BATCH)
+    assert asked == [("full", whole), ("full", whole), ("lora", whole), ("qlora", whole)]  # of full with 8-bit moments
+    assert len(found.changes) == 2
+    asked.clear()
+    fit(arm("full"), "gpu", 3 * GIB, kind="cuda", batch=BATCH, longest=LONGEST, count=count)
+    assert asked == [("full", whole), ("lora", whole), ("qlora", whole)]

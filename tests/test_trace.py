@@ -21,6 +21,7 @@ from tunetrial.core.study import Arm, Controls
 from tunetrial.engine import batches
 from tunetrial.engine import trace as tracing
 from tunetrial.engine.meter import MIB, Meter, cuda_block, matmul_workspace
+from tunetrial.engine.optimisers import moments, optimiser
 from tunetrial.engine.place import Place
 from tunetrial.engine.torch_engine import TorchEngine
 from tunetrial.engine.trace import trace
@@ -175,6 +176,27 @@ def test_memory_grows_with_members_and_rows_and_shrinks_by_recomputing():
     assert peak(lengths=[512] * 8, members=2) > alone
     assert peak(lengths=[512] * 8, recomputes=True) < 0.7 * alone
     assert peak(lengths=[512] * 8, micro_batch=2) < 0.5 * alone
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_moments_are_those_that_an_optimiser_makes(bits):
+    weights = [torch.zeros(size) for size in (100, 4095, 4096, 10_001)]
+    moving = optimiser([{"params": [torch.nn.Parameter(one) for one in weights]}], bits=bits)
+    for one in moving.param_groups[0]["params"]:
+        one.grad = torch.zeros_like(one)
+    moving.step()
+    held = {id(t): t for state in moving.state.values() for t in state.values() if isinstance(t, torch.Tensor)}
+    kinds = lambda tensors: sorted((str(t.dtype), t.numel()) for t in tensors if t.numel() > 1)  # noqa: E731
+    assert kinds(moments(weights, bits=bits)) == kinds(held.values())
+
+
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_gpus_that_attend_alike_differ_by_workspaces_alone(method):
+    of = {
+        ability: trace(LLAMA, arm(method), controls(), lengths=[64] * 4, capability=ability)
+        for ability in [(8, 0), (9, 0)]
+    }
+    assert tracing.elsewhere(of[8, 0], (8, 0), (9, 0)) == of[9, 0] != of[8, 0]
 
 
 def test_blocks_and_workspaces_are_those_of_torch():

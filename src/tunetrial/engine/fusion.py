@@ -44,7 +44,7 @@ def fused(*tokens: int | None) -> Callable[[Callable], Callable]:
             args = [_plain(arg) for arg in args]
             kind = tuple(_kind(arg, dim) for arg, dim in zip(args, tokens, strict=True))
             if args[0].is_meta:
-                return meter.one_kernel(function, args, tokens, (function.__name__, *kind), COMPILED_FOR)
+                return meter.fused_kernel(function, args, tokens, (function.__name__, *kind), COMPILED_FOR)
             compiled = _compiled(function)
             if kind not in known:
                 examples = [_example(arg, dim) for arg, dim in zip(args, tokens, strict=True)]

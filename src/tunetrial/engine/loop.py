@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -105,7 +105,7 @@ class Loop:
         self.warm_start, self.recomputes = warm_start, False
         self.merge_at = 0 if warm_start is None else first_steps(warm_start.share, self.steps_in_all)
         self.optimizer_bits = trials[0].arm.settings.get("optimizer_bits", 32)
-        self.optimisers, self.replay = self._optimisers(), self._replay()
+        self.replay = self._replay()
         self.ahead: tuple[list, range, object] | None = None
 
     def _replay(self) -> Replay | None:
@@ -117,22 +117,28 @@ class Loop:
     def _pass(self) -> Callable[..., torch.Tensor]:
         return partial(forward_and_backward, self.objective, self.trainables, self.recomputes)
 
-    def _optimisers(self) -> list[torch.optim.Optimizer]:
+    @cached_property
+    def optimisers(self) -> list[torch.optim.Optimizer]:
         """One a member, over its rows of masters and gradients."""
         made = []
         for member in range(len(self.courses)):
             groups = []
-            for master, gradient, decays in self.trainables.pieces(member, whole=self.optimizer_bits == 32):
+            for master, gradient, decays in self.pieces(member):
                 master.grad = gradient
                 groups.append({"params": [master], "weight_decay": self.controls.weight_decay if decays else 0.0})
             made.append(optimiser(groups, bits=self.optimizer_bits))
         return made
 
+    def pieces(self, member: int) -> list[tuple[torch.Tensor, torch.Tensor, bool]]:
+        """What its optimiser is given; see `Trainables.pieces`."""
+        return self.trainables.pieces(member, whole=self.optimizer_bits == 32)
+
     def merge(self) -> None:
         """End a warm start: from now on the weights that it is merged into are trained."""
         self.trainables.clear()
         self.trainables = self.warm_start.merge(self.trainables.member(0))
-        self.optimisers, self.replay, self.warm_start = self._optimisers(), self._replay(), None
+        self.__dict__.pop("optimisers", None)
+        self.replay, self.warm_start = self._replay(), None
 
     def rate(self, member: int, number: int) -> float:
         """The learning rate of a member's step, counted from 0."""

@@ -20,10 +20,9 @@ from contextvars import ContextVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tunetrial.core.work import Part
-from tunetrial.engine import place
+from tunetrial.engine import outcome, place
 from tunetrial.engine.depth import Reached
 
 MIB = 2**20
@@ -117,12 +116,14 @@ class Meter(TorchDispatchMode):
         in_place = not self.quiet and _adds_in_place(func, args)
         if not self.quiet:
             self._look(func, args)
-        made = func(*args, **(kwargs or {}))
-        if self.quiet or func.is_view:
+        if func.is_view:
+            return func(*args, **(kwargs or {}))
+        made = outcome.apply(func, args, kwargs or {}) if self.device_type == "meta" else func(*args, **(kwargs or {}))
+        if self.quiet:
             return made
         if in_place:
             self._succeed(args[0], made)
-        leaves = [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+        leaves = list(_tensors([made]))
         for leaf in leaves:
             self.see(leaf)
         if func is aten._flash_attention_backward.default:
@@ -253,7 +254,7 @@ class Meter(TorchDispatchMode):
     def _note(self, func, args: Sequence, made: list[torch.Tensor]) -> None:
         """Enter an operation among the kernels."""
         overwritten = func.overloadpacket in (aten.copy_, aten._foreach_copy_)
-        read = [leaf for leaf in tree_leaves(args[1:] if overwritten else args) if isinstance(leaf, torch.Tensor)]
+        read = list(_tensors(args[1:] if overwritten else args))
         size = float(sum(map(_bytes, (*read, *made))))
         dtype = _name(made[0])
         name = func.overloadpacket
@@ -271,36 +272,43 @@ class Meter(TorchDispatchMode):
             elements = 0.0 if kind == "copy" else float(sum(t.numel() for t in made))
             self.kernels[kind, dtype, (), elements, size] += 1
 
+    def kernel(self, function: Callable, args: Sequence) -> object:
+        self._look(None, args)
+        with self.silent():
+            made = outcome.apply(function, args, {})
+        results = list(_tensors([made]))
+        for result in results:
+            self.see(result)
+        elements = float(sum(t.numel() for t in results))
+        size = float(sum(map(_bytes, (*_tensors(args), *results))))
+        self.kernels["elementwise", _name(results[0]), (), elements, size] += 1
+        return made
+
     def fused(
         self, function: Callable, args: Sequence, tokens: Sequence[int | None], kind: tuple, compiled_for: int
     ) -> object:
         before = self.live
-        self._look(None, args)
-        with self.silent():
-            made = function(*args)
-        results = [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
-        at = next((arg, dim) for arg, dim in zip(args, tokens, strict=True) if dim is not None)
-        share = compiled_for / max(1, at[0].shape[at[1]])
+        made = self.kernel(function, args)
         scaled = [
-            arg for arg, dim in zip(args, tokens, strict=True) if isinstance(arg, torch.Tensor) and dim is not None
+            (t, dim) for t, dim in zip(args, tokens, strict=True) if isinstance(t, torch.Tensor) and dim is not None
         ]
+        share = compiled_for / max(1, scaled[0][0].shape[scaled[0][1]])
         if kind not in self.met:
             self.met.add(kind)
-            drawn = sum(self.block(int(_bytes(t) * share)) for t in (*scaled, *results))
+            drawn = sum(self.block(int(_bytes(t) * share)) for t in (*(t for t, _ in scaled), *_tensors([made])))
             self.prepared[self.moment] = max(self.prepared.get(self.moment, 0), before + drawn)
-        for result in results:
-            self.see(result)
-        read = (arg for arg in args if isinstance(arg, torch.Tensor))
-        elements = float(sum(t.numel() for t in results))
-        size = float(sum(map(_bytes, (*read, *results))))
-        self.kernels["elementwise", _name(results[0]), (), elements, size] += 1
         return made
 
 
 _METER: ContextVar[Meter] = ContextVar("meter")
 
 
-def one_kernel(
+def kernel(function: Callable, args: Sequence) -> object:
+    """Run what is one kernel of the device's: nothing is made but its results."""
+    return _METER.get().kernel(function, args)
+
+
+def fused_kernel(
     function: Callable, args: Sequence, tokens: Sequence[int | None], kind: tuple, compiled_for: int
 ) -> object:
     """Run a chain of operations as the device's one kernel: nothing is made but its results.
@@ -323,6 +331,15 @@ def _adds_in_place(func, args: Sequence) -> bool:
         return False
     storage = args[0].untyped_storage()
     return torch._C._storage_Use_Count(storage._cdata) == 2 and _bytes(args[0]) <= storage.nbytes()
+
+
+def _tensors(values: Iterable[object]) -> Iterator[torch.Tensor]:
+    """Those among an operation's arguments or results, and in lists of them."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def _bytes(tensor: torch.Tensor) -> int:

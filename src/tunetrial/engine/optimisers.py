@@ -1,8 +1,11 @@
 """How masters are moved: AdamW, and in fp16 the scale of losses."""
 
 import math
+from collections.abc import Iterable
 
 import torch
+
+FEWEST_IN_8_BITS, BLOCK = 4096, 256  # bitsandbytes 0.50, optim/adamw.py and optim/optimizer.py (init_state)
 
 
 class Scaler:
@@ -35,7 +38,7 @@ class Scaler:
 def optimiser(groups: list[dict], *, bits: int) -> torch.optim.Optimizer:
     """AdamW with moments in fp32, or in 8 bits with a scale for every 256 (Dettmers et al. 2021, arXiv:2110.02861).
 
-    In 8 bits, moments of tensors of fewer than 4,096 weights stay in fp32.
+    In 8 bits, moments of tensors of fewer than FEWEST_IN_8_BITS weights stay in fp32.
     """
     betas, eps = (0.9, 0.999), 1e-8
     if bits == 8:
@@ -44,3 +47,18 @@ def optimiser(groups: list[dict], *, bits: int) -> torch.optim.Optimizer:
         return AdamW8bit([group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps)
     fused = all(weights.device.type != "meta" for group in groups for weights in group["params"])  # refused there
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
+
+
+def moments(weights: Iterable[torch.Tensor], *, bits: int) -> list[torch.Tensor]:
+    """What such an optimiser holds of these weights after a step, in size and kind; empty, and without counters."""
+    weights, made = list(weights), []
+    small = [one for one in weights if bits == 32 or one.numel() < FEWEST_IN_8_BITS]
+    for one in small:
+        made += [torch.empty_like(one), torch.empty_like(one)]
+    for one in weights:
+        if bits == 8 and one.numel() >= FEWEST_IN_8_BITS:
+            made += [torch.empty_like(one, dtype=torch.uint8), torch.empty_like(one, dtype=torch.uint8)]
+            made += [one.new_empty(-(-one.numel() // BLOCK)) for _ in range(2)]
+    if len(small) < len(weights):
+        made += [weights[0].new_empty(256), weights[0].new_empty(256)]  # tables of levels, signed and not
+    return made

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunetrial.core.errors import ModelError
+from tunetrial.engine import meter
 from tunetrial.methods.storage import NF4_BLOCK, NF4_INNER_BLOCK, Storage
 
 
@@ -30,6 +31,8 @@ class Nf4(nn.Module):
 
     def matrix(self) -> torch.Tensor:
         """The weight as stored, (outputs, inputs), in the dtype that it had."""
+        if self.packed.is_meta:
+            return self._empty_matrix().to(self.dtype)
         functional = _bitsandbytes()
         levels, inner_levels = _levels(self.packed.device)
         inner = functional.QuantState(
@@ -47,6 +50,12 @@ class Nf4(nn.Module):
         )
         return functional.dequantize_4bit(self.packed, state).to(self.dtype)
 
+    def _empty_matrix(self) -> torch.Tensor:
+        """Without storage, by the two kernels of bitsandbytes: scales first, then weights."""
+        absmax = meter.kernel(_empty_scales, (self.absmax, self.scales))
+        absmax += self.offset
+        return meter.kernel(_empty_weights, (self.packed, absmax, tuple(self.shape), self.narrow))
+
 
 def _quantised(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     packed, state = _bitsandbytes().quantize_4bit(
@@ -57,7 +66,7 @@ def _quantised(weight: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def _empty(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """What `_quantised` gives, in shape and dtype. (Asked about a tensor of the meta device, bitsandbytes keeps a table
-    there, and quantises nothing else in that process.)"""
+    there, and quantises nothing else in that process; and it takes seconds to import.)"""
     blocks = math.ceil(weight.numel() / NF4_BLOCK)
     return {
         "packed": weight.new_empty((math.ceil(weight.numel() / 2), 1), dtype=torch.uint8),
@@ -65,6 +74,16 @@ def _empty(weight: torch.Tensor) -> dict[str, torch.Tensor]:
         "offset": weight.new_empty((), dtype=torch.float32),
         "scales": weight.new_empty(math.ceil(blocks / NF4_INNER_BLOCK), dtype=torch.float32),
     }
+
+
+def _empty_scales(absmax: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return absmax.new_empty(absmax.shape, dtype=scales.dtype)
+
+
+def _empty_weights(
+    packed: torch.Tensor, absmax: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    return packed.new_empty(shape, dtype=dtype)
 
 
 class Int8(nn.Module):

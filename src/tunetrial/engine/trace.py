@@ -23,13 +23,13 @@ from transformers import AutoConfig
 from tunetrial import methods
 from tunetrial.core.errors import ModelError, SpecError
 from tunetrial.core.study import Arm, Controls, Kind
-from tunetrial.core.work import Counted, Traced
-from tunetrial.engine import adapters
+from tunetrial.core.work import Counted, Phase, Traced
 from tunetrial.engine.attention import lay_out
 from tunetrial.engine.batches import order
 from tunetrial.engine.depth import FEW, Reached, deeper
 from tunetrial.engine.loop import Loop, forward_and_backward
 from tunetrial.engine.meter import Meter, cuda_block, matmul_workspace
+from tunetrial.engine.optimisers import moments
 from tunetrial.engine.place import Place, assumed
 from tunetrial.engine.readout import EVALUATION_BATCH, EVALUATION_TOKENS, HeadReader, batches_of
 from tunetrial.engine.torch_engine import TorchPack
@@ -101,6 +101,27 @@ def trace(
     return Traced(phases=phases, tokens=members * sum(lengths), evaluated=None if batch is None else len(batch))
 
 
+def elsewhere(traced: Traced, was: tuple[int, int], now: tuple[int, int]) -> Traced:
+    """A count for a CUDA device, on another of as many processors that attends alike: cuBLAS's workspaces differ, which
+    are there from the first product on."""
+    more = _workspaces(now) - _workspaces(was)
+
+    def moved(phase: Phase) -> Phase:
+        parts = phase.parts and phase.parts | {"workspace": phase.parts.get("workspace", 0) + more}
+        passing = None if phase.passing_bytes is None else phase.passing_bytes + more
+        return phase.model_copy(
+            update={"peak_bytes": phase.peak_bytes + more, "parts": parts, "passing_bytes": passing}
+        )
+
+    phases = {name: phase if name == "load" else moved(phase) for name, phase in traced.phases.items()}
+    return traced.model_copy(update={"phases": phases})
+
+
+def _workspaces(capability: tuple[int, int]) -> int:
+    """Of the thread that goes forward on two streams, and of the one that goes backward on one."""
+    return 3 * matmul_workspace(capability)
+
+
 def _batch(place: Place, longest: int, members: int) -> list[list[int]]:
     """Rows of so many tokens that are evaluated together."""
     rows = [[0] * longest] * (EVALUATION_TOKENS // longest + EVALUATION_BATCH)
@@ -111,8 +132,6 @@ def _batch(place: Place, longest: int, members: int) -> list[list[int]]:
 def _phases(asked: Asked, place: Place, batch: list[list[int]] | None) -> dict[str, Reached]:
     """All phases, through all layers: counted where they are few or differ, else drawn on. Without a batch to evaluate
     training alone."""
-    with assumed(place):  # tables of levels are made once a process, and are of no trial
-        adapters.quantise(_linear(), methods.find(asked.trial.arm).storage, ("0",), device=META)
     layers = shape_of(asked.config).layers
     if layers <= FEW + 1 or _uneven(asked.config, max(asked.rows.lengths)):
         return _count(asked, place, layers, batch)
@@ -128,8 +147,13 @@ def _count(asked: Asked, place: Place, layers: int, batch: list[list[int]] | Non
         pack.loop.recomputes = asked.recomputes
         _name_parts(pack, meter)
         found = {"load": meter.reached()}
-        if cuda:  # of the thread that goes forward on two streams, and of the one that goes backward on one
-            meter.hold(3 * matmul_workspace(place.capability), "workspace")
+        if cuda:
+            meter.hold(_workspaces(place.capability), "workspace")
+        if pack.loop.warm_start is not None:
+            pack.loop.merge()
+            _name_parts(pack, meter)
+        kept = _moments(pack.loop)
+        meter.give(kept, "moments", block=int)
         step, prepare = _step(pack, meter, asked.step)
         found |= {"prepare": prepare} if cuda else {}
         found["step"] = step
@@ -138,10 +162,6 @@ def _count(asked: Asked, place: Place, layers: int, batch: list[list[int]] | Non
             meter.reset()  # a checkpoint is read into what is there, and its moments are those that are
             found["resume"] = meter.reached()
     return found
-
-
-def _linear() -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(64, 64, device=META)))
 
 
 def _uneven(config: Mapping[str, object], longest: int) -> bool:
@@ -164,19 +184,16 @@ def _name_parts(pack: TorchPack, meter: Meter) -> None:
         parameter.register_post_accumulate_grad_hook(lambda weights: meter.give([weights.grad], "gradients"))
 
 
+def _moments(loop: Loop) -> list[torch.Tensor]:
+    """Those of all members."""
+    pieces = (piece for member in range(len(loop.courses)) for piece in loop.pieces(member))
+    return moments((weights for weights, _, _ in pieces), bits=loop.optimizer_bits)
+
+
 def _step(pack: TorchPack, meter: Meter, rows: list[list[int]]) -> tuple[Reached, Reached]:
     """A step, and what differs in the first one: kernels are compiled by examples, and there are no moments until the
     optimiser makes them, when all else is gone."""
     loop = pack.loop
-    if loop.warm_start is not None:
-        loop.merge()
-        _name_parts(pack, meter)
-    members = range(len(loop.courses))
-    with meter.silent():
-        for member in members:
-            loop.move(member, 0.0, 0.0)
-    states = (state for optimiser in loop.optimisers for state in optimiser.state.values())
-    meter.give((t for state in states for t in state.values() if isinstance(t, torch.Tensor)), "moments", block=int)
     meter.reset()
     with meter.making("activations"):
         _passes(loop, meter, rows)

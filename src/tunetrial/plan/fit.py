@@ -129,14 +129,14 @@ def fit(
     found = {"arm": arm.name, "device": device, "room_bytes": room_bytes, "need": whole}
     if whole.bytes.high <= room_bytes:
         return Fit(verdict="fits", **found)
-    smaller = _smaller(arm, room_bytes, batch, needs, whole) if _held(whole) <= room_bytes else None
+    smaller = _smaller(arm, room_bytes, batch, needs, whole) if _least(whole, kind) <= room_bytes else None
     own = () if smaller is None else (_by_itself(smaller, whole, batch),)
     if whole.bytes.low <= room_bytes:
         return Fit(verdict="tight", changes=own, **found)
     others: tuple[Change, ...] = ()
     if smaller is None:
-        others += tuple(_other_settings(arm, room_bytes, batch, needs, whole))
-        if _held(whole) <= room_bytes:
+        others += tuple(_other_settings(arm, room_bytes, batch, kind, needs, whole))
+        if _least(whole, kind) <= room_bytes:
             others += tuple(_shorter(arm, room_bytes, longest, needs, whole))
         if share is not None:
             others += tuple(_more_devices(arm, room_bytes, batch, kind, count, share, whole))
@@ -173,12 +173,12 @@ def _by_itself(need: Need, whole: Need, batch: int) -> Change:
 
 
 def _other_settings(
-    arm: Arm, room_bytes: int, batch: int, needs: Callable[[Arm, Ask], Need], whole: Need
+    arm: Arm, room_bytes: int, batch: int, kind: str, needs: Callable[[Arm, Ask], Need], whole: Need
 ) -> Iterator[Change]:
     """Changes of the arm itself, those that fit."""
     settings = arm.settings
     asked: list[tuple[str, Arm, str]] = []
-    if settings.get("optimizer_bits") == 32:
+    if settings.get("optimizer_bits") == 32 and _least(whole, kind, but="moments") <= room_bytes:
         fair = "fair if every arm takes it: optimizer_bits: 8"
         asked.append(("moments in 8 bits", _with(arm, optimizer_bits=8), fair))
     if arm.method == "lora" and settings.get("base") == "plain":
@@ -192,7 +192,7 @@ def _other_settings(
     for what, other, fair in asked:
         need = needs(other, Ask(micro_batch=batch))
         if need.bytes.high > room_bytes:
-            smaller = _smaller(other, room_bytes, batch, needs, need) if _held(need) <= room_bytes else None
+            smaller = _smaller(other, room_bytes, batch, needs, need) if _least(need, kind) <= room_bytes else None
             if smaller is None:
                 continue
             need, what = smaller, f"{what}, {_by_itself(smaller, need, batch).what}"
@@ -202,6 +202,11 @@ def _other_settings(
 def _held(need: Need) -> int:
     """Bytes that stay whatever the rows: weights, their gradients and moments."""
     return sum(need.parts.get(part, 0) for part in STATES)
+
+
+def _least(need: Need, kind: str, *, but: Part | None = None) -> float:
+    """What a device must have free for these alone, or for all but one of them: with fewer rows no less is needed."""
+    return (_held(need) - need.parts.get(but, 0)) * RESERVE.high + CONTEXT_BYTES[kind].high
 
 
 def _shorter(
@@ -233,7 +238,7 @@ def sharded_fit(
     found = {"arm": arm.name, "device": device, "devices": devices, "room_bytes": room_bytes, "need": whole}
     if whole.bytes.high <= room_bytes:
         return Fit(verdict="would fit sharded", **found)
-    if _held(whole) <= room_bytes:
+    if _least(whole, kind) <= room_bytes:
         smaller = _smaller(arm, room_bytes, own, needs, whole)
         if smaller is not None:
             change = _by_itself(smaller, whole, own).model_copy(

@@ -247,10 +247,11 @@ def _counter(
     kept: dict[tuple, Traced],
 ) -> Callable[..., Traced]:
     """Counts arms on a device, each asked so once; `kept` is shared by devices that compute alike."""
-    from tunetrial.engine.trace import trace
+    from tunetrial.engine.trace import elsewhere, trace
 
-    where = {"device": "cuda", "capability": capability(place)} if place.kind == "cuda" else {"device": "cpu"}
-    precision = precision_of(place)
+    precision, cuda, own = precision_of(place), place.kind == "cuda", capability(place)
+    like = AS_THEY_LIE if own >= AS_THEY_LIE else own
+    where = {"device": "cuda", "capability": like} if cuda else {"device": "cpu"}
 
     def count(arm: Arm, ask: Ask, *, least: bool = False, alone: bool = True) -> Traced:
         key = arm.model_dump_json(exclude={"name"}), ask, least, alone, precision, *where.values()
@@ -277,7 +278,7 @@ def _counter(
                 outputs=1 if decoder else LABELS,
                 **where,
             )
-        return kept[key]
+        return elsewhere(kept[key], like, own) if cuda else kept[key]
 
     return count
 
