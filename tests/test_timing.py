@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from test_forecast import TINY
 from test_plan import SHAPE, a_lock
 from tunetrial import plan
+from tunetrial.cli import app
 from tunetrial.core.evidence import Evidence, Measurement, TrialRecord
 from tunetrial.core.speed import Curve, Observed, Range, Speed
 from tunetrial.core.study import Budget, Hardware
@@ -187,6 +190,30 @@ def test_a_machine_that_was_not_measured_goes_by_data_sheets(tmp_path, monkeypat
     assert calibration.gauge(tmp_path, Hardware(), "cuda").said.startswith(
         "NVIDIA L4 by its data sheet; `tunetrial cal"
     )
+
+
+def test_a_model_is_planned_here_once_the_machine_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNETRIAL_HOME", str(tmp_path))
+    asked = ["plan", "--model", TINY, "--method", "lora", "--gpu", "here", "--step", "2x16", "--json"]
+    never = CliRunner().invoke(app, asked)
+    assert never.exit_code == 1 and never.stderr.count("\n") == 1 and "run `tunetrial calibrate` once" in never.stderr
+    kinds = dict.fromkeys(("product", "attention", "elementwise", "copy", "optimiser"), RATE)
+    rates = {"products": {"float32": {"operations_per_s": 1e9, "halves": (1, 1, 1)}}, "bytes_per_s": kinds}
+    rates |= {"attention_operations_per_s": {"attention": 1e9}, "error": {}}
+    speed = Speed.model_validate(SPEED.model_dump() | rates)
+    Speeds(tmp_path).keep(calibration._machine("cpu"), speed)
+    (cell,) = json.loads(CliRunner().invoke(app, asked).stdout)["cells"]
+    assert cell["fit"]["verdict"] == "fits" and cell["precision"] == "fp32" and cell["step_s"]["likely"] > 1
+    words = calibration.words(
+        speed.model_copy(update={"error": SPEED.error | {"product": SPEED.error["copy"]}}), tmp_path
+    )
+    assert "0.001 in float32" in words and "a factor of 1.2" in words and words.endswith(".json")
+
+
+def test_calibrating_a_gpu_that_is_not_here_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("tunetrial.trial.calibration.driver_name", lambda: None)
+    ran = CliRunner().invoke(app, ["calibrate", "--device", "cuda"])
+    assert ran.exit_code == 1 and "there is no GPU here, got cuda; calibrate cpu" in ran.stderr
 
 
 def test_a_plan_of_before_is_still_read():

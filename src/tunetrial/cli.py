@@ -62,7 +62,7 @@ def plan(
     study: Annotated[Path | None, typer.Argument(help="Study file (YAML).", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="No study: org/name, folder or sizes.", show_default=False)] = None,
     method: Annotated[str, typer.Option(help="With --model.")] = "full,lora:16,qlora:16",
-    gpu: Annotated[str, typer.Option(help="With --model; colab and kaggle as well.")] = "t4,l4,a100-80",
+    gpu: Annotated[str, typer.Option(help="With --model; also colab, kaggle, here.")] = "t4,l4,a100-80",
     step: Annotated[str, typer.Option(help="With --model: rows × tokens of a step.")] = "16x512",
     rows: Annotated[int | None, typer.Option(help="Rows of a run, all epochs.", show_default=False)] = None,
     test: Annotated[str | None, typer.Option(help="Test rows:margin, as 277:0.01.", show_default=False)] = None,
@@ -89,6 +89,23 @@ def plan(
         print(made.model_dump_json(indent=1) if json else made)
         if made.refused:
             raise typer.Exit(DOES_NOT_FIT)
+
+
+@app.command()
+def calibrate(
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Measure how fast this machine is, in half a minute, for plans."""
+    with _exit_status():
+        from tunetrial.store import home
+        from tunetrial.trial import calibration
+        from tunetrial.trial.machine import driver_name
+
+        kind = device if device != "auto" else "cpu" if driver_name() is None else "cuda"
+        print("measuring; leave the machine to it", file=sys.stderr)
+        speed = calibration.calibrate(home(), kind)
+        print(speed.model_dump_json(indent=1) if json else calibration.words(speed, home()))
 
 
 @app.command()

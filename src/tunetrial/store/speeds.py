@@ -39,7 +39,7 @@ class Speeds:
         Raises:
             IntegrityError: The file is not a speed.
         """
-        path = self._path(machine)
+        path = self.path(machine)
         if not path.exists():
             return None
         try:
@@ -54,7 +54,7 @@ class Speeds:
         Raises:
             StoreError: The disk is full or the folder cannot be written.
         """
-        path = self._path(machine)
+        path = self.path(machine)
         with files.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, (canonical(speed.model_dump(mode="json")) + "\n").encode())
@@ -69,7 +69,7 @@ class Speeds:
         known = {(one.trial, one.speed_digest) for one in self.observed(machine)}
         if (observed.trial, observed.speed_digest) in known:
             return
-        path = self._path(machine).with_suffix(".jsonl")
+        path = self.path(machine).with_suffix(".jsonl")
         with files.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         lines.append(path, observed.model_dump(mode="json"), durable=False)
@@ -80,7 +80,7 @@ class Speeds:
         Raises:
             IntegrityError: A line is not an observation.
         """
-        path, found = self._path(machine).with_suffix(".jsonl"), []
+        path, found = self.path(machine).with_suffix(".jsonl"), []
         for number, line in enumerate(lines.read(path), start=1):
             try:
                 found.append(Observed.model_validate(line))
@@ -88,7 +88,8 @@ class Speeds:
                 raise IntegrityError(f"{path}:{number}: not an observation; delete the file") from None
         return tuple(found)
 
-    def _path(self, machine: Machine) -> Path:
+    def path(self, machine: Machine) -> Path:
+        """Where the speed of a machine is kept."""
         return self.home / "speeds" / f"{digest(vars(machine))[:16]}.json"
 
 

@@ -3,14 +3,18 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tunetrial.core.errors import ConfigError
 from tunetrial.core.evidence import TrialRecord
 from tunetrial.core.speed import Observed, Speed
 from tunetrial.core.study import Hardware, whole
 from tunetrial.plan import Gauge, Known, catalogue
+from tunetrial.plan.catalogue import Device
 from tunetrial.plan.speed import assumed, fitted, observe, replays
 from tunetrial.plan.timing import step_seconds
 from tunetrial.store.speeds import Machine, Speeds, processor, this_machine
-from tunetrial.trial.machine import driver_name
+from tunetrial.trial.machine import driver_name, free_host_bytes
+
+BUSY = 0.5
 
 
 def known(home: Path, device: str) -> tuple[Speed, tuple[Observed, ...]] | None:
@@ -55,13 +59,49 @@ def gauge(home: Path, hardware: Hardware, device: str) -> Gauge | None:
     return None
 
 
+def here(home: Path) -> tuple[Device, Gauge]:
+    """This machine as a device, its GPU if it has one, with the speed that was measured of it and memory as it is free
+    now.
+
+    Raises:
+        ConfigError: It was never measured, or has a GPU that the catalogue does not have.
+        IntegrityError: What is kept of it is damaged.
+    """
+    driver = driver_name()
+    kind = "cpu" if driver is None else "cuda"
+    if (found := known(home, kind)) is None:
+        what = "this processor" if driver is None else driver
+        raise ConfigError(f"gpu: here was not measured yet, got {what}; run `tunetrial calibrate` once")
+    if driver is not None:
+        return catalogue.device(driver), gauge(home, Hardware(), kind)
+    speed, free = found[0], int(free_host_bytes())
+    rates = {"bf16": "bfloat16", "fp32": "float32"}
+    made = Device(
+        name="here",
+        title=speed.device,
+        kind="cpu",
+        memory_bytes=free,
+        usable_bytes=free,
+        bandwidth_bytes_per_s=speed.bytes_per_s["copy"].points[-1][1],
+        operations_per_s={n: speed.products[of].operations_per_s for n, of in rates.items() if of in speed.products},
+        link_bytes_per_s=None,
+        compute_capability=None,
+        power_w=None,
+        sources={},
+    )
+    return made, gauge(home, Hardware(), kind)
+
+
 def calibrate(home: Path, device: str, *, seconds: float = 10.0) -> Speed:
     """Measure this machine's device in about so many seconds, half of them kernels and half real steps, which take as
     long as they take; keep what was found. Libraries take seconds more to load.
 
     Raises:
+        ConfigError: There is no such device.
         StoreError: It cannot be kept.
     """
+    if device == "cuda" and driver_name() is None:
+        raise ConfigError("--device: there is no GPU here, got cuda; calibrate cpu, or install NVIDIA's driver")
     from tunetrial.engine import calibration, rehearsal
 
     speed = fitted(calibration.calibrate(device, seconds=seconds / 2), list(rehearsal.rehearse(device)))
@@ -103,3 +143,22 @@ def predicted(records: Iterable[TrialRecord], known: Known) -> Iterator[tuple[Tr
 def _machine(device: str) -> Machine:
     cpu = device == "cpu"
     return this_machine(processor() if cpu else driver_name() or device, threads=1 if cpu else None)
+
+
+def words(speed: Speed, home: Path) -> str:
+    """What was found, and where it is kept, in a few lines."""
+    tera = ", ".join(f"{of.operations_per_s / 1e12:.3g} in {name}" for name, of in speed.products.items())
+    moved = speed.bytes_per_s["copy"].points[-1][1] / 1e9
+    error = speed.error["product"]
+    launch = speed.recorded_launch_s or speed.launch_s
+    lines = [
+        f"{speed.device}: {'one thread' if speed.threads == 1 else 'the whole GPU'}, measured {speed.date}",
+        f"matrix products: up to {tera} (10^12 operations a second)",
+        f"copies: {moved:.3g} GB a second; a kernel takes {1e6 * launch:.3g} µs besides",
+        f"real steps took {speed.in_pass:.2g} × what their kernels take by themselves; times are good to a factor of "
+        f"{error.high:.2g}",
+    ]
+    if speed.load is not None and speed.load > BUSY:
+        busy = f"{speed.load:.2g} processes a core wanted to compute"
+        lines.append(f"it was busy: {busy}; calibrate again when it is idle")
+    return "\n".join([*lines, f"kept: {Speeds(home).path(_machine(speed.kind))}"])

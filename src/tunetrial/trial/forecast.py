@@ -18,12 +18,16 @@ from tunetrial.plan.fit import Ask, Fit, Share, fit, sharded_fit
 from tunetrial.plan.forecast import Cell, Forecast
 from tunetrial.plan.noise import prior_of
 from tunetrial.plan.power import Power, power_of
-from tunetrial.plan.speed import assumed, seconds
+from tunetrial.plan.speed import assumed, replays
+from tunetrial.plan.timing import Gauge
+from tunetrial.store import home
+from tunetrial.trial import calibration
 from tunetrial.trial.lengths import Steps, steps_of, whole
 
 SEEDS, LABELS = 5, 2
+HERE = "here"
+AS_THEY_LIE = (8, 0)  # from this compute capability on rows are not padded
 SHARDED = "states sharded over {} GPUs, needs are of each; for information, since tunetrial trains on one GPU"
-AS_THEY_LIE = (8, 0)  # from this compute capability on rows are not padded, and passes are recorded
 
 
 def forecast(
@@ -44,7 +48,8 @@ def forecast(
     its rows.
 
     Args:
-        model, devices: As `models.described` and `catalogue.several` read them.
+        model, devices: As `models.described` and `catalogue.several` read them; "here" is this machine, once it was
+            measured.
         asked: Methods; those of the LoRA family on all linear layers, with rank 16 or as in "lora:8".
         step: Rows of an optimiser step × tokens of a row, or × a file of the tokens of each row (`lengths.steps_of`).
         rows: How many rows are trained on, all epochs together, for the time of a run.
@@ -75,21 +80,30 @@ def forecast(
         return Forecast(parameters=None, bound=bound, remarks=tuple(remarks), **told)
     if steps.cut:
         remarks.append(f"rows cut at the model's context of {found.shape.context} tokens")
-    arms, places = [_arm(name) for name in asked], {name: catalogue.several(name) for name in devices}
-    rooms = {name: place.usable_bytes or place.memory_bytes for name, (_, place) in places.items()}
+    arms, places = [_arm(name) for name in asked], {name: _place(name) for name in devices}
+    rooms = {name: place.usable_bytes or place.memory_bytes for name, (_, place, _) in places.items()}
+    remarks += [f"{HERE}: {gauge.said}" for name, (_, _, gauge) in places.items() if name == HERE]
     remarks += [f"{name}: its memory is the host's, not known here" for name, room in rooms.items() if room is None]
     asked_of = {"steps": steps, "rows": rows, "usd_per_hour": usd_per_hour, "phases": phases}
     cells = _cells(found, arms, places, rooms, **asked_of)
-    sessions = {name: _limit(place) for name, (_, place) in places.items() if place.tier}
-    remarks += [f"{name}: {SHARDED.format(number)}" for name, (number, _) in places.items() if number > 1]
+    sessions = {name: _limit(place) for name, (_, place, _) in places.items() if place.tier}
+    remarks += [f"{name}: {SHARDED.format(number)}" for name, (number, *_) in places.items() if number > 1]
     counted = {"parameters": found.shape.parameters, "cells": tuple(cells), "sessions": sessions}
     return Forecast(remarks=tuple(remarks), **counted, **told)
+
+
+def _place(name: str) -> tuple[int, Device, Gauge]:
+    """How many of which device, and how fast it is."""
+    if name == HERE:
+        return 1, *calibration.here(home())
+    number, place = catalogue.several(name)
+    return number, place, Gauge((assumed(place),), "by its data sheet", recorded=replays(place))
 
 
 def _cells(
     found: Described,
     arms: Sequence[Arm],
-    places: Mapping[str, tuple[int, Device]],
+    places: Mapping[str, tuple[int, Device, Gauge]],
     rooms: Mapping[str, int | None],
     *,
     steps: Steps,
@@ -100,7 +114,7 @@ def _cells(
     """Every arm on every device whose memory is known; what computes alike is counted once."""
     kept: dict[tuple, Traced] = {}
     share, told = _share(found.shape), {"rows": rows, "usd_per_hour": usd_per_hour, "phases": phases}
-    for name, (number, place) in places.items():
+    for name, (number, place, gauge) in places.items():
         count = _counter(found.config, place, steps, decoder=found.shape.decoder, kept=kept)
         step_of = {"kind": place.kind, "batch": steps.batch, "count": count, "share": share}
         for arm in arms if rooms[name] is not None else ():
@@ -108,7 +122,7 @@ def _cells(
                 fitted = sharded_fit(arm, name, number, rooms[name], **step_of)
             else:
                 fitted = fit(arm, name, rooms[name], longest=steps.longest, **step_of)
-            yield _cell(fitted, arm, place, count, steps, shape=found.shape, **told)
+            yield _cell(fitted, arm, place, gauge, count, steps, shape=found.shape, **told)
 
 
 def _share(shape: ModelShape) -> Share:
@@ -124,6 +138,7 @@ def _cell(
     fitted: Fit,
     arm: Arm,
     place: Device,
+    gauge: Gauge,
     count: Callable[..., Traced],
     steps: Steps,
     *,
@@ -141,7 +156,7 @@ def _cell(
     if phases and fitted.devices == 1:
         told["phases"] = _phases(count(arm, ask, alone=False), arm, shape, steps, precision_of(place))
     try:
-        step_s = _step_seconds(arm, ask, place, count, steps)
+        step_s = _step_seconds(arm, ask, precision_of(place), gauge, count, steps)
         if fitted.devices > 1:
             own = fitted.need.ask.micro_batch
             how = {"passes": -(-own // ask.micro_batch)}
@@ -156,10 +171,12 @@ def _cell(
     return Cell(step_s=step_s, run_s=run_s, usd=usd, price=None if usd is None else f"{place.name}: {price}", **told)
 
 
-def _step_seconds(arm: Arm, ask: Ask, place: Device, count: Callable[..., Traced], steps: Steps) -> Range:
+def _step_seconds(
+    arm: Arm, ask: Ask, precision: Precision, gauge: Gauge, count: Callable[..., Traced], steps: Steps
+) -> Range:
     """Of a mean step, whose time is taken to be linear in its tokens between the fullest step and the least."""
-    speed, recorded = assumed(place), capability(place) >= AS_THEY_LIE
-    taken = lambda traced: seconds(traced.phases["step"].work, speed, recorded=recorded)  # noqa: E731
+    how = {"precision": precision, "method": arm.method}
+    taken = lambda traced: gauge.seconds(traced.phases["step"].work, **how)  # noqa: E731
     full = taken(count(arm, ask))
     if steps.mean_share == 1:
         return full
