@@ -316,6 +316,23 @@ OF_OTHER_FAMILIES = {
         | {"vocab_size": 50272, "max_position_embeddings": 2048},
         1_315_758_080,
     ),
+    "albert": (
+        {"hidden_size": 768, "embedding_size": 128, "num_hidden_layers": 12, "num_attention_heads": 12}
+        | {"intermediate_size": 3072, "vocab_size": 30000, "max_position_embeddings": 512}
+        | {"num_hidden_groups": 1, "inner_group_num": 1, "type_vocab_size": 2},
+        11_683_584,
+    ),
+    "deberta-v2": (
+        {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+        | {"vocab_size": 128100, "max_position_embeddings": 512, "type_vocab_size": 0, "position_buckets": 256}
+        | {"relative_attention": True, "share_att_key": True, "position_biased_input": False},
+        183_831_552,
+    ),
+    "modernbert": (
+        {"hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12, "intermediate_size": 1152}
+        | {"vocab_size": 50368, "max_position_embeddings": 8192},
+        149_014_272,
+    ),
 }
 
 

@@ -134,6 +134,22 @@ def test_gradients_that_meet_are_added_in_place_where_autograd_does_so():
             assert meter.peak - held == pytest.approx(matrices * size, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"attention_dropout": "x"}, "attention_dropout"),
+        ({"head_dim": 15}, "rotary dimension"),
+        ({"layer_types": ["full_attention"]}, "layer_types"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
+        ({"id2label": 5}, "items"),
+    ],
+)
+def test_settings_that_transformers_refuses_are_one_line(change, said):
+    with pytest.raises(ModelError, match="config.json: transformers refuses its settings, got .*; mend it") as raised:
+        trace(LLAMA | {"model_type": "qwen3"} | change, arm("lora"), controls(), lengths=[8])
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
 def test_states_are_counted_as_by_hand():
     weights = 32000 * 512 + 8 * (512 * (512 + 256 + 256 + 512) + 3 * 512 * 1024 + 2 * 512) + 512
     step = trace(LLAMA, arm("full"), controls(), lengths=[64] * 4).phases["step"]

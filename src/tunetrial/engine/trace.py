@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import AutoConfig
 
 from tunetrial import methods
 from tunetrial.core.errors import ModelError, SpecError
@@ -33,7 +32,7 @@ from tunetrial.engine.optimisers import moments
 from tunetrial.engine.place import Place, assumed
 from tunetrial.engine.readout import EVALUATION_BATCH, EVALUATION_TOKENS, HeadReader, batches_of
 from tunetrial.engine.torch_engine import TorchPack
-from tunetrial.engine.unread import Asked, Rows, Session
+from tunetrial.engine.unread import Asked, Rows, Session, configured
 from tunetrial.models.sizes import shape_of
 
 META = torch.device("meta")
@@ -167,7 +166,7 @@ def _count(asked: Asked, place: Place, layers: int, batch: list[list[int]] | Non
 def _uneven(config: Mapping[str, object], longest: int) -> bool:
     """Whether layers differ in what they compute: some have a window that rows are longer than."""
     kinds = config.get("layer_types") or ()
-    own = AutoConfig.for_model(**config) if not kinds else None
+    own = configured(config) if not kinds else None
     kinds = kinds or getattr(own, "layer_types", None) or ()
     return len(set(kinds)) > 1 and longest > (config.get("sliding_window") or getattr(own, "sliding_window", None) or 0)
 

@@ -12,9 +12,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from tunetrial import methods
+from tunetrial.core.errors import ModelError
 from tunetrial.core.evidence import Example, TaskData
 from tunetrial.core.study import Arm, Controls, Kind, Trial
 from tunetrial.engine import adapters, attention, place
@@ -22,6 +24,20 @@ from tunetrial.engine.meter import Meter
 from tunetrial.engine.texts import Row
 from tunetrial.engine.torch_engine import DTYPES, TorchPack, TorchSession
 from tunetrial.models.sizes import shape_of
+
+
+def configured(config: Mapping[str, object]) -> PreTrainedConfig:
+    """What transformers makes of a `config.json`, dtypes apart.
+
+    Raises:
+        ModelError: It refuses the settings.
+    """
+    kept = {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")}
+    try:
+        return AutoConfig.for_model(kept.pop("model_type"), **kept)
+    except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
+        got = " ".join(str(error).split())[:200]
+        raise ModelError(f"config.json: transformers refuses its settings, got {got}; mend it") from error
 
 
 class Rows:
@@ -128,8 +144,7 @@ class Session:
         self.meter.give((*model.parameters(), *model.buffers()), "base")
 
     def _base(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-        kept = {name: value for name, value in self.asked.config.items() if name not in ("dtype", "torch_dtype")}
-        config = AutoConfig.for_model(kept.pop("model_type"), **kept)
+        config = configured(self.asked.config)
         config.num_hidden_layers = self.layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[: self.layers]

@@ -30,6 +30,8 @@ SHARED_WIDTH = "shared_expert_intermediate_size"
 OF_MIXERS = ("mamba", "ssm", "linear_", "conv_", "lru_", "rwkv", "recurrent")
 # A Mamba block that doubles the hidden size has six squares of it, and its state's (Gu and Dao, arXiv:2312.00752).
 MIXER_SQUARES = 8
+# Layers that share weights, as ALBERT's do: groups of layers, and layers within one that are their own.
+OF_SHARED_LAYERS = ("num_hidden_groups", "inner_group_num")
 OF_LAYERED_EMBEDDINGS = "hidden_size_per_layer_input"
 
 
@@ -51,9 +53,10 @@ def bound(config: Mapping[str, Any], where: object = "config.json") -> Bound:
     without norms and biases; `high` all of the one whose blocks have the most, with a bias on each projection and a
     layer before the head. What the configuration does not say is taken at its least for `low` and at its most for
     `high`: heads of keys and values (one, or as many as of queries), the width of the MLP (two or four hidden sizes), a
-    head of its own. Experts count as one MLP, for `low` as wide as one of them, for `high` as all with one that is
-    shared, a router and their biases. Where keys tell of layers with a state or a convolution instead of attention
-    (Mamba, linear attention), blocks count for `low` without attention, for `high` with it and `MIXER_SQUARES` besides.
+    head of its own. Layers that share weights count once for `low`. Experts count as one MLP, for `low` as wide as one
+    of them, for `high` as all with one that is shared, a router and their biases. Where keys tell of layers with a
+    state or a convolution instead of attention (Mamba, linear attention), blocks count for `low` without attention, for
+    `high` with it and `MIXER_SQUARES` besides.
 
     Raises:
         ModelError: It lacks a size that every family has or has one that no model has, is already quantised, is of an
@@ -99,6 +102,8 @@ def _counts(
     config: Mapping[str, Any], known: Mapping[str, int], where: object, *, fat: bool, experts: int
 ) -> Iterator[tuple[int, str]]:
     """The weights that these sizes imply in every known family that can have them."""
+    if not fat:
+        known = dict(known) | {"num_hidden_layers": min(known["num_hidden_layers"], _own_layers(config, known, where))}
     layers, hidden = known["num_hidden_layers"], known["hidden_size"]
     width = _width(config, known, where, fat=fat, experts=experts)
     routers = layers * experts * (2 * hidden + width) if fat and experts else 0
@@ -130,6 +135,12 @@ def _shape(
     switches |= {"type_vocab_size": 2 if fat else 1}
     renamed = {family.keys.get(key, key): value for key, value in (sizes | {"intermediate_size": width}).items()}
     return shape_as(renamed | switches, family, where)
+
+
+def _own_layers(config: Mapping[str, Any], known: Mapping[str, int], where: object) -> int:
+    """Layers that have weights of their own."""
+    groups, within = (_first(config, (key,), "num_hidden_layers", where) for key in OF_SHARED_LAYERS)
+    return known["num_hidden_layers"] if groups is None else groups * (within or 1)
 
 
 def _has_mixers(config: Mapping[str, Any]) -> bool:
