@@ -100,6 +100,21 @@ def test_links_are_those_of_their_standards():
         assert (each.link_bytes_per_s is not None) == (each.kind == "cuda")
 
 
+def test_rates_of_tensor_cores_by_an_independent_count():
+    """Multiprocessors, 4 tensor cores each, multiply-adds of two operations a clock, GHz."""
+    for name, dtype, cores, each, clock in (
+        ("rtx-3060", "fp16", 28, 64, 1.777),
+        ("rtx-3060", "int8", 28, 256, 1.777),
+        ("rtx-3060", "tf32", 28, 32, 1.777),
+        ("rtx-3090", "tf32", 82, 32, 1.695),
+        ("rtx-5090", "tf32", 170, 32, 2.407),
+        ("a6000", "tf32", 84, 64, 1.8),
+        ("rtx-6000-ada", "tf32", 142, 64, 2.505),
+    ):
+        found = catalogue.device(name).operations_per_s[dtype]
+        assert found == pytest.approx(cores * 4 * each * 2 * clock * 1e9, rel=5e-3), (name, dtype)
+
+
 @pytest.mark.parametrize("written", ["4xa100-80", "4 x A100-80", "4×nvidia a100 80gb"])
 def test_several_devices_are_written_with_their_number(written):
     count, found = catalogue.several(written)
