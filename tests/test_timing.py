@@ -10,8 +10,8 @@ from test_plan import SHAPE, a_lock
 from tunetrial import plan
 from tunetrial.cli import app
 from tunetrial.core.evidence import Evidence, Measurement, TrialRecord
-from tunetrial.core.speed import Curve, Observed, Range, Speed
-from tunetrial.core.study import Budget, Hardware
+from tunetrial.core.speed import Curve, Observed, Products, Range, Speed
+from tunetrial.core.study import Arm, Budget, Hardware
 from tunetrial.core.work import Counted, Kernel, Phase, Traced
 from tunetrial.plan.duration import LIBRARIES_S
 from tunetrial.plan.timing import step_seconds
@@ -120,6 +120,29 @@ def test_what_is_not_counted_is_bounded_and_said_so():
     product = Kernel(kind="product", dtype="float8", shape=(1, 1, 1), count=1, operations=2, bytes=3)
     strange = counted(fullest=Traced(phases={"step": Phase(peak_bytes=1, parts={}, work=(product,))}, tokens=900))
     assert plan.timed(a_lock(), SHAPE, known(full=strange))["mail", "full"].rough  # of float8 no speed is known
+
+
+def test_an_untuned_base_is_evaluated_as_arms_on_it_are():
+    lock, shots = a_lock(), {"method": "none", "settings": {"shots": 3}}
+    arms = lock.study.arms
+    more = (*arms, Arm(name="untuned", method="none"), Arm(name="shown", **shots), Arm(name="words", method="tfidf"))
+    lock = lock.model_copy(update={"study": lock.study.model_copy(update={"arms": more})})
+    found = plan.timed(lock, SHAPE, known())
+    untuned = found["mail", "untuned"]
+    assert untuned.step_s is None and untuned.final.train_s.high == 0
+    assert untuned.final.evaluate_s == found["mail", "full"].final.evaluate_s
+    assert found["mail", "shown"].final.evaluate_s.likely == pytest.approx(4 * untuned.final.evaluate_s.likely)
+    assert found["mail", "words"].final.seconds.high == 0
+    made = plan.preview(lock, SHAPE, **vars(known()))
+    assert "untuned" not in made.time.step_s and "bounded by operations" not in str(made)
+
+
+def test_a_gpu_at_hand_bounds_what_was_not_counted():
+    products = {"float16": Products(operations_per_s=1e14, halves=(1, 1, 1))}
+    gpu = SPEED.model_copy(update={"kind": "cuda", "products": products})
+    named = plan.timed(a_lock(), SHAPE, plan.Known())["mail", "full"].tune.evaluate_s
+    found = plan.timed(a_lock(), SHAPE, plan.Known(gauge=plan.Gauge((gpu,), "")))["mail", "full"].tune.evaluate_s
+    assert found.low == pytest.approx(named.low * 6e11 / 1e13) and found.high == pytest.approx(named.high * 2e10 / 5e11)
 
 
 def test_a_price_makes_a_bill_by_arm_and_a_budget_is_held_against_it():

@@ -152,7 +152,9 @@ def rows_of(lock: Lock, task: str) -> Mapping[str, int]:
 
 def _counted(lock: Lock, spec: TaskSpec, arm: Arm, own: Sizes, known: Known) -> Timed | None:
     """From what was counted; None where that, or the device's speed at it, is not known."""
-    counted, gauge = known.traced.get(arm.name, {}).get(spec.name), known.gauge
+    method, gauge = methods.find(arm), known.gauge
+    alike = arm.name if method.tuned else _on_the_same_base(lock, arm, known)
+    counted = known.traced.get(alike, {}).get(spec.name)
     if counted is None or gauge is None:
         return None
     seconds = lambda work: gauge.seconds(work, precision=lock.precision, method=arm.method)  # noqa: E731
@@ -162,22 +164,40 @@ def _counted(lock: Lock, spec: TaskSpec, arm: Arm, own: Sizes, known: Known) -> 
         row_s = _row_seconds(lock, spec, own, counted, known, seconds)
     except EvidenceError:
         return None
-    method, outputs = methods.find(arm), len(lock.data[spec.name].labels) or 1
+    if not method.tuned:  # with examples in the prompt, each about as long as a row
+        row_s *= exactly(1 + arm.settings.get("shots", 0))
+        return _timed(lock, spec, None, None, row_s, prepare_s=PREPARE_S, save_s=exactly(0))
+    outputs = len(lock.data[spec.name].labels) or 1
     written, read = moving(estimate.artifact_bytes(arm, own.shape, outputs=outputs)), PREPARE_S
     if method.trains_base:  # which the next trial reads anew
         read = PREPARE_S + moving(exactly(own.shape.parameters * own.shape.bytes_per_weight))
     return _timed(lock, spec, tune_s, final_s, row_s, prepare_s=read, save_s=written)
 
 
+def _on_the_same_base(lock: Lock, arm: Arm, known: Known) -> str | None:
+    """An arm that was counted and evaluates alike; None for one that computes without the base."""
+    base = lock.study.base_of(arm.name)
+    alike = (name for name in known.traced if lock.study.base_of(name) == base)
+    return next(alike, None) if methods.find(arm).uses_base else None
+
+
 def _timed(
-    lock: Lock, spec: TaskSpec, tune_s: Range, final_s: Range, row_s: Range, *, prepare_s: Range, save_s: Range
+    lock: Lock,
+    spec: TaskSpec,
+    tune_s: Range | None,
+    final_s: Range | None,
+    row_s: Range,
+    *,
+    prepare_s: Range,
+    save_s: Range,
 ) -> Timed:
+    """A search's trial and a final, whose steps take so long; None of what takes none."""
     rows, controls = rows_of(lock, spec.name), lock.controls(spec.name)
-    how = {"steps": controls.epochs * -(-rows["train"] // controls.batch_examples), "batch_s": row_s}
-    how |= {"prepare_s": prepare_s, "checkpoint_every_s": CHECKPOINT_EVERY_S}
+    steps = 0 if tune_s is None else controls.epochs * -(-rows["train"] // controls.batch_examples)
+    how = {"steps": steps, "batch_s": row_s, "prepare_s": prepare_s, "checkpoint_every_s": CHECKPOINT_EVERY_S}
     seen = rows.get("validation", 0)
-    tune = duration(tune_s, save_s=exactly(0), batches=seen, **how)
-    final = duration(final_s, save_s=save_s, batches=seen + rows["test"], **how)
+    tune = duration(tune_s or exactly(0), save_s=exactly(0), batches=seen, **how)
+    final = duration(final_s or exactly(0), save_s=save_s, batches=seen + rows["test"], **how)
     return Timed(step_s=tune_s, tune=tune, final=final, rough=False)
 
 
@@ -230,9 +250,19 @@ def _target_tokens(lock: Lock, spec: TaskSpec, data: Mapping[str, TaskData]) -> 
     return min(spec.max_new_tokens, 1 + round(size_bytes / TOKEN_BYTES))
 
 
+def _reached(lock: Lock, gauge: Gauge | None) -> Range | None:
+    """Operations a second: of a GPU that is at hand and not named, the shares of its rate that are taken of others."""
+    gpu = lock.study.hardware.gpu
+    if gpu is not None or gauge is None or gauge.speeds[0].kind == "cpu":
+        return estimate.operations_per_s(gpu, lock.precision)
+    peak = max(products.operations_per_s for speed in gauge.speeds for products in speed.products.values())
+    low, high = estimate.REACHED_SHARE[lock.precision]
+    return Range(low=low * peak, high=high * peak)
+
+
 def _rough(lock: Lock, spec: TaskSpec, arm: Arm, own: Sizes, known: Known) -> Timed | None:
     """Operations at what the device reaches, and a least time a step."""
-    speed = estimate.operations_per_s(lock.study.hardware.gpu, lock.precision)
+    speed = _reached(lock, known.gauge)
     if speed is None:
         return None
     tokens, rows, controls = tokens_of(lock, spec, own, known.data), rows_of(lock, spec.name), lock.controls(spec.name)
