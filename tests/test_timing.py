@@ -161,6 +161,8 @@ def test_a_price_makes_a_bill_by_arm_and_a_budget_is_held_against_it():
 def test_a_free_machine_takes_so_many_sessions():
     made = plan.preview(a_lock(hardware=Hardware(gpu="colab")), SHAPE, **vars(known()))
     assert made.time.sessions.startswith("1 of at most 12 h") and "\nsessions: 1 of" in str(made)
+    lines = [line for line in str(made).splitlines() if not line.startswith(("assumed", "host"))]
+    assert max(map(len, lines)) <= 100
     slow = counted(fullest=traced(900, step=4e6), least=traced(100, step=4e6), step_tokens=500)
     many = plan.preview(a_lock(hardware=Hardware(gpu="colab")), SHAPE, **vars(known(full=slow, lora=slow)))
     first, _, last = many.time.sessions.split()[:3]
@@ -207,7 +209,10 @@ def test_a_machine_that_was_not_measured_goes_by_data_sheets(tmp_path, monkeypat
     assert cpu.uncorrected(work).likely is None and cpu.uncorrected(work).low < cpu.uncorrected(work).high
     l4 = calibration.gauge(tmp_path, Hardware(gpu="NVIDIA L4"), "cpu")
     assert l4.recorded and l4.said == "NVIDIA L4 by its data sheet"
-    assert not calibration.gauge(tmp_path, Hardware(gpu="t4"), "cpu").recorded
+    t4 = calibration.gauge(tmp_path, Hardware(gpu="colab"), "cpu")  # which has no bf16: fp16 would be taken there
+    in_bf16 = tuple(kernel.model_copy(update={"dtype": "bfloat16"}) for kernel in work)
+    in_fp16 = tuple(kernel.model_copy(update={"dtype": "float16"}) for kernel in work)
+    assert not t4.recorded and t4.uncorrected(in_bf16) == t4.uncorrected(in_fp16)
     assert calibration.gauge(tmp_path, Hardware(gpu="abacus"), "cpu") is None
     monkeypatch.setattr(calibration, "driver_name", lambda: "NVIDIA L4")
     assert calibration.gauge(tmp_path, Hardware(), "cuda").said.startswith(

@@ -317,9 +317,12 @@ def _time_lines(plan: Plan) -> list[str]:
     if time.sessions is not None:
         lines.append(f"sessions: {time.sessions}")
     how = {"break_on_hyphens": False, "break_long_words": False, "subsequent_indent": "  "}
-    lines = [part for line in lines for part in textwrap.wrap(line, WIDTH, **how)]
+    wrapped = lambda line: textwrap.wrap(line, WIDTH, **how)  # noqa: E731
+    lines = [part for line in lines for part in wrapped(line)]
     if plan.account is not None:
-        lines += ["cost (estimate):", *str(plan.account).splitlines()]
+        lines.append("cost (estimate):")
+        for line in str(plan.account).splitlines():
+            lines += [line] if len(line) <= WIDTH else wrapped(line)
     return lines
 
 

@@ -52,11 +52,21 @@ def gauge(home: Path, hardware: Hardware, device: str) -> Gauge | None:
     narrower = "; `tunetrial calibrate` measures it in half a minute and narrows the range" if at_hand else ""
     place = here if hardware.gpu is None and device == "cuda" else named
     if place is not None and place.kind != "xpu":
-        return Gauge((assumed(place),), f"{place.title} by its data sheet{narrower}", recorded=replays(place))
+        speed = assumed(place) if at_hand else _also_bf16(assumed(place))
+        return Gauge((speed,), f"{place.title} by its data sheet{narrower}", recorded=replays(place))
     if hardware.gpu is None and device == "cpu":
         classes = tuple(assumed(one) for one in catalogue.devices().values() if one.kind == "cpu")
         return Gauge(classes, f"a CPU of any class by data sheets{narrower}")
     return None
+
+
+def _also_bf16(speed: Speed) -> Speed:
+    """Of a device that is not at hand: where it has no units for bf16, trials would compute in fp16, and what was
+    counted here in bf16 is taken to be that."""
+    products, attention = dict(speed.products), dict(speed.attention_operations_per_s)
+    if "float16" in products and "bfloat16" not in products:
+        products["bfloat16"], attention["attention bfloat16"] = products["float16"], attention["attention float16"]
+    return speed.model_copy(update={"products": products, "attention_operations_per_s": attention})
 
 
 def here(home: Path) -> tuple[Device, Gauge]:
