@@ -153,8 +153,17 @@ def test_where_launches_set_the_pace_of_short_steps_alone_both_constants_are_fou
 def test_steps_that_cannot_be_fitted_are_refused():
     one = rehearsed([product(10, 10, 10)], 1.0)
     for steps in ([one], [one, one.model_copy(update={"recorded": True})]):
-        with pytest.raises(EvidenceError, match="cannot be fitted.*rehearse steps of one kind"):
+        with pytest.raises(EvidenceError, match="cannot be fitted.*rehearse 2 or more"):
             fitted(speed("cuda"), steps)
+
+
+def test_steps_that_were_not_recorded_tell_what_a_launch_takes_beside_those_that_were():
+    works = [[product(64, 64, 64, count=50)], [product(2048, 2048, 2048, count=50)]]
+    recorded = [rehearsed(work, (number + 1) * 1e-3, recorded=True) for number, work in enumerate(works)]
+    alone = fitted(speed("cuda"), recorded)
+    found = fitted(speed("cuda"), [*recorded, rehearsed(works[0], 50 * 3e-5)])
+    assert found.launch_s == pytest.approx(3e-5)
+    assert found == alone.model_copy(update={"launch_s": found.launch_s})
 
 
 @pytest.mark.parametrize("name", sorted(devices()))

@@ -199,6 +199,7 @@ class Loop:
         """
         ordered = self._by_length(rows)
         gradients, accepted = self.trainables.gradients, set(self.diverged)
+        optimisers = self.optimisers  # with what they hold, before memory is taken by the first pass
         while True:
             losses = self.accumulate(ordered)
             if following is not None:
@@ -219,18 +220,18 @@ class Loop:
             if member not in self.diverged and math.isfinite(loss) and math.isfinite(norm):
                 if self.courses[member].scaler is not None:
                     self.courses[member].scaler.grow()
-                self.move(member, norm, rates[member])
+                self.move(optimisers[member], gradients[member], norm, rates[member])
         self.trainables.publish()
         self.trainables.clear()
         return found
 
-    def move(self, member: int, norm: float, rate: float) -> None:
+    def move(self, optimiser: torch.optim.Optimizer, gradient: torch.Tensor, norm: float, rate: float) -> None:
         """Clip a member's gradient, of this norm, and take its step."""
         if norm + CLIP_EPSILON > self.controls.clip_norm:
-            self.trainables.gradients[member].mul_(self.controls.clip_norm / (norm + CLIP_EPSILON))
-        for group in self.optimisers[member].param_groups:
+            gradient.mul_(self.controls.clip_norm / (norm + CLIP_EPSILON))
+        for group in optimiser.param_groups:
             group["lr"] = rate
-        self.optimisers[member].step()
+        optimiser.step()
 
     def _by_length(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         return [sorted(own, key=lambda row: len(self.tokens[row])) for own in rows]

@@ -38,15 +38,19 @@ class Scaler:
 def optimiser(groups: list[dict], *, bits: int) -> torch.optim.Optimizer:
     """AdamW with moments in fp32, or in 8 bits with a scale for every 256 (Dettmers et al. 2021, arXiv:2110.02861).
 
-    In 8 bits, moments of tensors of fewer than FEWEST_IN_8_BITS weights stay in fp32.
+    In 8 bits, moments of tensors of fewer than FEWEST_IN_8_BITS weights stay in fp32. Those in fp32 are there from the
+    beginning, not from the first step: what memory is left for passes is then known before the first of them.
     """
     betas, eps = (0.9, 0.999), 1e-8
     if bits == 8:
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit([group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps)
-    fused = all(weights.device.type != "meta" for group in groups for weights in group["params"])  # refused there
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
+    made = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+    for weights in (weights for group in groups for weights in group["params"]):
+        kept = {name: torch.zeros_like(weights) for name in ("exp_avg", "exp_avg_sq")}
+        made.state[weights] = {"step": torch.zeros((), dtype=torch.float32, device=weights.device)} | kept
+    return made
 
 
 def moments(weights: Iterable[torch.Tensor], *, bits: int) -> list[torch.Tensor]:

@@ -37,14 +37,15 @@ METHODS = ("full", "lora")
 
 def rehearse(device: str) -> Iterator[Rehearsed]:
     """Take some steps of a small random Llama by full fine-tuning and by LoRA, over few tokens and over many, in the
-    device's native precision."""
+    device's native precision; and where those are recorded, over few tokens in fp32, which are not."""
     with tempfile.TemporaryDirectory() as folder, one_thread(device == "cpu"):
-        base = _random_base(Path(folder) / "base", device)
-        session = TorchEngine(device=device).open(base, TorchEngine(device=device).precision())
-        for rows, words in STEPS[device]:
+        base, native = _random_base(Path(folder) / "base", device), TorchEngine(device=device).precision()
+        steps = [(native, rows, words) for rows, words in STEPS[device]]
+        for precision, rows, words in steps + [("fp32", *STEPS[device][0])] * (device == "cuda" and native == "bf16"):
+            session = TorchEngine(device=device).open(base, precision)
             data = _rows(random.Random(0), rows, words)
             for method in METHODS:
-                controls = Controls(base_fingerprint="random", precision=session.precision)
+                controls = Controls(base_fingerprint="random", precision=precision)
                 arm = Arm(name=method, method=method, settings=methods.settle(method, {}))
                 yield measure(session, arm, controls, data)
 

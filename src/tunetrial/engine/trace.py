@@ -60,8 +60,8 @@ def trace(
     """Count a trial of an arm, or a pack of `members` of them that train together.
 
     Phases: "load" the base as the method stores it, with what is trained; "prepare" the first step on a GPU, while
-    kernels are prepared on examples and moments are not yet there; "step" any later one; "evaluate" a batch; "save"
-    the artifact's making; "resume" what is there once a checkpoint is read, which takes no more on the way.
+    kernels are prepared on examples; "step" any later one; "evaluate" a batch; "save" the
+    artifact's making; "resume" what is there once a checkpoint is read, which takes no more on the way.
 
     Args:
         config: A Hugging Face `config.json`.
@@ -190,8 +190,7 @@ def _moments(loop: Loop) -> list[torch.Tensor]:
 
 
 def _step(pack: TorchPack, meter: Meter, rows: list[list[int]]) -> tuple[Reached, Reached]:
-    """A step, and what differs in the first one: kernels are compiled by examples, and there are no moments until the
-    optimiser makes them, when all else is gone."""
+    """A step, and the first one, in which kernels are compiled by examples."""
     loop = pack.loop
     meter.reset()
     with meter.making("activations"):
@@ -199,9 +198,8 @@ def _step(pack: TorchPack, meter: Meter, rows: list[list[int]]) -> tuple[Reached
         pack.trainables.norms()
         pack.trainables.publish()
     _note_optimiser(loop, meter)
-    step, moments = meter.reached(), meter.now["moments"]
-    first = {moment: (size - moments, {}) for moment, size in step.prepared.items()}
-    first[False, "optimiser"] = meter.live, {}
+    step = meter.reached()
+    first = {moment: (size, {}) for moment, size in step.prepared.items()}
     return step, Reached(first, step.prepared, {})
 
 
