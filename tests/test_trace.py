@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -226,6 +227,25 @@ def test_what_is_not_trained_or_not_known_is_refused():
         trace(LLAMA, arm("none"), controls(), lengths=[8])
     with pytest.raises(ModelError, match="family not supported"):
         trace(LLAMA | {"model_type": "mamba"}, arm("full"), controls(), lengths=[8])
+
+
+@pytest.mark.parametrize(("peft_type", "why"), [("FROD", "depends on the numbers"), ("TINYLORA", "PEFT's TINYLORA")])
+def test_what_cannot_be_counted_says_why(peft_type, why):
+    config = bases.configuration("llama").to_dict()
+    with pytest.raises(ModelError, match=why) as raised:
+        trace(config, arm("peft", peft_type=peft_type), controls(precision="fp32"), lengths=[8], device="cpu")
+    assert re.search(r"got \w+Error in \w+\.py:\d+: .+; measure it", str(raised.value))
+
+
+@pytest.mark.parametrize("fault", [KeyError("layers"), RuntimeError("shapes"), ValueError("0"), TypeError("None")])
+def test_a_fault_of_the_counter_is_no_property_of_the_model(monkeypatch, fault):
+    def broken(pack, meter):
+        raise fault
+
+    monkeypatch.setattr(tracing, "_name_parts", broken)
+    with pytest.raises(type(fault)) as raised:
+        trace(LLAMA, arm("lora"), controls(), lengths=[8])
+    assert raised.value is fault
 
 
 @pytest.mark.parametrize("name", ["1.1B lora, batch 16", "1.1B full, batch 16", "7B lora, batch 8"])

@@ -13,9 +13,11 @@ is taken to attend without a fused kernel. Counts are of one process that trains
     traced.phases["step"].peak_bytes
 """
 
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -74,7 +76,7 @@ def trace(
         training_alone: Leave "evaluate", "save" and "resume" out.
         evaluated: Tokens of each row of the evaluation batch; as many as the longest of the step's if None.
     Raises:
-        ModelError: The configuration is of no model that the engine trains, or of one that cannot be counted.
+        ModelError: The configuration is of no model that the engine trains, or the arm needs the numbers in weights.
         SpecError: The arm's settings do not suit the base.
     """
     if not methods.find(arm).tuned:
@@ -94,7 +96,7 @@ def trace(
     )
     place = Place(device, capability, processors)
     batch = None if training_alone else _batch(place, evaluated or max(lengths), members)
-    with _understood():
+    with _understood(arm):
         found = _phases(asked, place, batch)
     phases = {name: one.phase for name, one in found.items()}
     return Traced(phases=phases, tokens=members * sum(lengths), evaluated=None if batch is None else len(batch))
@@ -264,14 +266,25 @@ def _note_optimiser(loop: Loop, meter: Meter) -> None:
 
 
 @contextmanager
-def _understood() -> Iterator[None]:
-    """Say in one line what cannot be counted."""
+def _understood(arm: Arm) -> Iterator[None]:
+    """Say in one line what cannot be counted, and why; any other fault is one of ours, and passes as it is.
+
+    torch raises NotImplementedError where what comes of an operation depends on numbers. PEFT is not written for
+    tensors without storage: whatever it, or what it made, stumbles over is said with its place.
+    """
     try:
         yield
-    except (NotImplementedError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        got = " ".join(str(error).split())[:200] or type(error).__name__
-        what = "this model cannot be counted without weights"
-        raise ModelError(f"trace: {what}, got {got}; measure it with a short study instead") from error
+    except (SpecError, NotImplementedError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as raised:
+        error = raised.__context__ if isinstance(raised, SpecError) else raised
+        if isinstance(error, NotImplementedError):
+            why = "it depends on the numbers in weights, which are not there"
+        elif arm.method == "peft" and error is raised:
+            why = f"PEFT's {arm.settings['peft_type']} is not made for weights without numbers"
+        else:
+            raise
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        got = f"{type(error).__name__} in {Path(at.filename).name}:{at.lineno}: {' '.join(str(error).split())[:120]}"
+        raise ModelError(f"trace: {arm.name}: {why}, got {got}; measure it with a short study instead") from error
 
 
 def count(
@@ -287,7 +300,7 @@ def count(
     members: int = 1,
 ) -> Counted | None:
     """Count a trial of an arm on a task, and a pack of `members` of them if there are several, whose steps are all
-    taken to be the fullest at once. None for an arm or a base that cannot be counted.
+    taken to be the fullest at once. None for an arm or a base that cannot be counted; a fault of ours is raised.
 
     Args:
         lengths: Tokens of each training row.
