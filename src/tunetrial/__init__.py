@@ -10,7 +10,7 @@ study.frames()["trials"]      # pandas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from tunetrial.core.evidence import Decision, Evidence
     from tunetrial.plan import Plan
+    from tunetrial.plan.forecast import Forecast
     from tunetrial.trial.doctor import Diagnosis
     from tunetrial.trial.progress import Progress
     from tunetrial.trial.waves import Outcome
@@ -72,6 +73,12 @@ class Study:
         from tunetrial.trial import waves
 
         return waves.preview(self.asked, self.path.parent, self.folder, engine=self.engine)
+
+    def forecast(self, gpus: Sequence[str]) -> Forecast:
+        """Say whether its arms fit GPUs that need not be here, with its own rows, and what its runs take there."""
+        from tunetrial.trial.devices import on_devices
+
+        return on_devices(self.asked, self.path.parent, gpus, engine=self.engine)
 
     def doctor(self) -> Diagnosis:
         """Look at base, machine and rows as they will be read, without training."""

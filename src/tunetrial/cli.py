@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 USAGE, FAILED, DOES_NOT_FIT, INTERRUPTED = 2, 3, 4, 130
 
 DEMOS = "demo: scores and queues, five minutes on 2 cores. demo-json: answers as JSON, about half an hour."
+
+METHODS, GPUS = "full,lora:16,qlora:16", "t4,l4,a100-80"
 
 app = typer.Typer(
     add_completion=False,
@@ -61,27 +63,36 @@ def demo(
 def plan(
     study: Annotated[Path | None, typer.Argument(help="Study file (YAML).", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="No study: org/name, folder or sizes.", show_default=False)] = None,
-    method: Annotated[str, typer.Option(help="With --model.")] = "full,lora:16,qlora:16",
-    gpu: Annotated[str, typer.Option(help="With --model; also colab, kaggle, here.")] = "t4,l4,a100-80",
-    step: Annotated[str, typer.Option(help="With --model: rows × tokens of a step.")] = "16x512",
-    rows: Annotated[int | None, typer.Option(help="Rows of a run, all epochs.", show_default=False)] = None,
-    test: Annotated[str | None, typer.Option(help="Test rows:margin, as 277:0.01.", show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help=f"With --model [{METHODS}].", show_default=False)] = None,
+    gpu: Annotated[str | None, typer.Option(help=f"Also colab, kaggle [{GPUS}].", show_default=False)] = None,
+    step: Annotated[str | None, typer.Option(help="With --model: rows × tokens [16x512].", show_default=False)] = None,
+    rows: Annotated[int | None, typer.Option(help="With --model: rows of a run.", show_default=False)] = None,
+    test: Annotated[str | None, typer.Option(help="With --model: test rows:margin.", show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="SVG of memory to write.", show_default=False)] = None,
     folder: Folder = None,
     json: Json = False,
     engine: Engine = "torch",
 ) -> None:
-    """Say what a study will take; with --model, whether methods fit GPUs."""
+    """Say what a study will take; with --gpu on GPUs; with --model, no study."""
     if (study is None) == (model is None):
-        print("tunetrial: plan: give a study file or --model, and not both", file=sys.stderr)
-        raise typer.Exit(USAGE)
+        _misused("give a study file or --model, and not both")
+    of_model = {"--method": method, "--step": step, "--rows": rows, "--test": test}
+    given = {
+        name for name, value in (of_model if study is not None else {"--folder": folder}).items() if value is not None
+    }
+    if given:
+        _misused(
+            f"{', '.join(sorted(given))}: not with {'a study file' if study is not None else '--model'}; leave it out"
+        )
     with _exit_status():
         if study is not None:
-            made = Study.load(study, folder=folder, engine=engine).plan()
+            loaded = Study.load(study, folder=folder, engine=engine)
+            made = loaded.plan() if gpu is None else loaded.forecast(gpu.split(","))
         else:
             from tunetrial.trial.forecast import forecast
 
-            made = forecast(model, method.split(","), gpu.split(","), step=step, rows=rows, test=test, phases=json)
+            asked = {"step": step or "16x512", "rows": rows, "test": test, "phases": json}
+            made = forecast(model, (method or METHODS).split(","), (gpu or GPUS).split(","), **asked)
         if plot is not None:
             from tunetrial.report import memory
 
@@ -290,6 +301,11 @@ def _show_diagnosis(found: "Diagnosis") -> None:
                 plain = console.color_system is None and is_answer
                 shown.append(f"«{text}»" if plain else text, style="green reverse" if is_answer else "dim")
             console.print(shown)
+
+
+def _misused(what: str) -> NoReturn:
+    print(f"tunetrial: plan: {what}", file=sys.stderr)
+    raise typer.Exit(USAGE)
 
 
 def _write_new(path: Path, text: str) -> None:

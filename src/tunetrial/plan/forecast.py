@@ -1,6 +1,5 @@
-"""What fine-tuning a model would take on devices that need not be there: memory, time and money, without a study.
-
-A study's own plan (`preview`) knows its rows, its trials and its machine; a forecast is for the question before that.
+"""What fine-tuning would take on devices that need not be there, in memory, time and money: of a model by itself, or of
+a study's own arms and rows. The plan of a study on the machine at hand is another (`preview`).
 """
 
 import textwrap
@@ -10,34 +9,55 @@ from tunetrial.core.evidence import Held
 from tunetrial.core.records import Record
 from tunetrial.core.spans import between
 from tunetrial.plan.estimate import GIB, Range
-from tunetrial.plan.fit import Fit
+from tunetrial.plan.fit import Fit, Need
 from tunetrial.plan.power import Power
 
-WIDTH = 100
+WIDTH, NAME = 100, 20
 PARTS = ("base", "trained", "gradients", "moments", "activations", "workspace", "other")
 
 
+class Pack(Record):
+    """So many trials of an arm that train together, as a study's tuning begins, and what they need."""
+
+    members: int
+    need: Need
+
+
 class Cell(Record):
-    """One arm on one device. `step_s` are seconds of an optimiser step and `run_s` of one training run of so many
-    epochs, where rows were given; `usd` is the run's price, by the hour at `price`. Each is None where it is not known,
-    and `why` says of time why not. `phases` are bytes at the peak of each phase, where they were asked for: on the
-    device as counted, for "merge" of the host and for "serve" as `plan.deployed` has it."""
+    """One arm on one device. `step_s` are seconds of an optimiser step, `run_s` of one training run of so many epochs,
+    where rows were given, and `runs_s` of all runs of a study's arm, one after the other, from those of a search that
+    stops at once and the first look to all that there may be; `usd` is their price, by the hour at `price`. Each is
+    None where it is not known, and `why` says of time why not. `phases` are bytes at the peak of each phase, where they
+    were asked for: on the device as counted, for "merge" of the host and for "serve" as `plan.deployed` has it.
+    """
 
     fit: Fit
     precision: str
     phases: dict[str, Range] = {}
+    pack: Pack | None = None
     step_s: Range | None = None
     run_s: Range | None = None
+    runs_s: Range | None = None
     usd: Range | None = None
     price: str | None = None
     why: str | None = None
+
+
+class Whole(Record):
+    """A study on one device: all runs of all its arms but those `without` which it would be, since they do not fit."""
+
+    device: str
+    seconds: Range | None
+    usd: Range | None
+    without: tuple[str, ...] = ()
 
 
 class Forecast(Record):
     """A model by its configuration, on devices by their data sheets or as measured.
 
     `parameters` are counted, or of a family that is not known lie within `bound`, and nothing is said of fits then.
-    `sessions` tells, by device, of limits on how long one may be used at a time.
+    `sessions` tells, by device, of limits on how long one may be used at a time. Of a study `wholes` has all its arms
+    together.
     """
 
     model: str
@@ -46,6 +66,7 @@ class Forecast(Record):
     bound: tuple[int, int] | None = None
     step: str
     cells: tuple[Cell, ...] = ()
+    wholes: tuple[Whole, ...] = ()
     sessions: dict[str, str] = {}
     power: Power | None = None
     remarks: tuple[str, ...] = ()
@@ -86,6 +107,11 @@ def _lines(forecast: Forecast) -> Iterator[str]:
     if forecast.cells:
         yield ""
         yield from _table(forecast.cells)
+    together = [*_packs(forecast), *_wholes(forecast)]
+    if together:
+        yield ""
+    for line in together:
+        yield from _wrapped(line)
     changes = [(cell, change) for cell in forecast.cells for change in cell.fit.changes]
     if changes:
         yield ""
@@ -109,18 +135,29 @@ def _lines(forecast: Forecast) -> Iterator[str]:
 
 
 def _table(cells: tuple[Cell, ...]) -> Iterator[str]:
-    heads = ["method", "on", "has GiB", "needs GiB", "verdict", "a step", "a run", "USD"]
+    heads = [
+        "arm" if any(cell.runs_s for cell in cells) else "method",
+        "on",
+        "has GiB",
+        "needs GiB",
+        "verdict",
+        "a step",
+        "a run",
+        "all runs",
+        "USD",
+    ]
     rows = [heads]
     for cell in cells:
         rows.append(
             [
-                cell.fit.arm,
+                _short(cell.fit.arm),
                 cell.fit.device,
                 f"{cell.fit.room_bytes / GIB:.1f}",
                 _gib(cell.fit.need.bytes),
                 cell.fit.verdict,
                 _time(cell.step_s),
                 _time(cell.run_s),
+                _time(cell.runs_s),
                 _usd(cell.usd),
             ]
         )
@@ -128,6 +165,28 @@ def _table(cells: tuple[Cell, ...]) -> Iterator[str]:
     widths = [max(len(row[n]) for row in rows) for n in kept]
     for row in rows:
         yield "  ".join(row[n].ljust(width) for n, width in zip(kept, widths, strict=True)).rstrip()
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
+
+
+def _packs(forecast: Forecast) -> Iterator[str]:
+    """Trials that train together, and whether they fit as they are."""
+    for cell in forecast.cells:
+        if cell.pack is not None and cell.fit.verdict != "does not fit":
+            fits = cell.pack.need.bytes.high <= cell.fit.room_bytes
+            said = "fits" if fits else "more than there is: fewer at once, which the engine finds by itself"
+            together = f"tuning trains {cell.pack.members} together: {_gib(cell.pack.need.bytes)} GiB, {said}"
+            yield f"{cell.fit.arm} on {cell.fit.device}: {together}"
+
+
+def _wholes(forecast: Forecast) -> Iterator[str]:
+    for whole in forecast.wholes:
+        if whole.seconds is not None:
+            price = "" if whole.usd is None else f", {_usd(whole.usd)} USD"
+            less = f", without {', '.join(whole.without)}" if whole.without else ""
+            yield f"the study on {whole.device}{less}: {_time(whole.seconds)}{price}"
 
 
 def _wrapped(text: str, indent: str = "") -> Iterator[str]:

@@ -60,11 +60,11 @@ def forecast(
         ModelError, ConfigError, SpecError, EvidenceError: The model, a device or a method is not known, or a number
             makes no sense.
     """
-    asked, devices = _named("--method", asked), _named("--gpu", devices)
+    asked, devices = named("--method", asked), named("--gpu", devices)
     if rows is not None and rows < 1:
         raise ConfigError(f"--rows: not a number of rows, got {rows}; give 1 or more")
     if usd_per_hour is None:
-        usd_per_hour = _price_given(os.environ.get("TUNETRIAL_USD_PER_HOUR"))
+        usd_per_hour = price_given()
     found = models.described(model, root)
     remarks = [found.limit] if found.limit else []
     told = {
@@ -80,20 +80,24 @@ def forecast(
         return Forecast(parameters=None, bound=bound, remarks=tuple(remarks), **told)
     if steps.cut:
         remarks.append(f"rows cut at the model's context of {found.shape.context} tokens")
-    arms, places = [_arm(name) for name in asked], {name: _place(name) for name in devices}
+    arms, places = [_arm(name) for name in asked], {name: place_of(name) for name in devices}
     rooms = {name: place.usable_bytes or place.memory_bytes for name, (_, place, _) in places.items()}
     remarks += [f"{HERE}: {gauge.said}" for name, (_, _, gauge) in places.items() if name == HERE]
     remarks += [f"{name}: its memory is the host's, not known here" for name, room in rooms.items() if room is None]
     asked_of = {"steps": steps, "rows": rows, "usd_per_hour": usd_per_hour, "phases": phases}
     cells = _cells(found, arms, places, rooms, **asked_of)
-    sessions = {name: _limit(place) for name, (_, place, _) in places.items() if place.tier}
+    sessions = {name: limit(place) for name, (_, place, _) in places.items() if place.tier}
     remarks += [f"{name}: {SHARDED.format(number)}" for name, (number, *_) in places.items() if number > 1]
     counted = {"parameters": found.shape.parameters, "cells": tuple(cells), "sessions": sessions}
     return Forecast(remarks=tuple(remarks), **counted, **told)
 
 
-def _place(name: str) -> tuple[int, Device, Gauge]:
-    """How many of which device, and how fast it is."""
+def place_of(name: str) -> tuple[int, Device, Gauge]:
+    """How many of which device, and how fast it is; "here" is this machine.
+
+    Raises:
+        ConfigError: It is not known, or this machine was never measured.
+    """
     if name == HERE:
         return 1, *calibration.here(home())
     number, place = catalogue.several(name)
@@ -113,7 +117,7 @@ def _cells(
 ) -> Iterator[Cell]:
     """Every arm on every device whose memory is known; what computes alike is counted once."""
     kept: dict[tuple, Traced] = {}
-    share, told = _share(found.shape), {"rows": rows, "usd_per_hour": usd_per_hour, "phases": phases}
+    share, told = share_of(found.shape), {"rows": rows, "usd_per_hour": usd_per_hour, "phases": phases}
     for name, (number, place, gauge) in places.items():
         count = _counter(found.config, place, steps, decoder=found.shape.decoder, kept=kept)
         step_of = {"kind": place.kind, "batch": steps.batch, "count": count, "share": share}
@@ -125,7 +129,8 @@ def _cells(
             yield _cell(fitted, arm, place, gauge, count, steps, shape=found.shape, **told)
 
 
-def _share(shape: ModelShape) -> Share:
+def share_of(shape: ModelShape) -> Share:
+    """What each of several GPUs would hold of a count."""
     return lambda arm, traced, devices: shards.sharded(traced, _sharding(arm, shape), devices)
 
 
@@ -154,7 +159,9 @@ def _cell(
     smaller = fitted.verdict in ("fits in smaller steps", "would fit sharded") and fitted.changes
     ask = fitted.changes[0].need.ask if smaller else fitted.need.ask
     if phases and fitted.devices == 1:
-        told["phases"] = _phases(count(arm, ask, alone=False), arm, shape, steps, precision_of(place))
+        served = {"rows": steps.batch, "tokens": steps.longest, "outputs": 0 if shape.decoder else LABELS}
+        whole_trial = count(arm, ask, alone=False)
+        told["phases"] = phases_of(whole_trial, arm, shape, precision=precision_of(place), **served)
     try:
         step_s = _step_seconds(arm, ask, precision_of(place), gauge, count, steps)
         if fitted.devices > 1:
@@ -183,16 +190,20 @@ def _step_seconds(
     return full * exactly(steps.mean_share) + taken(count(arm, ask, least=True)) * exactly(1 - steps.mean_share)
 
 
-def _phases(traced: Traced, arm: Arm, shape: ModelShape, steps: Steps, precision: Precision) -> dict[str, Range]:
-    """All that was counted on the device, and what comes after training: merged on the host, and served to as many rows
-    of as many tokens as a step has."""
+def phases_of(
+    traced: Traced, arm: Arm, shape: ModelShape, *, rows: int, tokens: int, outputs: int, precision: Precision
+) -> dict[str, Range]:
+    """Bytes at the peak of all phases: as counted on the device, then merged on the host, and served.
+
+    Args:
+        rows, tokens: That are served at once, as in `plan.deployed`.
+        outputs: Of a head that was trained; 0 without one.
+    """
     found = {name: exactly(phase.peak_bytes) for name, phase in traced.phases.items()}
     merged = merge_bytes(arm, shape)
-    outputs = 0 if shape.decoder else LABELS
-    served = serve_bytes(arm, shape, rows=steps.batch, tokens=steps.longest, outputs=outputs, precision=precision)
-    return (
-        found | ({} if merged is None else {"merge": merged}) | ({} if served is None else {"serve": exactly(served)})
-    )
+    served = serve_bytes(arm, shape, rows=rows, tokens=tokens, outputs=outputs, precision=precision)
+    found |= {} if merged is None else {"merge": merged}
+    return found | ({} if served is None else {"serve": exactly(served)})
 
 
 def _price(place: Device, usd_per_hour: float | None) -> Price | None:
@@ -203,7 +214,12 @@ def _price(place: Device, usd_per_hour: float | None) -> Price | None:
         return None
 
 
-def _named(option: str, names: Sequence[str]) -> tuple[str, ...]:
+def named(option: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Names without blanks, each once.
+
+    Raises:
+        ConfigError: There is none.
+    """
     found = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not found:
         raise ConfigError(f"{option}: names nothing, got {','.join(names)!r}; give at least one")
@@ -219,7 +235,13 @@ def _arm(name: str) -> Arm:
     return Arm(name=name, method=method, settings=methods.settle(method, settings))
 
 
-def _price_given(usd_per_hour: str | None) -> float | None:
+def price_given() -> float | None:
+    """US dollars for an hour, as TUNETRIAL_USD_PER_HOUR has it; None where it is not set.
+
+    Raises:
+        ConfigError: It is no price.
+    """
+    usd_per_hour = os.environ.get("TUNETRIAL_USD_PER_HOUR")
     if usd_per_hour is None:
         return None
     try:
@@ -248,7 +270,7 @@ def capability(place: Device) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def precision_of(place: Device) -> str:
+def precision_of(place: Device) -> Precision:
     """bf16 where the hardware computes it, else fp16; fp32 on a CPU without units for bf16."""
     if place.operations_per_s.get("bf16") is not None:
         return "bf16"
@@ -300,7 +322,8 @@ def _counter(
     return count
 
 
-def _limit(place: Device) -> str:
+def limit(place: Device) -> str:
+    """How long a free machine may be used at a time."""
     tier = place.tier
     week = "" if tier.week_h is None else f", {tier.week_h:g} h a week"
     count = "" if tier.count == 1 else f", {tier.count} GPUs of which one is reckoned with"

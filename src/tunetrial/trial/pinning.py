@@ -57,10 +57,13 @@ class Pinned:
         return Terms(spec.metric, synthetic, micro_batch=micro_batch, at_once=at_once, json_schema=spec.json_schema)
 
 
-def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight: bool = False) -> Pinned:
+def pin(
+    study: Study, root: Path, *, engine: str = "torch", log: Path, preflight: bool = False, counting: bool = True
+) -> Pinned:
     """Resolve and check all that a study names. Paths in it are relative to `root`.
 
-    With `preflight` every arm takes two steps on every task, and its artifact is saved and read.
+    With `preflight` every arm takes two steps on every task, and its artifact is saved and read. Without `counting`
+    nothing is counted of their training on this machine.
 
     The rows are read once, here, and every trial is given these very rows. Rows whose prompt has more tokens than
     the controls allow, or than the base's own context, are left out, alike in every arm, and the remarks say how many;
@@ -91,7 +94,7 @@ def pin(study: Study, root: Path, *, engine: str = "torch", log: Path, preflight
         pins = {name: _base_pin(base, shapes[name], machines[name]) for name, base in bases.items()}
         lock = _lock(study, pins, whole | data, machine)
         counted = {name: {task: tokens[name] for task, (_, tokens) in fitting.items()} for name in bases}
-        traced = _traced(survey, lock, bases, counted, machine["device"])
+        traced = _traced(survey, lock, bases, counted, machine["device"]) if counting else {}
         if preflight:
             tries = ((bases[study.base_of(trial.arm.name)].folder, trial, few) for trial, few in attempts(lock, data))
             all(survey.attempt(*one) for one in tries)
