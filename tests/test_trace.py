@@ -187,6 +187,21 @@ def test_work_is_six_operations_a_weight_and_token_or_four_where_the_base_is_fro
         assert min(attention) == 4 * 4 * (256 * 257 / 2) * 8 * 64
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_passes_of_one_shape_are_the_first_again_but_that_they_add_gradients(method):
+    def work(micro_batch: int) -> dict[tuple, int]:
+        asked = {"lengths": [64] * 8, "micro_batch": micro_batch}
+        found = trace(LLAMA, arm(method), controls(), **asked).phases["step"].work
+        return {(k.kind, k.dtype, k.shape, k.operations, k.bytes): k.count for k in found}
+
+    two, four = work(4), work(2)
+    weights = max(key[4] for key in two if key[0] == "optimiser") / 28
+    for made, passes in ((two, 2), (four, 4)):
+        assert made["copy", "float32", (), 0.0, 6 * weights] == 1
+        assert made["elementwise", "float32", (), weights, 10 * weights] == passes - 1
+        assert sum(count for key, count in made.items() if key[0] == "attention") == 2 * 8 * passes
+
+
 def test_memory_grows_with_members_and_rows_and_shrinks_by_recomputing():
     peak = lambda **other: trace(LLAMA, arm("lora"), controls(), **other).phases["step"].peak_bytes  # noqa: E731
     alone = peak(lengths=[512] * 8)

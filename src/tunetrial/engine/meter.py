@@ -129,7 +129,7 @@ class Meter(TorchDispatchMode):
         if func is aten._flash_attention_backward.default:
             dmixed, q, k, *_ = args
             self.reach(sum(map(self.block, flash_backward_scratch(dmixed, q, k, args[6]))), "workspace")
-        if func is aten._foreach_copy_.default:  # which gives nothing back
+        if func in (aten._foreach_copy_.default, aten._foreach_add_.List):  # which give nothing back
             leaves = list(args[0])
         if any(leaf.device.type == self.device_type for leaf in leaves):
             self._note(func, args, leaves)

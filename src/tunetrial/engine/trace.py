@@ -206,21 +206,39 @@ def _step(pack: TorchPack, meter: Meter, rows: list[list[int]]) -> tuple[Reached
 
 
 def _passes(loop: Loop, meter: Meter, rows: list[list[int]]) -> None:
-    """All passes of a step; those of the same shape are counted once, and their work as often as there are such."""
-    parts, seen = list(loop.parts(rows)), Counter()
+    """All passes of a step; of each shape one is computed, and its work counted as often as there are such. Later ones
+    take no other memory than the first: they add gradients where that writes them."""
+    parts = list(loop.parts(rows))
     key = lambda part: tuple(tuple(len(loop.tokens[row]) for row in own) for own in part[0])  # noqa: E731
-    for part in parts[1:]:
-        seen[key(part)] += 1
-    for first, part in [(True, parts[0]), *((False, {key(p): p for p in parts[1:]}[k]) for k in seen)]:
+    seen, shapes = Counter(map(key, parts)), {}
+    for part in parts:
+        shapes.setdefault(key(part), part)
+    for shape, part in shapes.items():
         before = meter.kernels.copy()
         chosen, members = part
-        meter.pairs = _pairs(length for own in key(part) for length in own)
+        meter.pairs = _pairs(length for own in shape for length in own)
         factors = torch.ones(len(members), dtype=torch.float32, device=META)
         batch = loop.objective.batch(chosen, members)
+        first = part is parts[0]
         forward_and_backward(loop.objective, loop.trainables, loop.recomputes, batch, factors, first)
-        again = 0 if first else seen[key(part)] - 1
-        for kernel, count in (meter.kernels - before).items():
-            meter.kernels[kernel] += again * count
+        again = meter.kernels - before
+        if first and seen[shape] > 1:
+            writing, adding = (_collecting(loop, meter, first=each) for each in (True, False))
+            again = again - writing + adding
+        for kernel, count in again.items():
+            meter.kernels[kernel] += (seen[shape] - 1) * count
+
+
+def _collecting(loop: Loop, meter: Meter, *, first: bool) -> Counter:
+    """The kernels by which the gradients of a pass reach the masters'."""
+    with meter.silent():
+        for name in loop.trainables.copies:
+            parameter = loop.trainables.parameters[name]
+            parameter.grad = torch.empty_like(parameter)
+    before = meter.kernels.copy()
+    loop.trainables.collect(first=first)
+    made, meter.kernels = meter.kernels - before, before
+    return made
 
 
 def _pairs(lengths: Iterable[int]) -> float:
