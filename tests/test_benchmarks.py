@@ -2,6 +2,7 @@
 
 import json
 import random
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import b9_memory
 import b9_time
 import contest
 import lengths
@@ -34,6 +36,17 @@ def test_outcomes_in_the_files_are_those_of_the_targets():
                 value, words = fields.pop("value"), fields.pop("outcome")
                 target = Target(**fields)
                 assert target.value(case["measured"]) == value and target.outcome(value) == words
+
+
+@pytest.mark.parametrize("file", ["memory", "memory-after"])
+def test_the_page_has_the_errors_of_memory_that_the_rows_have(file):
+    rows = [json.loads(line) for line in (b9_memory.RESULT.parent / f"{file}.jsonl").read_text().splitlines()]
+    page = table.README.read_text(encoding="utf-8")
+    done = [row for row in rows if "allocated" in row]
+    errors = sorted(abs(row["predicted"] / row["allocated"] - 1) for row in done)
+    median, late = statistics.median(errors), errors[int(0.95 * len(errors))]
+    assert f"measured {len(done)} | tunetrial | {median:.2%} | {late:.2%} |" in page
+    assert len(done) + sum(row["predicted"] > b9_memory.MOST_BYTES for row in rows) == len(rows)
 
 
 @pytest.mark.parametrize(
