@@ -10,6 +10,7 @@ from test_plan import SHAPE, a_lock
 from tunetrial import plan
 from tunetrial.cli import app
 from tunetrial.core.evidence import Evidence, Measurement, TrialRecord
+from tunetrial.core.spans import between, span
 from tunetrial.core.speed import Curve, Observed, Products, Range, Speed
 from tunetrial.core.study import Arm, Budget, Hardware
 from tunetrial.core.work import Counted, Kernel, Phase, Traced
@@ -242,6 +243,19 @@ def test_calibrating_a_gpu_that_is_not_here_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("tunetrial.trial.calibration.driver_name", lambda: None)
     ran = CliRunner().invoke(app, ["calibrate", "--device", "cuda"])
     assert ran.exit_code == 1 and "there is no GPU here, got cuda; calibrate cpu" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (2e-4, "under 1 ms"), (0.0312, "31.2 ms"), (1.5, "1.50 s"), (119, "119 s"), (150, "2 min")]
+    + [(7100, "118 min"), (7500, "2 h 05 min"), (90_000, "25 h 00 min"), (864_000, "10.0 days")],
+)
+def test_times_are_written_in_units_that_people_use(seconds, said):
+    assert span(seconds) == said and span(seconds, space="_").replace("_", " ") == said
+
+
+def test_ranges_of_time_have_one_unit():
+    assert between(0.012, 0.04) == "12–40 ms" and between(40, 400) == "0.67–6.7 min" and between(3, 3.001) == "3 s"
 
 
 def test_a_plan_of_before_is_still_read():
