@@ -1,6 +1,7 @@
 """How long a study's trials take, from counted work and a speed: sums that are done here by hand."""
 
 import json
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -36,6 +37,7 @@ SPEED = Speed(
     error={"copy": Range(low=0.8, high=1.2, likely=1.0)},
 )
 GAUGE = plan.Gauge((SPEED,), "by hand")
+SAID = partial(GAUGE.uncorrected, precision="fp32")
 
 
 def moves(size_bytes: float) -> tuple[Kernel, ...]:
@@ -60,19 +62,26 @@ def known(gauge: plan.Gauge | None = GAUGE, **arms: Counted) -> plan.Known:
 
 
 def test_a_mean_step_lies_between_the_least_and_the_fullest_by_its_tokens():
-    found = step_seconds(counted(), GAUGE.uncorrected, of=1)
+    found = step_seconds(counted(), SAID, of=1)
     assert (found.low, found.high, found.likely) == pytest.approx((0.48, 0.72, 0.6))
     alike = counted(least=traced(900, step=1000), step_tokens=900)
-    assert step_seconds(alike, GAUGE.uncorrected, of=1).likely == pytest.approx(1.0)
+    assert step_seconds(alike, SAID, of=1).likely == pytest.approx(1.0)
+
+
+def test_passes_are_recorded_in_half_precision_alone():
+    gpu = SPEED.model_copy(update={"kind": "cuda", "launch_s": 5.0, "recorded_launch_s": 0.5, "error": {}})
+    gauge = plan.Gauge((gpu,), "", recorded=True)
+    assert gauge.uncorrected(moves(1000), precision="fp32").likely == 5.0
+    assert gauge.uncorrected(moves(1000), precision="bf16").likely == 1.5
 
 
 def test_a_member_of_a_pack_has_its_share_and_of_fewer_a_larger_one():
     """Four members' fullest step takes 2.2 s where one alone takes 1: a mean one 0.6 of that, and two of them 1.4 / 3
     of the way from one to four."""
     packed = counted(packed=traced(900, step=2200, members=4), members=4)
-    shares = [step_seconds(packed, GAUGE.uncorrected, of=size).likely for size in (1, 2, 4)]
+    shares = [step_seconds(packed, SAID, of=size).likely for size in (1, 2, 4)]
     assert shares == pytest.approx([0.6, (0.6 + (1.32 - 0.6) / 3) / 2, 1.32 / 4])
-    assert step_seconds(counted(), GAUGE.uncorrected, of=2) is None
+    assert step_seconds(counted(), SAID, of=2) is None
 
 
 def test_a_trial_is_its_steps_its_rows_and_what_it_reads_and_writes():
@@ -207,13 +216,16 @@ def test_a_machine_that_was_not_measured_goes_by_data_sheets(tmp_path, monkeypat
     cpu = calibration.gauge(tmp_path, Hardware(), "cpu")
     assert len(cpu.speeds) > 1 and "`tunetrial calibrate`" in cpu.said
     work = (Kernel(kind="product", dtype="float32", shape=(512, 512, 512), count=9, operations=2**28, bytes=2**21),)
-    assert cpu.uncorrected(work).likely is None and cpu.uncorrected(work).low < cpu.uncorrected(work).high
+    assert (
+        cpu.uncorrected(work, precision="fp32").likely is None
+        and cpu.uncorrected(work, precision="fp32").low < cpu.uncorrected(work, precision="fp32").high
+    )
     l4 = calibration.gauge(tmp_path, Hardware(gpu="NVIDIA L4"), "cpu")
     assert l4.recorded and l4.said == "NVIDIA L4 by its data sheet"
     t4 = calibration.gauge(tmp_path, Hardware(gpu="colab"), "cpu")  # which has no bf16: fp16 would be taken there
     in_bf16 = tuple(kernel.model_copy(update={"dtype": "bfloat16"}) for kernel in work)
     in_fp16 = tuple(kernel.model_copy(update={"dtype": "float16"}) for kernel in work)
-    assert not t4.recorded and t4.uncorrected(in_bf16) == t4.uncorrected(in_fp16)
+    assert not t4.recorded and t4.uncorrected(in_bf16, precision="bf16") == t4.uncorrected(in_fp16, precision="fp16")
     assert calibration.gauge(tmp_path, Hardware(gpu="abacus"), "cpu") is None
     monkeypatch.setattr(calibration, "driver_name", lambda: "NVIDIA L4")
     assert calibration.gauge(tmp_path, Hardware(), "cuda").said.startswith(

@@ -30,6 +30,7 @@ from tunetrial.plan.tuning import CONFIRMED_POINTS, grid
 # Attaching, reading rows and opening files: 0.03 to 0.05 s a trial in the demo, rows by the thousand take longer.
 PREPARE_S = Range(low=0.02, high=2.0, likely=0.05)
 CHECKPOINT_EVERY_S = 60.0
+HALVES = ("bf16", "fp16")
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 # Completions that are decoded at once; and tokens of a target where texts alone are known, in bytes each.
 DECODED_ROWS, TOKEN_BYTES = 32, 4
@@ -48,20 +49,21 @@ class Gauge:
     observed: tuple[Observed, ...] = ()
     recorded: bool = False
 
-    def uncorrected(self, work: Sequence[Kernel]) -> Range:
+    def uncorrected(self, work: Sequence[Kernel], *, precision: str) -> Range:
         """Seconds of work, from the fastest of the speeds to the slowest.
 
         Raises:
             EvidenceError: Of the work's dtype nothing is known.
         """
-        found = [seconds_of(work, speed, recorded=self.recorded) for speed in self.speeds]
+        recorded = self.recorded and precision in HALVES  # where rows are attended to as they lie
+        found = [seconds_of(work, speed, recorded=recorded) for speed in self.speeds]
         if len(found) == 1:
             return found[0]
         return Range(low=min(one.low for one in found), high=max(one.high for one in found))
 
     def seconds(self, work: Sequence[Kernel], *, precision: str, method: str) -> Range:
         """As `uncorrected`, corrected by what trials of a method showed."""
-        found = self.uncorrected(work)
+        found = self.uncorrected(work, precision=precision)
         if not self.observed or len(self.speeds) > 1:
             return found
         return corrected(found, correction(self.speeds[0], self.observed, precision=precision, method=method))

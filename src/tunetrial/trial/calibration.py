@@ -1,6 +1,7 @@
 """The speed of the machine at hand: found where it was measured before, else measured once and kept."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tunetrial.core.errors import ConfigError
@@ -145,7 +146,8 @@ def predicted(records: Iterable[TrialRecord], known: Known) -> Iterator[tuple[Tr
         counted = known.traced.get(record.trial.arm.name, {}).get(whole(record.trial.task))
         if counted is None or record.trial.purpose == "probe":
             continue
-        step_s = step_seconds(counted, known.gauge.uncorrected, of=record.resolved.get("pack", 1))
+        seconds = partial(known.gauge.uncorrected, precision=record.trial.controls.precision)
+        step_s = step_seconds(counted, seconds, of=record.resolved.get("pack", 1))
         if step_s is not None:
             yield record, step_s.likely
 
