@@ -165,3 +165,12 @@ def test_a_study_of_a_billion_weights_stays_under_30_gb(luck):
     assert {seed for arm, seed, _ in kept.values() if arm == "lora"} == set(range(1, 11))
     planned = plan.preview(a_lock(), BILLION).disk_bytes
     assert planned.low < 30e9 and peak <= planned.low + 5 * lora * 1.01
+
+
+def test_phases_of_a_trial_are_in_the_plan_with_what_comes_after_training():
+    counts = reaching(3 * GIB)
+    found = plan.preview(a_lock(), SHAPE, traced=counts, counted={"mail": (20, 60)}).phases
+    assert list(found) == ["lora"] and {"step", "evaluate", "serve"} <= set(found["lora"])
+    assert found["lora"]["step"].likely == 3 * GIB and found["lora"]["evaluate"].likely == 27 * GIB
+    longer = plan.preview(a_lock(), SHAPE, traced=counts, counted={"mail": (20, 90)}).phases
+    assert longer["lora"]["serve"].likely >= found["lora"]["serve"].likely

@@ -164,6 +164,13 @@ def test_states_are_counted_as_by_hand():
     )  # gradients wider, masters narrower
 
 
+def test_parts_of_every_phase_add_up_to_its_peak():
+    phases = trace(LLAMA, arm("lora"), controls(), lengths=[64] * 4).phases
+    assert list(phases) == ["load", "prepare", "step", "evaluate", "save", "resume"]
+    for name, phase in phases.items():
+        assert sum(phase.parts.values()) == phase.peak_bytes, name
+
+
 def test_resuming_takes_the_states_alone():
     """By hand: 2 bytes of a copy, 4 of a master, a gradient, 8 of moments; no activations, and no master twice."""
     weights = 32000 * 512 + 8 * (512 * (512 + 256 + 256 + 512) + 3 * 512 * 1024 + 2 * 512) + 512

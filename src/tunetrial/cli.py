@@ -64,7 +64,7 @@ def plan(
     study: Annotated[Path | None, typer.Argument(help="Study file (YAML).", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="No study: org/name, folder or sizes.", show_default=False)] = None,
     method: Annotated[str | None, typer.Option(help=f"With --model [{METHODS}].", show_default=False)] = None,
-    gpu: Annotated[str | None, typer.Option(help=f"Also colab, kaggle [{GPUS}].", show_default=False)] = None,
+    gpu: Annotated[str | None, typer.Option(help=f"GPUs, colab, here [{GPUS}].", show_default=False)] = None,
     step: Annotated[str | None, typer.Option(help="With --model: rows × tokens [16x512].", show_default=False)] = None,
     rows: Annotated[int | None, typer.Option(help="With --model: rows of a run.", show_default=False)] = None,
     test: Annotated[str | None, typer.Option(help="With --model: test rows:margin.", show_default=False)] = None,
@@ -91,8 +91,9 @@ def plan(
         else:
             from tunetrial.trial.forecast import forecast
 
-            asked = {"step": step or "16x512", "rows": rows, "test": test, "phases": json}
-            made = forecast(model, (method or METHODS).split(","), (gpu or GPUS).split(","), **asked)
+            asked = {"step": "16x512" if step is None else step, "rows": rows, "test": test, "phases": json}
+            methods, gpus = (default if one is None else one for one, default in ((method, METHODS), (gpu, GPUS)))
+            made = forecast(model, methods.split(","), gpus.split(","), **asked)
         if plot is not None:
             from tunetrial.report import memory
 

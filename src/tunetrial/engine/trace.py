@@ -24,7 +24,7 @@ import torch
 from tunetrial import methods
 from tunetrial.core.errors import ModelError, SpecError
 from tunetrial.core.study import Arm, Controls, Kind
-from tunetrial.core.work import Counted, Phase, Traced
+from tunetrial.core.work import Counted, Part, Phase, Traced
 from tunetrial.engine.attention import lay_out
 from tunetrial.engine.batches import order
 from tunetrial.engine.depth import FEW, Reached, deeper
@@ -201,8 +201,14 @@ def _step(pack: TorchPack, meter: Meter, rows: list[list[int]]) -> tuple[Reached
         pack.trainables.publish()
     _note_optimiser(loop, meter)
     step = meter.reached()
-    first = {moment: (size, {}) for moment, size in step.prepared.items()}
+    first = {moment: (size, _beside(step.peaks[moment], size)) for moment, size in step.prepared.items()}
     return step, Reached(first, step.prepared, {})
+
+
+def _beside(reached: tuple[int, Mapping[Part, int]], size: int) -> dict[Part, int]:
+    """Parts of so many bytes, of which those are other that kernels are compiled by."""
+    total, parts = reached
+    return {**parts, "other": parts.get("other", 0) + size - total}
 
 
 def _passes(loop: Loop, meter: Meter, rows: list[list[int]]) -> None:

@@ -2,9 +2,11 @@
 traced there: an inference server lays its memory out by itself."""
 
 from tunetrial import methods
-from tunetrial.core.study import Arm
+from tunetrial.core.speed import Range, exactly
+from tunetrial.core.study import Arm, Precision
+from tunetrial.core.work import Traced
 from tunetrial.models import ModelShape
-from tunetrial.plan.estimate import COMPUTE_BYTES, Range
+from tunetrial.plan.estimate import COMPUTE_BYTES
 
 # What `engine.merge` proves a merge by: logits in fp32 of so many tokens, three times.
 PROOF_TOKENS, PROOFS = 8 * 32, 3
@@ -51,3 +53,19 @@ def merge_bytes(arm: Arm, shape: ModelShape) -> Range | None:
     proof = PROOFS * PROOF_TOKENS * shape.vocabulary
     least = (shape.bytes_per_weight + 4) * shape.parameters + 4 * (adapter + proof)
     return Range(low=least, high=least + 4 * shape.parameters)
+
+
+def phases_of(
+    traced: Traced, arm: Arm, shape: ModelShape, *, rows: int, tokens: int, outputs: int, precision: Precision
+) -> dict[str, Range]:
+    """Bytes at the peak of all phases: as counted on the device, then merged on the host, and served.
+
+    Args:
+        rows, tokens: That are served at once.
+        outputs: Of a head that was trained; 0 without one.
+    """
+    found = {name: exactly(phase.peak_bytes) for name, phase in traced.phases.items()}
+    merged = merge_bytes(arm, shape)
+    served = serve_bytes(arm, shape, rows=rows, tokens=tokens, outputs=outputs, precision=precision)
+    found |= {} if merged is None else {"merge": merged}
+    return found | ({} if served is None else {"serve": exactly(served)})

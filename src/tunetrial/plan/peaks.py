@@ -3,8 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from tunetrial.core.evidence import Evidence, Held
+from tunetrial.core.speed import Range
+from tunetrial.core.study import Lock
 from tunetrial.core.work import Counted, Phase
 from tunetrial.plan import estimate
+from tunetrial.plan.deployed import phases_of
+from tunetrial.plan.estimate import Sizes
 from tunetrial.plan.fit import CONTEXT_BYTES, RESERVE
 
 AFTER_TRAINING = ("evaluate", "save")
@@ -31,6 +35,32 @@ def peaks(
                 most = phase.peak_bytes * RESERVE.high + CONTEXT_BYTES[device].high
             found.append(Held(label=arm, parts=phase.parts, most_bytes=most, room_bytes=room_bytes))
     return tuple(found)
+
+
+def phases(
+    lock: Lock, traced: Mapping[str, Mapping[str, Counted]], sizes: Mapping[str, Sizes]
+) -> dict[str, dict[str, Range]]:
+    """Bytes at the peak of every phase, by arm, on the task whose training takes most; served are as many rows as a
+    step has, all as long as the longest, or as a row may be. Arms are left out that could not be counted on each task.
+
+    Args:
+        sizes: Of each arm's base.
+    """
+    found = {}
+    for arm, counts in traced.items():
+        if len(counts) == len(lock.study.tasks):
+            task = max(counts, key=lambda name: counts[name].fullest.training_bytes)
+            head = lock.study.readout_of(task) == "head"
+            found[arm] = phases_of(
+                counts[task].fullest,
+                lock.study.arm(arm),
+                sizes[arm].shape,
+                rows=lock.study.batch_examples,
+                tokens=max(sizes[arm].counted.get(task, [lock.controls(task).max_tokens])),
+                outputs=(len(lock.data[task].labels) or 1) if head else 0,
+                precision=lock.precision,
+            )
+    return found
 
 
 def beside(held: Sequence[Held], evidence: Evidence) -> tuple[Held, ...]:

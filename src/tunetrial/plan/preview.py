@@ -16,7 +16,7 @@ from tunetrial.plan.estimate import GIB, Sizes
 from tunetrial.plan.machine import Machine, disk_bytes, side_by_side
 from tunetrial.plan.money import Account
 from tunetrial.plan.outlay import Time, account, time_of
-from tunetrial.plan.peaks import peaks
+from tunetrial.plan.peaks import peaks, phases
 from tunetrial.plan.power import Power, power, prior
 from tunetrial.plan.timing import Gauge, Known, counts, rows_of, timed, tokens_of, trials
 from tunetrial.plan.waves import next_wave
@@ -31,8 +31,8 @@ class Plan(Record):
     uses its last point and a verdict at the last look. `seconds` is for one trial after the other and None for a GPU
     that is not known; `time` says more of it. `account` is what it costs and `usd` its total, None without a price.
     `memory_bytes` is of the device, `host_bytes` of the host for one worker, by arm; `memory` what the device then
-    holds, where that was counted. `workers` trials go side by side. `disk_bytes` is the most that lies on the disk at
-    any time, from what suffices to what is used where there is room.
+    holds, and `phases` bytes at the peak of each phase, where that was counted. `workers` trials go side by side.
+    `disk_bytes` is the most that lies on the disk at any time, from what suffices to what is used where there is room.
     `refused` names arms that cannot fit, and why; `remarks` say of arms what their settings alone do not. `budget_s` is
     the machine's time that the budget allows, and `reductions` what was made smaller for its sake.
     """
@@ -43,6 +43,7 @@ class Plan(Record):
     trained_tokens: Range
     memory_bytes: dict[str, Range]
     memory: tuple[Held, ...] = ()
+    phases: dict[str, dict[str, Range]] = {}
     host_bytes: dict[str, Range] = {}
     workers: int = 1
     disk_bytes: Range
@@ -106,6 +107,7 @@ def preview(
         ),
         memory_bytes=memory,
         memory=peaks(traced or {}, len(study.tasks), device=device, room_bytes=machine and machine.device_bytes),
+        phases=phases(lock, traced or {}, sizes),
         host_bytes=host,
         workers=workers,
         disk_bytes=_disk(lock, sizes, workers),

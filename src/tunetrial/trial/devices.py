@@ -11,15 +11,14 @@ from tunetrial.core.errors import ConfigError
 from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Hardware, Lock, Study, TaskSpec
 from tunetrial.core.work import Counted, Traced
-from tunetrial.models import ModelShape
 from tunetrial.models.sizes import read_config
-from tunetrial.plan import Gauge, catalogue
+from tunetrial.plan import Gauge, Sizes, catalogue
 from tunetrial.plan.catalogue import Device
 from tunetrial.plan.fit import Ask, Need, fit
 from tunetrial.plan.forecast import Cell, Forecast, Pack, Whole
 from tunetrial.plan.money import Account
 from tunetrial.plan.outlay import Time, account, price_of, time_of
-from tunetrial.plan.peaks import AFTER_TRAINING
+from tunetrial.plan.peaks import AFTER_TRAINING, phases
 from tunetrial.plan.timing import counts
 from tunetrial.trial.forecast import (
     AS_THEY_LIE,
@@ -27,7 +26,6 @@ from tunetrial.trial.forecast import (
     capability,
     limit,
     named,
-    phases_of,
     place_of,
     precision_of,
     price_given,
@@ -100,22 +98,14 @@ def _on(lock: Lock, name: str, place: Device) -> Lock:
 def _cell(arm: Arm, name: str, room: int, counted: "Counts", time: Time | None, bills: Account | None) -> Cell:
     """Whether an arm fits, and if so what its runs take, as the engine gets through."""
     lock, kind, tasks = counted.lock, counted.device.kind, counted.lock.study.tasks
-    shape = counted.shape(arm.name)
-    longest = max(max(counted.lengths(arm.name, spec.name)) for spec in tasks)
+    own = counted.sizes(arm.name)
+    longest = max(max(own.counted[spec.name]) for spec in tasks)
     asked = {"kind": kind, "batch": lock.study.batch_examples, "longest": longest, "count": counted}
-    fitted = fit(arm, name, room, share=share_of(shape) if arm.method in SHARDED else None, **asked)
+    fitted = fit(arm, name, room, share=share_of(own.shape) if arm.method in SHARDED else None, **asked)
     traced = counted.traced[arm.name]
     task = max(traced, key=lambda task: traced[task].fullest.training_bytes)
     told = {"fit": fitted, "precision": lock.precision, "pack": _pack(traced[task], asked["batch"], kind)}
-    told["phases"] = phases_of(
-        traced[task].fullest,
-        arm,
-        shape,
-        rows=lock.study.batch_examples,
-        tokens=longest,
-        outputs=outputs_of(lock, task) if lock.study.readout_of(task) == "head" else 0,
-        precision=lock.precision,
-    )
+    told["phases"] = phases(lock, {arm.name: traced}, {arm.name: own})[arm.name]
     if fitted.verdict == "does not fit" or time is None:
         return Cell(**told)
     more = fitted.changes[0].time if fitted.verdict == "fits in smaller steps" else 1.0
@@ -125,17 +115,12 @@ def _cell(arm: Arm, name: str, room: int, counted: "Counts", time: Time | None, 
     return Cell(runs_s=runs_s, usd=usd, price=None if usd is None else f"{name}: {price}", **told)
 
 
-def outputs_of(lock: Lock, task: str) -> int:
-    """Labels, or one for a number."""
-    return len(lock.data[task].labels) or 1
-
-
 def _pack(counted: Counted, batch: int, kind: str) -> Pack | None:
     """What the members of the largest pack need that tuning begins with."""
     if counted.packed is None:
         return None
-    phases = {name: phase for name, phase in counted.packed.phases.items() if name not in AFTER_TRAINING}
-    traced = counted.packed.model_copy(update={"phases": phases})
+    training = {name: phase for name, phase in counted.packed.phases.items() if name not in AFTER_TRAINING}
+    traced = counted.packed.model_copy(update={"phases": training})
     return Pack(members=counted.members, need=Need.of(traced, Ask(micro_batch=batch), kind))
 
 
@@ -207,15 +192,9 @@ class Counts:
         how = {"device": self._kind, "workers": 1, "base_bytes": shape.parameters * shape.bytes_per_weight}
         return time_of(self.lock, counts(self.lock), each, **how)
 
-    def shape(self, arm: str) -> ModelShape:
-        """That of an arm's base."""
-        others = self.pinned.others
-        return others[arm].shape if arm in others else models.shape(self.pinned.base)
-
-    def lengths(self, arm: str, task: str) -> Sequence[int]:
-        """Tokens of each training row under the tokenizer of the arm's base."""
-        others = self.pinned.others
-        return (others[arm].counted if arm in others else self.pinned.counted)[task]
+    def sizes(self, arm: str) -> Sizes:
+        """Those of an arm's base, with the tokens of each task's training rows."""
+        return self.pinned.others.get(arm) or Sizes(models.shape(self.pinned.base), self.pinned.counted)
 
     def _counted(self, arm: Arm) -> dict[str, Counted | None]:
         from tunetrial.engine import trace
@@ -226,7 +205,7 @@ class Counts:
             key = self._key(arm, spec, members)
             if key not in self._kept:
                 asked = self._asked_of(arm, spec) | {"members": members, "seed": self._seed, "place": self._place}
-                lengths = self.lengths(arm.name, spec.name)
+                lengths = self.sizes(arm.name).counted[spec.name]
                 config, controls = self._config(arm.name), self.lock.controls(spec.name)
                 self._kept[key] = trace.count(config, arm, controls, lengths, **asked)
             kept = self._kept[key]
@@ -248,11 +227,11 @@ class Counts:
         controls, own = self.lock.controls(spec.name), self.lock.study.arm(arm.name) == arm
         if own and ask == Ask(micro_batch=controls.batch_examples):
             fullest = self.traced[arm.name][spec.name].fullest
-            phases = {name: phase for name, phase in fullest.phases.items() if name not in AFTER_TRAINING}
-            return fullest.model_copy(update={"phases": phases})
+            training = {name: phase for name, phase in fullest.phases.items() if name not in AFTER_TRAINING}
+            return fullest.model_copy(update={"phases": training})
         key = self._key(arm, spec, ask)
         if key not in self._kept:
-            lengths = self.lengths(arm.name, spec.name)
+            lengths = self.sizes(arm.name).counted[spec.name]
             steps = by_order(lengths, controls.batch_examples, said=spec.name, seed=self._seed)
             place = {"device": self._place.kind, "capability": self._place.capability}
             self._kept[key] = trace(
@@ -269,7 +248,7 @@ class Counts:
         return self._here(self._kept[key])
 
     def _asked_of(self, arm: Arm, spec: TaskSpec) -> dict[str, object]:
-        return {"kind": spec.kind, "outputs": outputs_of(self.lock, spec.name)}
+        return {"kind": spec.kind, "outputs": len(self.lock.data[spec.name].labels) or 1}
 
     def _key(self, arm: Arm, spec: TaskSpec, how: object) -> tuple:
         return arm.model_dump_json(), spec.name, how, self.lock.precision, self._place

@@ -13,7 +13,7 @@ from tunetrial.core.work import Traced
 from tunetrial.models import Described, ModelShape
 from tunetrial.plan import catalogue, shards
 from tunetrial.plan.catalogue import Device, Price
-from tunetrial.plan.deployed import merge_bytes, serve_bytes
+from tunetrial.plan.deployed import phases_of
 from tunetrial.plan.fit import Ask, Fit, Share, fit, sharded_fit
 from tunetrial.plan.forecast import Cell, Forecast
 from tunetrial.plan.noise import prior_of
@@ -188,22 +188,6 @@ def _step_seconds(
     if steps.mean_share == 1:
         return full
     return full * exactly(steps.mean_share) + taken(count(arm, ask, least=True)) * exactly(1 - steps.mean_share)
-
-
-def phases_of(
-    traced: Traced, arm: Arm, shape: ModelShape, *, rows: int, tokens: int, outputs: int, precision: Precision
-) -> dict[str, Range]:
-    """Bytes at the peak of all phases: as counted on the device, then merged on the host, and served.
-
-    Args:
-        rows, tokens: That are served at once, as in `plan.deployed`.
-        outputs: Of a head that was trained; 0 without one.
-    """
-    found = {name: exactly(phase.peak_bytes) for name, phase in traced.phases.items()}
-    merged = merge_bytes(arm, shape)
-    served = serve_bytes(arm, shape, rows=rows, tokens=tokens, outputs=outputs, precision=precision)
-    found |= {} if merged is None else {"merge": merged}
-    return found | ({} if served is None else {"serve": exactly(served)})
 
 
 def _price(place: Device, usd_per_hour: float | None) -> Price | None:
