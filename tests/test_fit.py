@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_told_what_would_and_what_that_does_to_the_comparis
         (4, 6.6, "would fit sharded", [Ask(micro_batch=1)]),
         (4, 6.2, "tight", []),
         (16, 2.8, "would fit sharded", [Ask(micro_batch=1, recomputes=True)]),
-        (4, 4.5, "does not fit", []),
+        (16, 1.9, "does not fit", []),
     ],
 )
 def test_on_several_gpus_each_has_its_share_of_states_and_of_examples(devices, room, verdict, asks):
@@ -108,6 +108,13 @@ def test_on_several_gpus_each_has_its_share_of_states_and_of_examples(devices, r
     assert (found.verdict, found.devices) == (verdict, devices)
     assert found.need.ask == Ask(micro_batch=BATCH // devices)
     assert [change.need.ask for change in found.changes] == asks
+
+
+def test_where_so_many_gpus_are_too_few_more_are_offered():
+    own = {"kind": "cuda", "batch": BATCH, "count": counted, "share": shared}
+    found = sharded_fit(arm("full"), "gpus", 2, 5 * GIB, **own)
+    assert found.verdict == "does not fit" and found.changes[0].what.startswith("8 such GPUs, states sharded, 2 of 16")
+    assert found.changes[0].need.bytes.high <= found.room_bytes
 
 
 def test_one_long_example_is_computed_again_too():

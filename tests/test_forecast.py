@@ -58,7 +58,7 @@ def test_json_has_what_the_table_has():
 
 def test_what_does_not_fit_anywhere_ends_with_status_4_and_says_what_would():
     big = "llama:layers=32,hidden=4096,heads=32,kv_heads=32,intermediate=11008,vocabulary=512,context=256"
-    found = plan("--model", big, "--gpu", "t4", "--method", "full", "--step", "2x16")
+    found = plan("--model", big, "--gpu", "t4", "--method", "full", "--step", "16x16")
     text = " ".join(found.stdout.split())
     assert found.exit_code == 4 and "does not fit" in text
     assert "another method: add it as an arm of its own" in text and "such GPUs" in text
@@ -161,6 +161,7 @@ def test_several_gpus_would_fit_and_are_for_information():
     assert four.fit.need.ask.micro_batch == 2 and sixteen.fit.need.ask.micro_batch == 1
     assert four.usd.high == pytest.approx(4 * four.run_s.high / 3600) and sixteen.usd is None
     text = " ".join(str(found).split())
+    assert "16xl4: more GPUs than a step has rows" in text and "4xL4: more GPUs" not in text
     assert "tunetrial trains on one GPU" in text and "several machines is not known" in text
 
 

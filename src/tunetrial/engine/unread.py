@@ -36,7 +36,7 @@ def configured(config: Mapping[str, object]) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(kept.pop("model_type"), **kept)
     except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
-        got = " ".join(str(error).split())[:200]
+        got = " ".join(str(error).split()).partition(". Errors: ")[0][:200]
         raise ModelError(f"config.json: transformers refuses its settings, got {got}; mend it") from error
 
 

@@ -228,7 +228,7 @@ def sharded_fit(
     arm: Arm, device: str, devices: int, room_bytes: int, *, kind: str, batch: int, count: Count, share: Share
 ) -> Fit:
     """Find out whether an arm would fit so many GPUs over which its states are sharded, each with as many of a step's
-    `batch` examples; if need be in smaller micro-batches. Nothing is said of other changes."""
+    `batch` examples; if need be in smaller micro-batches. Of other changes more such GPUs alone are offered."""
 
     def needs(asked: Arm, ask: Ask) -> Need:
         return Need.of(share(asked, count(asked, ask), devices), ask, kind)
@@ -245,17 +245,22 @@ def sharded_fit(
                 update={"fair": "fair: the same examples in every step"}
             )
             return Fit(verdict="would fit sharded", changes=(change,), **found)
-    return Fit(verdict="tight" if whole.bytes.low <= room_bytes else "does not fit", **found)
+    if whole.bytes.low <= room_bytes:
+        return Fit(verdict="tight", **found)
+    more = tuple(_more_devices(arm, room_bytes, batch, kind, count, share, whole, beyond=devices))
+    return Fit(verdict="does not fit", changes=more, **found)
 
 
 def _more_devices(
-    arm: Arm, room_bytes: int, batch: int, kind: str, count: Count, share: Share, whole: Need
+    arm: Arm, room_bytes: int, batch: int, kind: str, count: Count, share: Share, whole: Need, *, beyond: int = 1
 ) -> Iterator[Change]:
-    """The fewest such GPUs over which weights, gradients and moments could be shared out."""
+    """The fewest such GPUs over which weights, gradients and moments could be shared out, of more than there are; at
+    most one for each example."""
     if kind != "cuda":
         return
-    for devices in (2, 4, 8, 16):
-        if _held(whole) / devices > room_bytes:
+    counted = count(arm, whole.ask)
+    for devices in (2, 4, 8, 16, 32, 64):
+        if not beyond < devices <= batch or _held(Need.of(share(arm, counted, devices), whole.ask, kind)) > room_bytes:
             continue
         ask = Ask(micro_batch=math.ceil(batch / devices), recomputes=True)
         need = Need.of(share(arm, count(arm, ask), devices), ask, kind)

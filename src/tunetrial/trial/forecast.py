@@ -87,9 +87,18 @@ def forecast(
     asked_of = {"steps": steps, "rows": rows, "usd_per_hour": usd_per_hour, "phases": phases}
     cells = _cells(found, arms, places, rooms, **asked_of)
     sessions = {name: limit(place) for name, (_, place, _) in places.items() if place.tier}
-    remarks += [f"{name}: {SHARDED.format(number)}" for name, (number, *_) in places.items() if number > 1]
+    remarks += _of_several({name: number for name, (number, *_) in places.items()}, steps.batch)
     counted = {"parameters": found.shape.parameters, "cells": tuple(cells), "sessions": sessions}
     return Forecast(remarks=tuple(remarks), **counted, **told)
+
+
+def _of_several(numbers: Mapping[str, int], batch: int) -> Iterator[str]:
+    """What is to be said of several GPUs for a step of so many rows."""
+    for name, number in numbers.items():
+        if number > 1:
+            yield f"{name}: {SHARDED.format(number)}"
+        if number > batch:
+            yield f"{name}: more GPUs than a step has rows; some would have none"
 
 
 def place_of(name: str) -> tuple[int, Device, Gauge]:
