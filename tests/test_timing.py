@@ -220,6 +220,8 @@ def test_a_machine_that_was_not_measured_goes_by_data_sheets(tmp_path, monkeypat
         cpu.uncorrected(work, precision="fp32").likely is None
         and cpu.uncorrected(work, precision="fp32").low < cpu.uncorrected(work, precision="fp32").high
     )
+    halves = tuple(kernel.model_copy(update={"dtype": "bfloat16"}) for kernel in work)
+    assert cpu.uncorrected(halves, precision="bf16").high > 0  # some classes have no bf16, and are not the one
     l4 = calibration.gauge(tmp_path, Hardware(gpu="NVIDIA L4"), "cpu")
     assert l4.recorded and l4.said == "NVIDIA L4 by its data sheet"
     t4 = calibration.gauge(tmp_path, Hardware(gpu="colab"), "cpu")  # which has no bf16: fp16 would be taken there

@@ -50,13 +50,15 @@ class Gauge:
     recorded: bool = False
 
     def uncorrected(self, work: Sequence[Kernel], *, precision: str) -> Range:
-        """Seconds of work, from the fastest of the speeds to the slowest.
+        """Seconds of work, from the fastest of the speeds to the slowest; a device that does not compute in the work's
+        dtype is not the one.
 
         Raises:
-            EvidenceError: Of the work's dtype nothing is known.
+            EvidenceError: Of the work's dtype nothing is known of any.
         """
         recorded = self.recorded and precision in HALVES  # where rows are attended to as they lie
-        found = [seconds_of(work, speed, recorded=recorded) for speed in self.speeds]
+        able = [speed for speed in self.speeds if DTYPES[precision] in speed.products] or self.speeds
+        found = [seconds_of(work, speed, recorded=recorded) for speed in able]
         if len(found) == 1:
             return found[0]
         return Range(low=min(one.low for one in found), high=max(one.high for one in found))
