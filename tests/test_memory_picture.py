@@ -47,6 +47,9 @@ def test_a_device_with_far_more_leaves_the_bars_their_width_and_is_named():
     most = 10 * GIB
     near, far = picture([held(room=FAR * most)]), picture([held(room=FAR * most + GIB)])
     assert near.beyond is None and near.bars[0].room == 100
+    both = svg("Memory", [held(room=most), held(room=FAR * most + GIB)])
+    assert "what the device has" in both and "room of 31.0\u202fGiB: beyond this scale" in both
+    assert "what the device has" not in svg("Memory", [held(room=FAR * most + GIB)])
     assert far.beyond == "31.0\u202fGiB" and far.bars[0].room is None and far.bars[0].pieces[-1].at == 80
 
 

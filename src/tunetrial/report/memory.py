@@ -23,6 +23,7 @@ TITLES: dict[Part, tuple[str, str]] = {
 }
 REST = "beside tensors, at most"
 ROOM, MEASURED = "what the device has", "measured"
+BEYOND = "room of {}: beyond this scale"
 # A device with more than so many times what is needed has its mark beyond the scale.
 FAR = 3.0
 WIDTH, MARGIN, LABEL, RIGHT, ROW, BAR = 960, 12, 230, 150, 34, 18
@@ -143,7 +144,8 @@ def svg(title: str, held: Sequence[Held]) -> str:
 def _legend(found: Picture) -> list[str]:
     """Parts in one line; in the next what is no part, and the marks."""
     parts = [TITLES[part] for part in found.parts]
-    marks = [f"┃ {ROOM}" if found.beyond is None else f"the device has {found.beyond}, beyond this scale"]
+    marks = [f"┃ {ROOM}"] if any(bar.room is not None for bar in found.bars) else []
+    marks += [BEYOND.format(found.beyond)] if found.beyond else []
     marks += [f"◇ {MEASURED}"] if found.measured else []
     return [*_entries(parts, 40), *_entries([(REST, "url(#reserve)"), *((mark, None) for mark in marks)], 60)]
 
