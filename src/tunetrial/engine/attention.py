@@ -218,21 +218,22 @@ def _plain(
 def _fused(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, *, hidden: torch.Tensor | None
 ) -> torch.Tensor:
-    """The kernel of torch; without a mask it is causal, and then keys need no copies."""
-    fused = nn.functional.scaled_dot_product_attention
-    if q.is_meta and (hidden is not None or k.shape[1] == q.shape[1]):
-        return _counted(q, k, v, scaling, hidden=hidden)
-    if hidden is None:
-        return fused(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+    """The kernel of torch; without a mask it is causal.
+
+    Keys are copied for every query head: of kernels that keep no scores flash attention alone shares them, and what
+    comes here is what that does not take (fp32, or a GPU older than compute capability 8.0).
+    """
     k, v = _repeated(q, k, v)
-    return fused(q, k, v, attn_mask=~hidden, scale=scaling)
+    if q.is_meta:
+        return _counted(q, k, v, scaling, hidden=hidden)
+    fused, mask = nn.functional.scaled_dot_product_attention, None if hidden is None else ~hidden
+    return fused(q, k, v, attn_mask=mask, is_causal=hidden is None, scale=scaling)
 
 
 def _counted(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, *, hidden: torch.Tensor | None
 ) -> torch.Tensor:
     """The kernel that torch would choose on CUDA, which it is not asked for by tensors without storage."""
-    k, v = _repeated(q, k, v)
     bias = None if hidden is None else q.new_zeros(hidden.shape).masked_fill(hidden, -torch.inf)
     bias = None if bias is None else bias.expand(*q.shape[:3], k.shape[2])
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention

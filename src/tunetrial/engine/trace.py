@@ -6,8 +6,8 @@ The device's own ways (rows attended as they lie, compiled chains, grouped produ
 
 Not counted: what the device's context, its libraries and its allocator's reserve take; what a kernel keeps beside its
 results, but for attention's backward pass and cuBLAS's workspaces; the keys and values of completions; and on a GPU
-what a base takes that is read once as it is stored, before it is quantised. A device older than compute capability 8.0
-is taken to attend without a fused kernel. Counts are of one process that trains one pack.
+what a base takes that is read once as it is stored, before it is quantised. Counts are of one process that trains one
+pack.
 
     traced = trace(config, arm, controls, lengths=[512] * 16, answered=[64] * 16)
     traced.phases["step"].peak_bytes
