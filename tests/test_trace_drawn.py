@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import bases
@@ -51,6 +51,7 @@ def cases(draw, solo=(*PACKED, *SOLO), packed=PACKED) -> Case:
     lengths = draw(st.lists(st.integers(2, 60), min_size=1, max_size=9))
     members = draw(st.integers(1, 3))
     method, chosen = draw(st.sampled_from(packed if members > 1 else solo))
+    assume(method != "peft" or family != "gpt2")  # whose Conv1D many of PEFT's types refuse
     return Case(
         family=family,
         layers=draw(st.integers(1, 7)),
