@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from tunetrial.methods.storage import Storage
 from tunetrial.models.adapters import CONFIG, FINGERPRINT, WEIGHTS
 
 GROUPED_ALIGNMENT = 8  # grouped products want rows of a multiple of 16 bytes
+SWITCHED_OFF: ContextVar[bool] = ContextVar("switched_off", default=False)
 
 
 class LoraLinear(nn.Module):
@@ -62,6 +65,9 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         segments, flat = current(), x.flatten(0, -2)
+        if SWITCHED_OFF.get():
+            frozen = flat @ matrix(self.base).T
+            return (frozen if self.base.bias is None else frozen + self.base.bias).unflatten(0, x.shape[:-1])
         a, b, scaling = self.lora_A, self.lora_B, self.scaling
         if len(segments.members) < len(self.ranks):
             chosen = slice(segments.members.start, segments.members.stop)
@@ -173,6 +179,17 @@ def attach(model: nn.Module, specs: Sequence[AdapterSpec], *, seeds: Sequence[in
     for parent, name, path in list(_slots(model, targets)):
         own = [spec if _is_target(path, spec.targets) else None for spec in specs]
         setattr(parent, name, LoraLinear(getattr(parent, name), own, generators=generators))
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Adapted layers compute what their frozen layers do, by the products that they begin with: where B is 0 the
+    numbers are the same bit for bit."""
+    token = SWITCHED_OFF.set(True)
+    try:
+        yield
+    finally:
+        SWITCHED_OFF.reset(token)
 
 
 def ranks(model: nn.Module) -> dict[str, tuple[int, ...]]:
