@@ -46,6 +46,34 @@ def exact_match(target: str, completion: str) -> float:
     return float(target.strip() == completion.strip())
 
 
+def canonical(metric: str, completion: str) -> str:
+    """The completion in the one form that all have which the metric of this name takes for the same answer.
+
+    Of `numeric_match` the last number, of `token_f1` the words, of `field_accuracy`, `valid_json` and `schema_valid`
+    the JSON value, of every other the text without white space at its ends. A completion without such content stays as
+    it is, so that two of these are the same answer only if they are the same text.
+    """
+    plain = completion.strip()
+    if metric == "numeric_match":
+        number = last_number(completion)
+        return plain if number is None else f"{number.normalize() + 0:f}"
+    if metric == "token_f1":
+        return " ".join(sorted(_words(completion)))
+    if metric in ("field_accuracy", "valid_json", "schema_valid"):
+        value = read_json(completion)
+        return plain if value is NOT_JSON else json.dumps(_whole(value), sort_keys=True)
+    return plain
+
+
+def _whole(value: Any) -> Any:
+    """A JSON value with 1.0 written 1, since the two are equal."""
+    if isinstance(value, dict):
+        return {name: _whole(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def numeric_match(target: str, completion: str) -> float:
     """Whether the last number of the completion equals the last number of the target.
 

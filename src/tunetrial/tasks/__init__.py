@@ -15,12 +15,13 @@ field of the target. To add a built-in task:
 """
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunetrial.core.errors import DataError
 from tunetrial.core.evidence import TaskData
 from tunetrial.core.study import TaskSpec
-from tunetrial.tasks import loading
+from tunetrial.tasks import loading, variants
 from tunetrial.tasks.files import Row
 from tunetrial.tasks.folds import fold
 from tunetrial.tasks.glue import GLUE
@@ -31,7 +32,7 @@ from tunetrial.tasks.tickets_json import TICKETS_JSON
 
 BUILT_IN: dict[str, Task] = {task.name: task for task in (NEWSLETTER, TICKETS, TICKETS_JSON)}
 
-__all__ = ["BUILT_IN", "GLUE", "Task", "built_in", "find", "fold", "load", "read_rows", "render"]
+__all__ = ["BUILT_IN", "GLUE", "Task", "built_in", "find", "fold", "load", "read_rows", "render", "vary"]
 
 
 def find(name: str) -> Task:
@@ -90,6 +91,31 @@ def load(spec: TaskSpec, root: Path, *, folds: str | int = "none") -> TaskData:
         raise DataError(f"{spec.name}: without data it is built in and has its own splits; name data, or no files")
     task = find(built_in(spec.name).name)
     return loading.assemble(spec, {split: (f"{spec.name}/{split}", _rows(task, split)) for split in loading.SPLITS})
+
+
+def vary(
+    spec: TaskSpec, data: TaskData, root: Path, split: str, asked: Sequence[variants.Variant], *, seed: int
+) -> dict[str, variants.Varied]:
+    """Give the examples of one split of a loaded task under each variant of its inputs, by the variant's name.
+
+    Ids, clusters and targets are those of the plain examples, in their order. Same seed, same bytes.
+
+    Args:
+        data: The task as `load` or `fold` gave it.
+        root: As for `load`.
+        asked: `variants.USUAL` needs nothing of the task; templates, orders and paraphrases are its own.
+    Raises:
+        DataError: A variant does not apply to the task or to a row, or two have one name.
+    """
+    if len({variant.name for variant in asked}) < len(asked):
+        names = ", ".join(variant.name for variant in asked)
+        raise DataError(f"{spec.name}: variants need a name each, got {names}; rename one")
+    if spec.data is None:
+        origin = variants.Origin(f"{spec.name}/{split}", _rows(find(spec.name), split), root)
+    else:
+        rows_of, _ = loading.read_files(spec, root)
+        origin = variants.Origin(*rows_of.get(split, rows_of["train"]), root)
+    return {variant.name: variants.vary(spec, data, split, variant, origin, seed=seed) for variant in asked}
 
 
 def _rows(task: Task, split: str) -> list[Row]:

@@ -88,7 +88,7 @@ def _example(row: Row, spec: TaskSpec, fill: Callable[[dict], str], talk: Conver
     target = talk.answer if talk else read_target(row.fields[spec.target], spec.target)
     if spec.kind == "generate":
         _check_measurable(target, spec)
-    name = str(row.number) if spec.id is None else _name(row.fields[spec.id], spec.id)
+    name = identify(row, spec)
     return Example(
         id=name,
         cluster=name if spec.cluster is None else _name(row.fields[spec.cluster], spec.cluster),
@@ -98,6 +98,11 @@ def _example(row: Row, spec: TaskSpec, fill: Callable[[dict], str], talk: Conver
         tests=None if spec.tests is None else _tests(row.fields[spec.tests], spec.tests),
         tools=talk.tools if talk else None,
     )
+
+
+def identify(row: Row, spec: TaskSpec) -> str:
+    """The id of the example that a row makes: its field `spec.id`, or its number."""
+    return str(row.number) if spec.id is None else _name(row.fields[spec.id], spec.id)
 
 
 def _check_measurable(target: str, spec: TaskSpec) -> None:
