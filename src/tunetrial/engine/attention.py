@@ -365,19 +365,21 @@ def shallow(backbone: PreTrainedModel) -> Iterator[None]:
     What layers compute is proven on these. Deeper ones are the same, and carry rounding on until, in tens of layers,
     it cannot be told from a fault.
     """
-    depth, kinds = backbone.config.num_hidden_layers, getattr(backbone.config, "layer_types", None) or [None]
+    kinds = getattr(backbone.config, "layer_types", None) or [None]
     few = max(2, 1 + max(kinds.index(kind) for kind in kinds))
-    named = ((parent, name, child) for parent in backbone.modules() for name, child in parent.named_children())
-    parent, name, layers = next(found for found in named if _are_layers(found[2], depth))
-    setattr(parent, name, layers[:few])
+    parent, name, every = layers(backbone)
+    setattr(parent, name, every[:few])
     try:
         yield
     finally:
-        setattr(parent, name, layers)
+        setattr(parent, name, every)
 
 
-def _are_layers(module: nn.Module, depth: int) -> bool:
-    return isinstance(module, nn.ModuleList) and len(module) == depth
+def layers(backbone: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
+    """The blocks of a backbone in order, and where they are: a module and the name in it."""
+    depth = backbone.config.num_hidden_layers
+    named = ((parent, name, child) for parent in backbone.modules() for name, child in parent.named_children())
+    return next(found for found in named if isinstance(found[2], nn.ModuleList) and len(found[2]) == depth)
 
 
 AttentionInterface.register(UNPADDED, attend)  # and no mask for it: transformers would look for rows in the positions
