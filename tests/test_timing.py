@@ -8,12 +8,12 @@ from typer.testing import CliRunner
 
 from test_forecast import TINY
 from test_plan import SHAPE, a_lock
-from tunetrial import plan
+from tunetrial import methods, plan
 from tunetrial.cli import app
 from tunetrial.core.evidence import Evidence, Measurement, TrialRecord
 from tunetrial.core.spans import between, span
 from tunetrial.core.speed import Curve, Observed, Products, Range, Speed
-from tunetrial.core.study import Arm, Budget, Hardware
+from tunetrial.core.study import Arm, Budget, Costs, Hardware
 from tunetrial.core.work import Counted, Kernel, Phase, Traced
 from tunetrial.plan.duration import LIBRARIES_S
 from tunetrial.plan.timing import step_seconds
@@ -166,6 +166,28 @@ def test_a_price_makes_a_bill_by_arm_and_a_budget_is_held_against_it():
     for nothing in (Hardware(), Hardware(gpu="rtx-3060")):
         assert plan.preview(a_lock(hardware=nothing), SHAPE, **vars(known())).account is None
     assert all(len(line) <= 100 for line in str(made).splitlines() if not line.startswith(("assumed", "host")))
+
+
+def test_storage_requests_and_engineers_are_billed_beside_the_trials():
+    costs = Costs(engineer_hours=6, usd_per_engineer_hour=90, months=12, variants=4, usd_per_gb_month=0.1)
+    made = plan.preview(a_lock(costs=costs), SHAPE)
+    full, lora, study = made.upkeep.bills
+    base = SHAPE.parameters * SHAPE.bytes_per_weight
+    sizes = [methods.find(arm).artifact_bytes(SHAPE, 2, SHAPE.bytes_per_weight) for arm in a_lock().study.arms]
+    assert full.usd.low == pytest.approx(4 * sizes[0] * 12 * 0.1 / 1e9)
+    assert lora.usd.low == pytest.approx((base + 4 * sizes[1]) * 12 * 0.1 / 1e9)
+    assert study.usd.low == 540 and made.upkeep.usd.low == pytest.approx(540 + full.usd.low + lora.usd.low)
+    assert "beside the trials (estimate):" in str(made) and plan.preview(a_lock(), SHAPE).upkeep is None
+
+
+def test_what_has_no_price_beside_the_trials_has_no_cost_and_storage_a_dated_one():
+    made = plan.preview(a_lock(costs=Costs(engineer_hours=6, months=1, requests_per_month=1e6)), SHAPE)
+    assert made.upkeep.usd is None and [bill.unpriced for bill in made.upkeep.bills] == [
+        ("requests",),
+        ("requests",),
+        ("engineers",),
+    ]
+    assert made.upkeep.bills[0].lines[0].source == "dated default"
 
 
 def test_a_free_machine_takes_so_many_sessions():

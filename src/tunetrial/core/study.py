@@ -177,6 +177,19 @@ class Budget(Record):
     gpu_hours: float | None = Field(default=None, gt=0)
 
 
+class Costs(Record):
+    """What the user says of costs beside the trials': hours of engineers for the whole study; and of what is then used,
+    for how many months how many variants are kept, and how many requests each answers a month."""
+
+    engineer_hours: float | None = Field(default=None, ge=0)
+    usd_per_engineer_hour: float | None = Field(default=None, ge=0)
+    months: float | None = Field(default=None, ge=0)
+    variants: int = Field(default=1, ge=1)
+    usd_per_gb_month: float | None = Field(default=None, ge=0)
+    requests_per_month: float | None = Field(default=None, ge=0)
+    usd_per_request: float | None = Field(default=None, ge=0)
+
+
 class Study(Record):
     """One question, resolved: every default filled in, nothing yet looked up on disk.
 
@@ -205,6 +218,7 @@ class Study(Record):
     criteria: dict[str, Criterion] = {}
     hardware: Hardware = Hardware()
     budget: Budget = Budget()
+    costs: Costs = added(Costs())
     keep: Literal["median", "all"] = "median"
     pack: Literal["auto"] | int = added("auto")
     seed: int = Field(default=0, ge=0)

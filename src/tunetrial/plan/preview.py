@@ -19,6 +19,7 @@ from tunetrial.plan.outlay import Time, account, time_of
 from tunetrial.plan.peaks import peaks, phases
 from tunetrial.plan.power import Power, power, prior
 from tunetrial.plan.timing import Gauge, Known, counts, rows_of, timed, tokens_of, trials
+from tunetrial.plan.upkeep import upkeep
 from tunetrial.plan.waves import next_wave
 
 WIDTH = 100
@@ -29,7 +30,8 @@ class Plan(Record):
 
     Trials, tokens and time range from a search that stops at once and a verdict at the first look, to a search that
     uses its last point and a verdict at the last look. `seconds` is for one trial after the other and None for a GPU
-    that is not known; `time` says more of it. `account` is what it costs and `usd` its total, None without a price.
+    that is not known; `time` says more of it. `account` is what it costs and `usd` its total, None without a price;
+    `upkeep` what comes beside the trials, where the study says anything of that.
     `memory_bytes` is of the device, `host_bytes` of the host for one worker, by arm; `memory` what the device then
     holds, and `phases` bytes at the peak of each phase, where that was counted. `workers` trials go side by side.
     `disk_bytes` is the most that lies on the disk at any time, from what suffices to what is used where there is room.
@@ -53,6 +55,7 @@ class Plan(Record):
     usd: Range | None = None
     time: Time | None = None
     account: Account | None = None
+    upkeep: Account | None = None
     power: tuple[Power, ...]
     refused: dict[str, str]
     remarks: dict[str, str] = {}
@@ -88,11 +91,7 @@ def preview(
     sizes = _sizes(lock, shape, counted, others)
     tokens, counted_trials = _tokens(lock, data, sizes), counts(lock)
     device = machine.device if machine else "cpu" if study.hardware.gpu is None else "cuda"
-    memory = {arm.name: _memory(lock, arm, sizes[arm.name], tokens) for arm in study.arms}
-    for arm, found in (traced or {}).items():
-        if len(found) == len(study.tasks):
-            peak = max(one.fullest.training_bytes for one in found.values())
-            memory[arm] = estimate.around(peak, device)
+    memory = _memories(lock, sizes, tokens, traced or {}, device)
     host = _host(lock, sizes, memory, machine)
     workers = 1 if machine is None else side_by_side(machine, memory, host)
     known = Known(data, counted, others or {}, traced or {}, gauge)
@@ -116,6 +115,7 @@ def preview(
         seconds=time and time.stages.seconds,
         time=time,
         account=bill,
+        upkeep=upkeep(lock, sizes, max(_outputs(lock, spec) for spec in study.tasks)),
         usd=None if bill is None or bill.usd is None else Range(low=bill.usd.low, high=bill.usd.high),
         power=tuple(power(lock, spec, prior(spec, _targets(lock, data, spec))) for spec in study.tasks),
         refused=_refused(lock, memory) | _refused_by_host(host, machine),
@@ -143,6 +143,21 @@ def _tokens(lock: Lock, data: Mapping[str, TaskData], sizes: Mapping[str, Sizes]
 
 def _epochs_rows(lock: Lock, task: str) -> int:
     return lock.controls(task).epochs * rows_of(lock, task)["train"]
+
+
+def _memories(
+    lock: Lock,
+    sizes: Mapping[str, Sizes],
+    tokens: Mapping[tuple[str, str], Range],
+    traced: Mapping[str, Mapping[str, Counted]],
+    device: str,
+) -> dict[str, Range]:
+    """Of every arm as it was counted on all tasks, else as its shape bounds it."""
+    memory = {arm.name: _memory(lock, arm, sizes[arm.name], tokens) for arm in lock.study.arms}
+    for arm, found in traced.items():
+        if len(found) == len(lock.study.tasks):
+            memory[arm] = estimate.around(max(one.fullest.training_bytes for one in found.values()), device)
+    return memory
 
 
 def _memory(lock: Lock, arm: Arm, sizes: Sizes, tokens: Mapping[tuple[str, str], Range]) -> Range:
@@ -276,7 +291,7 @@ def _lines(plan: Plan) -> list[str]:
         f"in all: {plan.trials.low:.0f} to {plan.trials.high:.0f} trials, "
         f"{_short(plan.trained_tokens.low)} to {_short(plan.trained_tokens.high)} trained tokens",
     ]
-    lines += _time_lines(plan)
+    lines += _time_lines(plan) + _bill_lines(plan)
     if plan.budget_s is not None:
         lines.append(f"budget: {span(plan.budget_s)} of the machine")
     lines += [f"reduced: {one}" for one in plan.reductions]
@@ -318,14 +333,22 @@ def _time_lines(plan: Plan) -> list[str]:
         lines.append(f"a step of {arm}: {steps} (estimate)")
     if time.sessions is not None:
         lines.append(f"sessions: {time.sessions}")
-    how = {"break_on_hyphens": False, "break_long_words": False, "subsequent_indent": "  "}
-    wrapped = lambda line: textwrap.wrap(line, WIDTH, **how)  # noqa: E731
-    lines = [part for line in lines for part in wrapped(line)]
-    if plan.account is not None:
-        lines.append("cost (estimate):")
-        for line in str(plan.account).splitlines():
-            lines += [line] if len(line) <= WIDTH else wrapped(line)
+    return [part for line in lines for part in _wrapped(line)]
+
+
+def _bill_lines(plan: Plan) -> list[str]:
+    """What the trials cost, and what comes beside them."""
+    lines = []
+    for what, bill in {"cost": plan.account, "beside the trials": plan.upkeep}.items():
+        if bill is not None:
+            lines.append(f"{what} (estimate):")
+            for line in str(bill).splitlines():
+                lines += [line] if len(line) <= WIDTH else _wrapped(line)
     return lines
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, WIDTH, break_on_hyphens=False, break_long_words=False, subsequent_indent="  ")
 
 
 def _about(found: Range) -> str:

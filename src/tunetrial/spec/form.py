@@ -155,6 +155,18 @@ class HardwareForm(Record):
     usd_per_hour: Price | Absent = Field(None, description="price of the machine in US dollars", examples=[0.8])
 
 
+class CostsForm(Record):
+    """What the plan reckons with beside the trials; without these it says nothing of them."""
+
+    engineer_hours: Price | Absent = Field(None, description="hours of engineers for the study", examples=[6])
+    usd_per_engineer_hour: Price | Absent = Field(None, description="price of such an hour", examples=[90])
+    months: Price | Absent = Field(None, description="months that what is chosen is kept and used", examples=[12])
+    variants: Count = Field(1, description="how many variants are kept (clients, languages)", examples=[4])
+    usd_per_gb_month: Price | Absent = Field(None, description="price of a GB kept for a month", examples=[0.1])
+    requests_per_month: Price | Absent = Field(None, description="requests that are answered", examples=[100000])
+    usd_per_request: Price | Absent = Field(None, description="price of one request", examples=[0.0002])
+
+
 _OTHER_BASE = Field(None, description="folder or Hub id of another base for this arm alone", examples=["org/larger"])
 _ARMS: list[type] = [
     create_model(
@@ -202,6 +214,9 @@ class StudyForm(Record):
     )
     budget: BudgetForm = Field(
         default_factory=BudgetForm, description="budget of the whole study", examples=[{"gpu_hours": 8}]
+    )
+    costs: CostsForm = Field(
+        default_factory=CostsForm, description="costs beside the trials", examples=[{"engineer_hours": 6}]
     )
     epochs: Count = Field(3, description="passes over the training rows", examples=[3])
     batch_examples: Count = Field(16, description="examples of one optimiser step", examples=[16])

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tunetrial.analysis import metrics
-from tunetrial.core.study import Arm, Budget, Criterion, Hardware, Rule, Study, TaskSpec, Tuning
+from tunetrial.core.study import Arm, Budget, Costs, Criterion, Hardware, Rule, Study, TaskSpec, Tuning
 from tunetrial.methods import Method
 from tunetrial.spec.faults import Fault, nearest, show
 from tunetrial.spec.form import CriteriaForm, StudyForm, TuningForm
@@ -61,6 +61,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         criteria={name: Criterion(**c) for name, c in form.criteria.model_dump(exclude_none=True).items()},
         hardware=Hardware(**form.hardware.model_dump()),
         budget=Budget(**form.budget.model_dump()),
+        costs=Costs(**form.costs.model_dump()),
         **{name: getattr(form, name) for name in shared},
     )
     return study, []

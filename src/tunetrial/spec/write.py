@@ -39,6 +39,7 @@ def to_yaml(study: Study) -> str:
         "criteria": {name: c.model_dump(exclude_none=True) for name, c in study.criteria.items()},
         "hardware": study.hardware.model_dump(exclude_none=True),
         "budget": study.budget.model_dump(exclude_none=True),
+        "costs": study.costs.model_dump(exclude_none=True),
     }
     document |= {field: getattr(study, field) for field in _SHARED}
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
