@@ -4,9 +4,11 @@ Axis letters: J rater, E item, K value. A rating that was not given is NaN, whic
 Ratings of 1 to 10 are ordinal: `preferred_parts` compares two arms by who is rated higher, not by a mean of numbers.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 from scipy import special
 
 from tunetrial.analysis import intervals
@@ -28,6 +30,43 @@ class Icc(Record):
     items: int
     single: Interval
     average: Interval
+
+
+class Rating(Record):
+    """How good a rater found an arm's answer to an item, 1 (worst) to 10; `blind` says that no arm's name was shown."""
+
+    item: str
+    arm: str
+    points: int = Field(ge=1, le=10)
+    rater: str
+    blind: bool
+    seed: int | None = None
+
+
+def tabled(ratings: Sequence[Rating], arm: str) -> tuple[tuple[str, ...], tuple[str, ...], Floats]:
+    """An arm's raters, its items, and the ratings, shape (J, E), NaN where not given; a mean over training seeds.
+
+    Items are all that any arm was rated on, in one order for all arms, so that tables of two arms are paired.
+    Raises:
+        EvidenceError: A rating was not blind, one was given twice, or the arm has none.
+    """
+    seen = [(each.item, each.arm, each.rater, each.seed) for each in ratings]
+    for each in ratings:
+        if not each.blind:
+            raise EvidenceError(f"ratings: {each.rater} was shown the arm, got item {each.item!r}; ask blind")
+    if len(set(seen)) < len(seen):
+        raise EvidenceError(f"ratings: some were given twice, got {len(seen) - len(set(seen))}; keep one each")
+    if arm not in {each.arm for each in ratings}:
+        raise EvidenceError(f"ratings: the arm has none, got {arm!r}; have its answers rated")
+    raters, items = (tuple(sorted({getattr(each, name) for each in ratings})) for name in ("rater", "item"))
+    sum_JE, count_JE = np.zeros((len(raters), len(items))), np.zeros((len(raters), len(items)))
+    for each in ratings:
+        if each.arm == arm:
+            place = raters.index(each.rater), items.index(each.item)
+            sum_JE[place] += each.points
+            count_JE[place] += 1
+    missing_JE = np.full(sum_JE.shape, np.nan)
+    return raters, items, np.divide(sum_JE, count_JE, out=missing_JE, where=count_JE > 0)
 
 
 def alpha(rating_JE: np.ndarray, scale: Scale, *, level: float = 0.95) -> Interval | None:
