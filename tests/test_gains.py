@@ -81,10 +81,10 @@ def test_golden_values_of_a_small_layout():
     candidate = np.array([[1.0, 1, 1, 0, 1, 0], [1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 0]]) - base
     reference = np.array([[1.0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]]) - base
     found = gains(candidate, reference)
-    assert found.mean_G == pytest.approx([8 / 18, 10 / 18]) and found.share == pytest.approx(0.8)
+    assert found.means.mean_K == pytest.approx([8 / 18, 10 / 18]) and found.share == pytest.approx(0.8)
     # 18 of 18 cells by hand: sums of seeds 2, 3, 3 and 3, 3, 4; of rows 3, 0, 2, 2, 0, 1 and 3, 0, 3, 3, -1, 2.
-    assert found.ms_replicate_GG == pytest.approx(np.array([[1, 0.5], [0.5, 1]]) / 18)
-    assert found.ms_example_GG == pytest.approx(np.array([[22 / 45, 29 / 45], [29 / 45, 46 / 45]]))
+    assert found.means.ms_replicate_KK == pytest.approx(np.array([[1, 0.5], [0.5, 1]]) / 18)
+    assert found.means.ms_example_KK == pytest.approx(np.array([[22 / 45, 29 / 45], [29 / 45, 46 / 45]]))
 
 
 def test_a_gain_that_is_not_shown_has_no_share():

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy  # its root finder loads at first use
 
-from tunetrial.analysis.stats import Components, Estimate, Floats
+from tunetrial.analysis.contrasts import Means, means
+from tunetrial.analysis.stats import Estimate, Floats
 from tunetrial.core.errors import EvidenceError
 
 
@@ -24,39 +25,33 @@ from tunetrial.core.errors import EvidenceError
 class Gains:
     """What a candidate and its reference gain over the untuned base, by seed and example.
 
-    `mean_G` are the two gains, higher is better. `ms_replicate_GG`, `ms_example_GG` and `ms_residual_GG` are the mean
-    squares and products of the crossed two-way layout of `stats.components`: from them the variance of every contrast
-    of the two is a quadratic form. The base shares the rows; where it is one run alone it has no variance of seeds.
-    The regrets are what tuned rates are expected to lose, in units of the gains.
+    `means` are those of the two gains, G in place of K. The base shares the rows; where it is one run alone it has no
+    variance of seeds. The regrets are what tuned rates are expected to lose, in units of the gains.
     """
 
-    mean_G: Floats
-    replicates: int
-    examples: int
-    ms_replicate_GG: Floats
-    ms_example_GG: Floats
-    ms_residual_GG: Floats
+    means: Means
     candidate_regret: float = 0.0
     reference_regret: float = 0.0
 
     @property
     def share(self) -> float:
         """The candidate's gain as a share of the reference's, as measured."""
-        return float(self.mean_G[0] / self.mean_G[1])
+        return float(self.means.mean_K[0] / self.means.mean_K[1])
 
     @property
     def reference_gain(self) -> Estimate:
         """What the reference gains over the base; at its best rate it may gain more."""
-        return self._estimate(0.0, 1.0, below=0.0, above=self.reference_regret)
+        return self.means.contrast(np.array([0.0, 1.0]), above=self.reference_regret)
 
     def contrast(self, share: float) -> Estimate:
-        """Candidate - share * reference - (1 - share) * base, just as `stats.crossed` would estimate it.
+        """Candidate - share * reference - (1 - share) * base, with degrees of freedom of its own.
 
-        Its degrees of freedom are its own (Satterthwaite 1946), as in Hasler et al. (2008). A share of 1 is candidate
-        minus reference. Of a reference at its best rate a positive share is taken, so it may lie lower by that much.
+        A share of 1 is candidate minus reference. Of a reference at its best rate a positive share is taken, so it may
+        lie lower by that much.
         """
         lost = share * self.reference_regret
-        return self._estimate(1.0, -share, below=max(lost, 0.0), above=self.candidate_regret + max(-lost, 0.0))
+        below, above = max(lost, 0.0), self.candidate_regret + max(-lost, 0.0)
+        return self.means.contrast(np.array([1.0, -share]), below=below, above=above)
 
     def limits(self, level: float) -> tuple[float, float] | None:
         """The interval of the share, `level` in (0, 1); None where the reference's gain is not shown to be above 0.
@@ -81,17 +76,6 @@ class Gains:
             step *= 2
         return float(scipy.optimize.brentq(at, near, near + step, xtol=1e-10))
 
-    def _estimate(self, candidate: float, reference: float, *, below: float, above: float) -> Estimate:
-        weight_G = np.array([candidate, reference])
-        squares = {
-            name: float(weight_G @ getattr(self, f"{name}_GG") @ weight_G)
-            for name in ("ms_replicate", "ms_example", "ms_residual")
-        }
-        parts = Components(replicates=self.replicates, examples=self.examples, **squares)
-        if parts.total <= 0:
-            raise EvidenceError("gains: seeds and examples all have equal means, no spread to judge by; add examples")
-        return Estimate(effect=float(weight_G @ self.mean_G), se=parts.se, df=parts.df, below=below, above=above)
-
 
 def gains(
     candidate_RE: Floats, reference_RE: Floats, *, candidate_regret: float = 0.0, reference_regret: float = 0.0
@@ -104,20 +88,8 @@ def gains(
     if candidate_RE.shape != reference_RE.shape or min(candidate_RE.shape) < 2 or candidate_RE.ndim != 2:
         what = f"gains: need the same 2 or more seeds and examples, got {candidate_RE.shape} and {reference_RE.shape}"
         raise EvidenceError(f"{what}; add seeds")
-    gain_GRE = np.stack([candidate_RE, reference_RE]).astype(np.float64)
-    if not np.isfinite(gain_GRE).all():
-        raise EvidenceError("gains: some values are not finite; rerun the trials that lack scores")
-    _, replicates, examples = gain_GRE.shape
-    mean_GR, mean_GE, mean_G = gain_GRE.mean(axis=2), gain_GRE.mean(axis=1), gain_GRE.mean(axis=(1, 2))
-    residual_GRE = gain_GRE - mean_GR[:, :, None] - mean_GE[:, None, :] + mean_G[:, None, None]
-    freedom = (replicates - 1) * (examples - 1)
     return Gains(
-        mean_G=mean_G,
-        replicates=replicates,
-        examples=examples,
-        ms_replicate_GG=examples * np.cov(mean_GR),
-        ms_example_GG=replicates * np.cov(mean_GE),
-        ms_residual_GG=np.einsum("gre,hre->gh", residual_GRE, residual_GRE) / freedom,
+        means=means(np.stack([candidate_RE, reference_RE])),
         candidate_regret=candidate_regret,
         reference_regret=reference_regret,
     )
