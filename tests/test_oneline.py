@@ -144,7 +144,9 @@ def test_compare_writes_a_study_shows_the_plan_and_runs_when_it_may(tmp_path, mo
     asked = tunetrial(*line, home=tmp_path)
     assert asked.returncode == 2 and asked.stdout == ""
     assert asked.stderr.splitlines()[-1] == "tunetrial: no terminal to ask on; add --yes, or: tunetrial run rows.yaml"
-    assert "MARGIN CHOSEN FOR YOU: 0.02 accuracy" in asked.stderr and "budget: 2 h 00 min of the machine" in asked.stderr
+    assert (
+        "MARGIN CHOSEN FOR YOU: 0.02 accuracy" in asked.stderr and "budget: 2 h 00 min of the machine" in asked.stderr
+    )
     assert "fewer than 300 rows are cut into folds" in asked.stderr and "60 rows in 5 folds × 2 repeats" in asked.stderr
     assert spec.read("rows.yaml").budget.gpu_hours == 2 and not (tmp_path / "rows-results" / "trials").exists()
     ran = tunetrial(*line, "--yes", home=tmp_path)

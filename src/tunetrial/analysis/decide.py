@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from tunetrial.analysis import costs, fairness, need, rates, reasons, scoring
 from tunetrial.analysis.board import Board, lay_out
 from tunetrial.analysis.compare import comparison, review
+from tunetrial.analysis.repeats import repeats
 from tunetrial.core.evidence import Abstention, Confirmation, Decision, Evidence, Flip, Need
 
 
@@ -61,6 +62,7 @@ def decide(
         fairness=fairness.ledger(evidence),
         post_hoc=tuple(post_hoc),
         confirmations=_confirmations(evidence),
+        repeats=repeats(evidence),
         test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,
         record_digests={r.trial.id: r.digest for r in evidence.records},

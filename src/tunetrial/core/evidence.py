@@ -325,13 +325,34 @@ class Held(Record):
     measured_bytes: float | None = None
 
 
+class Repeats(Record):
+    """How far one arm's answers to a task's test rows change with the seed alone.
+
+    `same` is, with its ends at `level`, the share of rows that two seeds answer alike, or of numbers the standard
+    deviation between seeds on a row, in units of the target. `beyond_chance` is Krippendorff's alpha of labels and
+    texts, of numbers ICC(2,1); `churn` the share of rows that the arm and its reference answer differently at the same
+    seed. Each is None, or an end is, where it is not defined.
+    """
+
+    task: str
+    arm: str
+    measure: Literal["agreement", "SD between seeds"]
+    same: tuple[float, float | None, float | None]
+    beyond_chance: tuple[float, float | None, float | None] | None
+    churn: tuple[float, float | None, float | None] | None
+    level: float
+    seeds: int
+    examples: int
+
+
 class Decision(Record):
     """The outcome of a study: verdicts, then a recommendation or an abstention, with reasons and flip points.
 
     `confirmations` are of arms whose rates were searched for on another base than they were trained on. `test_openings`
     counts by task how often the test rows have been opened, by any study of this user, this one included; empty where
     nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
-    budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand.
+    budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `repeats` decide
+    nothing.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -351,6 +372,7 @@ class Decision(Record):
     spent: dict[str, Measurement] = {}
     predictions: tuple[Scored, ...] = ()
     memory: tuple[Held, ...] = ()
+    repeats: tuple[Repeats, ...] = ()
     study_digest: str
     record_digests: dict[str, str]
     synthetic: bool

@@ -45,6 +45,7 @@ def html(evidence: Evidence, decision: Decision) -> str:
             memory=memory.picture(decision.memory),
             memory_parts=memory.TITLES,
             coverage=tables.coverage(decision),
+            again=tables.again(decision),
             failures=tables.failures(evidence, decision),
             provenance=provenance.gather(evidence, decision),
             flips=tuple(headline.flip(point) for point in decision.flips),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tunetrial.analysis import metrics
-from tunetrial.core.evidence import ArmResult, Decision, Evidence, Measurement, TrialRecord
+from tunetrial.core.evidence import ArmResult, Decision, Evidence, Measurement, Repeats, TrialRecord
 from tunetrial.core.study import Criterion, TaskSpec, whole
 from tunetrial.report import headline, words
 
@@ -192,6 +192,47 @@ def coverage(decision: Decision) -> str:
     if not judged:
         return "Nothing was measured that it spoke of."
     return f"{sum(judged)} of {len(judged)} measurements lie within what was said of them."
+
+
+@dataclass(frozen=True)
+class Again:
+    """How an arm answers with another seed: the share or spread, what is beyond chance, churn, and all in words."""
+
+    task: str
+    arm: str
+    same: str
+    beyond: str
+    churn: str
+    seeds: int
+    sentence: str
+
+
+def again(decision: Decision) -> tuple[Again, ...]:
+    """What changes with nothing but the seed."""
+    return tuple(
+        Again(
+            words.name(one.task),
+            words.name(one.arm),
+            _ends(one.same, share=one.measure == "agreement"),
+            "not defined" if one.beyond_chance is None else _ends(one.beyond_chance, share=False),
+            "" if one.churn is None else _ends(one.churn, share=True),
+            one.seeds,
+            _in_words(one),
+        )
+        for one in decision.repeats
+    )
+
+
+def _in_words(one: Repeats) -> str:
+    if one.measure != "agreement":
+        return f"from seed to seed an answer moves by {words.figure(one.same[0])}."
+    changed = f"with another seed {1 - one.same[0]:.0%} of the answers change"
+    return changed + ("." if one.churn is None else f"; {one.churn[0]:.0%} differ from the reference's.")
+
+
+def _ends(found: tuple[float, float | None, float | None], *, share: bool) -> str:
+    value, *ends = (None if part is None else f"{part:.1%}" if share else words.figure(part) for part in found)
+    return value if None in ends else f"{value} ({ends[0]} to {ends[1]})"
 
 
 def failures(evidence: Evidence, decision: Decision) -> tuple[Failure, ...]:

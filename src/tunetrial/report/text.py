@@ -27,6 +27,7 @@ def markdown(evidence: Evidence, decision: Decision) -> str:
             verdicts=headline.verdicts(decision),
             columns=tables.columns(evidence, decision),
             rows=tables.rows(evidence, decision),
+            again=tables.again(decision),
             predictions=tables.predictions(decision),
             coverage=tables.coverage(decision),
             failures=tables.failures(evidence, decision),
