@@ -35,8 +35,9 @@ NUISANCE_SHARE = 0.2
 class Gain:
     """A gain in units of the metric: an interval, and estimates with the weights that they have.
 
-    Each estimate stands for its confidence distribution, a t around the effect: a posterior under a flat prior. One
-    estimate is a gain as measured; those of a forecast are one a ratio.
+    Each estimate stands for its confidence distribution, a t around the effect: a posterior under a flat prior. Where
+    true gains are mostly small beside the noise, chances so reckoned lie too far from a half. One estimate is a gain as
+    measured; those of a forecast are one a ratio.
     """
 
     low: float
