@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +22,9 @@ from tunetrial.core import files, manifest
 from tunetrial.core.errors import IntegrityError, ModelError
 from tunetrial.core.records import Record
 from tunetrial.models.adapters import CONFIG, FINGERPRINT, HEADS, WEIGHTS, AdapterFolder, read_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 PREFIX = "base_model.model."
 PROBE_ROWS, PROBE_LENGTH = 8, 32
@@ -81,7 +85,7 @@ def merge(adapter: Path, out: Path, *, base_model: str | None = None, root: Path
     shape = models.shape(base.folder)
     if not shape.decoder:
         raise ModelError(f"{name}: only language models are merged, got a {shape.model_type} base; merge it with PEFT")
-    weights, checked = _weights(read, base)
+    weights, checked = adapter_weights(read, base)
     model = _load(base.folder)
     ids = torch.randint(shape.vocabulary, (PROBE_ROWS, PROBE_LENGTH), generator=torch.Generator().manual_seed(0))
     merged, beside = _merge(model, read, weights, ids)
@@ -121,7 +125,7 @@ def merge(adapter: Path, out: Path, *, base_model: str | None = None, root: Path
     )
 
 
-def _weights(read: AdapterFolder, base: models.PinnedModel) -> tuple[dict[str, torch.Tensor], bool]:
+def adapter_weights(read: AdapterFolder, base: models.PinnedModel) -> tuple[dict[str, torch.Tensor], bool]:
     """The adapter's tensors without heads, finite and of effect; and whether they say that they are of this base."""
     path = read.folder / WEIGHTS
     try:
@@ -149,6 +153,17 @@ def _merge(
     model: torch.nn.Module, read: AdapterFolder, weights: dict[str, torch.Tensor], ids: torch.Tensor
 ) -> tuple[torch.nn.Module, torch.Tensor]:
     """Merge by PEFT; returns the model, and the logits that it had with the adapter beside its weights."""
+    attached = attach_by_peft(model, read, weights)
+    beside = _logits(attached, ids)
+    return attached.merge_and_unload(safe_merge=True), beside
+
+
+def attach_by_peft(model: torch.nn.Module, read: AdapterFolder, weights: dict[str, torch.Tensor]) -> "PeftModel":
+    """Put an adapter of these weights into a causal language model, which is changed in place.
+
+    Raises:
+        ModelError: Its keys are not those of the model.
+    """
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 
     config = PeftConfig.from_pretrained(str(read.folder))
@@ -167,9 +182,7 @@ def _merge(
     missing = [key for key in loaded.missing_keys if "lora_" in key]
     if missing:
         raise ModelError(f"{read.folder}: weights are missing, got none for {missing[0]}; restore the file")
-    attached.eval()
-    beside = _logits(attached, ids)
-    return attached.merge_and_unload(safe_merge=True), beside
+    return attached.eval()
 
 
 def _load(folder: Path) -> torch.nn.Module:

@@ -74,7 +74,12 @@ def _advise(path: Path) -> str:
     return f"that folder has {', '.join(near)}" if near else f"that folder has no {', '.join(READERS)} file"
 
 
-def _decode(content: bytes, where: str) -> str:
+def decode(content: bytes, where: str) -> str:
+    """The text of a file in UTF-8, with or without a mark.
+
+    Raises:
+        DataError: It is in another encoding.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -87,7 +92,7 @@ def _decode(content: bytes, where: str) -> str:
 def _read_jsonl(content: bytes, where: str) -> list[Row]:
     rows, faults = [], []
     # Not splitlines: U+2028 and its like may stand inside a JSON string.
-    for line, text in enumerate(_decode(content, where).split("\n"), start=1):
+    for line, text in enumerate(decode(content, where).split("\n"), start=1):
         if not text.strip():
             continue
         fields: object = None
@@ -106,7 +111,7 @@ def _read_jsonl(content: bytes, where: str) -> list[Row]:
 
 
 def _read_csv(content: bytes, where: str) -> list[Row]:
-    lines = _csv_lines(_decode(content, where), where)
+    lines = _csv_lines(decode(content, where), where)
     _, header = next(lines, (1, []))
     _check_header(header, where)
     rows, faults = [], []
