@@ -15,7 +15,8 @@ from tunetrial import Study, __version__, cli, spec
 
 HERE = Path(__file__).parent
 TUNETRIAL = [sys.executable, "-c", "from tunetrial.cli import main; main()"]
-VERBS = ("demo", "plan", "run", "report", "decide", "init", "recipe", "compare", "calibrate", "doctor", "merge")
+VERBS = ("demo", "plan", "run", "report", "decide", "init", "recipe", "compare")
+VERBS += ("calibrate", "selfcheck", "doctor", "merge")
 
 
 def tunetrial(*arguments: object, home: Path, columns: int = 80) -> subprocess.CompletedProcess:

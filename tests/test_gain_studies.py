@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-import whole_studies
 from planted import change, evidence, lock, one
 from tunetrial import models, plan
 from tunetrial.analysis import compare, decide, metrics, rates, stats
@@ -15,7 +14,7 @@ from tunetrial.analysis.verdict import SAFE
 from tunetrial.core.study import Arm
 from tunetrial.engine.sim import SimEngine, Truth
 from tunetrial.plan.power import power, prior
-from tunetrial.trial import conclusion
+from tunetrial.trial import conclusion, simulated
 
 ARMS = ("full", "lora", "base")
 CHEAP, DEAR = {"step_s": 0.3, "peak_bytes": 2**31}, {"step_s": 0.6, "peak_bytes": 2**32}
@@ -209,21 +208,21 @@ def test_a_share_asked_for_afterwards_is_post_hoc():
 
 def planned(number):
     """A study with tuning, in which LoRA keeps just 90 % of full's gain over the base and that is the margin."""
-    planted = whole_studies.Planted(full={"quality": 0.84}, lora={"quality": 0.816})
-    data, asked = whole_studies.task_data("classify"), whole_studies.study(planted)
+    kind = simulated.Planted(full={"quality": 0.84}, lora={"quality": 0.816})
+    data, asked = simulated.task_data("classify"), simulated.study(kind)
     task = asked.tasks[0].model_copy(update={"margin": "90% of gain"})
     asked = asked.model_copy(update={"tasks": (task,), "arms": (*asked.arms, Arm(name="base", method="none"))})
-    world = whole_studies.world(planted, number)
+    world = simulated.world(kind, number)
     truths = world.arms | {"base": Truth(quality=0.6, seed_sd=0)}
     session = SimEngine(world.model_copy(update={"arms": truths})).open(None, "fp32")
-    return whole_studies.lock(asked, data), data, session
+    return simulated.lock(asked, data), data, session
 
 
 @pytest.mark.parametrize("studies", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_in_whole_studies_a_loss_of_the_margin_is_not_called_safe_and_the_true_share_is_covered(studies):
     safe = missed = 0
     for number in range(studies):
-        found = whole_studies.carry_out(*planned(number))
+        found = simulated.carry_out(*planned(number))
         finals = [(r.trial.arm.name, r.trial.seed) for r in found.of(purpose="final")]
         assert [arm for arm, _ in finals].count("base") == 1 and len(finals) >= 11
         c = of(found, "lora")

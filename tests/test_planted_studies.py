@@ -8,13 +8,14 @@ from scipy.stats import binom
 import whole_studies
 from tunetrial.analysis import compare
 from tunetrial.engine.sim import SimEngine
+from tunetrial.trial import simulated
 
 
 def carry_out(kind: str, number: int = 0):
-    planted = whole_studies.KINDS[kind]
-    data = whole_studies.task_data(planted.task)
-    locked = whole_studies.lock(whole_studies.study(planted), data)
-    return whole_studies.carry_out(locked, data, SimEngine(whole_studies.world(planted, number)).open(None, "fp32"))
+    asked = whole_studies.KINDS[kind]
+    data = simulated.task_data(asked.task)
+    locked = simulated.lock(simulated.study(asked), data)
+    return simulated.carry_out(locked, data, SimEngine(simulated.world(asked, number)).open(None, "fp32"))
 
 
 def test_a_study_is_the_same_twice_and_another_world_gives_another():
@@ -31,9 +32,9 @@ def test_a_large_planted_difference_is_found():
 
 def test_planted_scores_are_what_the_truth_says():
     """Over many worlds the accuracy of finals is the planted one less what their rates cost."""
-    planted, seen, expected = whole_studies.KINDS["null"], [], []
+    asked, seen, expected = whole_studies.KINDS["null"], [], []
     for number in range(12):
-        truths = whole_studies.world(planted, number).arms
+        truths = simulated.world(asked, number).arms
         for record in carry_out("null", number).of(purpose="final"):
             seen.append(record.measurements["test.accuracy"].value)
             truth = truths[record.trial.arm.name]
@@ -42,8 +43,8 @@ def test_planted_scores_are_what_the_truth_says():
 
 
 def test_counts_do_not_depend_on_the_number_of_processes():
-    planted = whole_studies.KINDS["null, mean absolute error"]
-    alone, shared = (whole_studies.count(planted, 12, processes=processes) for processes in (1, 2))
+    asked = whole_studies.KINDS["null, mean absolute error"]
+    alone, shared = (whole_studies.count(asked, 12, processes=processes) for processes in (1, 2))
     assert alone | {"cpu_s_each": None} == shared | {"cpu_s_each": None}
 
 

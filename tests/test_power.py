@@ -9,15 +9,16 @@ from pydantic import ValidationError
 from scipy import integrate, optimize
 from scipy import stats as scipy_stats
 
-import whole_studies
 from planted import evidence, lock
 from tunetrial.analysis import rates, stats, verdict
 from tunetrial.analysis.compare import review
 from tunetrial.core.errors import EvidenceError
+from tunetrial.engine.sim import SimEngine
 from tunetrial.plan import chances
 from tunetrial.plan.chances import Levels
 from tunetrial.plan.noise import observed, pilot
 from tunetrial.plan.power import Power, Prior, power, power_of, prior_of, rows_needed
+from tunetrial.trial import simulated
 
 USUAL = prior_of("accuracy")
 
@@ -210,13 +211,13 @@ def test_chances_hold_for_right_and_wrong_answers(rows, share):
 @pytest.mark.parametrize(("full", "margin"), [(0.8, 0.02), (0.82, 0.04)])
 def test_chances_are_those_of_whole_studies(full, margin):
     """150 studies on the simulator, tuning included: what they end with, against their own mean spreads and regrets."""
-    planted = whole_studies.Planted(full={"quality": full}, margin=margin)
-    data = whole_studies.task_data("classify")
-    locked = whole_studies.lock(whole_studies.study(planted), data)
+    kind = simulated.Planted(full={"quality": full}, margin=margin)
+    data = simulated.task_data("classify")
+    locked = simulated.lock(simulated.study(kind), data)
     ended, seen = [], []
     for number in range(150):
-        session = whole_studies.SimEngine(whole_studies.world(planted, number)).open(Path(), "fp32")
-        found = whole_studies.carry_out(locked, data, session)
+        session = SimEngine(simulated.world(kind, number)).open(Path(), "fp32")
+        found = simulated.carry_out(locked, data, session)
         (case,) = review(found)[1]
         if case.not_comparable:  # a rate at the edge of what was tried
             continue
@@ -225,9 +226,9 @@ def test_chances_are_those_of_whole_studies(full, margin):
         ended.append(claims(case.verdict, margin))
     *variances, below, above = np.mean(seen, axis=0)
     spreads = dict(zip(("seed_sd", "example_sd", "rest_sd"), np.sqrt(variances), strict=True))
-    mean = Prior(**spreads, rows_per_example=whole_studies.ROWS_PER_CLUSTER, below=below, above=above)
+    mean = Prior(**spreads, rows_per_example=simulated.ROWS_PER_CLUSTER, below=below, above=above)
     drawn = chances.studies(mean, 1000, (5, 10), chances.levels(0.05, (5, 10)))
-    predicted = np.array(list(chances.overall(drawn, planted.effect, margin).model_dump().values()))
+    predicted = np.array(list(chances.overall(drawn, kind.effect, margin).model_dump().values()))
     error = 3.5 * (predicted * (1 - predicted) / len(ended)) ** 0.5 + 0.03  # what tuning really lost differs by study
     assert len(ended) > 140 and np.all(np.abs(np.mean(ended, axis=0) - predicted) <= error), (
         np.mean(ended, axis=0),

@@ -3,10 +3,8 @@
     python tools/whole_studies.py                    # every kind, over an hour of one core; writes whole_studies.json
     python tools/whole_studies.py --kind null --studies 100 --processes 4
 
-Every study is planned, run on the simulator, extended and judged by the very functions that a real study uses; only
-the disk is left out. The truth is that of the arms at their best rates: what bad tuning loses counts as error. A false
-direction is a better or worse that the truth does not have; a false size, or NOT WORSE, one that contradicts it. With
-1,000 studies at a nominal 5 %, an exact procedure shows more than 62 false ones in 1 of 20 cases.
+With 1,000 studies at a nominal 5 %, an exact procedure shows more than 62 false ones in 1 of 20 cases. `tunetrial
+selfcheck` does the like with fewer studies in under a minute.
 """
 
 import argparse
@@ -14,221 +12,38 @@ import json
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from tunetrial import methods
-from tunetrial.analysis import compare, metrics
-from tunetrial.core.errors import DivergedError, DoesNotFitError
-from tunetrial.core.evidence import Comparison, Evidence, Example, Measurement, Scores, TaskData, TrialRecord
-from tunetrial.core.study import Arm, DataPin, Kind, Lock, Rule, Study, TaskSpec, Trial
-from tunetrial.engine.sim import SimEngine, SimSession, Truth, World
-from tunetrial.plan import chosen_rate, next_wave
+from tunetrial.trial.simulated import Outcome, Planted, both, judge, lock, study, task_data
 
 LOG = Path(__file__).resolve().parent / "whole_studies.json"
-PARAMETERS = 12_000_000
-METRIC: dict[Kind, str] = {"classify": "accuracy", "regress": "mae"}
-LABELS = ("no", "yes")
-SPLITS = {"train": 64, "validation": 120, "test": 1000}
-ROWS_PER_CLUSTER = 4
 PART = 10
-ARMS = {"full": Arm(name="full", method="full"), "lora": Arm(name="lora", method="lora")}
-
-
-@dataclass(frozen=True)
-class Planted:
-    """A kind of study: settings of the world and of each arm's truth, whose best rate is drawn anew a study.
-
-    A `cliff` in an arm's settings is how many decades above its best rate every run collapses.
-    """
-
-    world: dict = field(default_factory=dict)
-    full: dict = field(default_factory=dict)
-    lora: dict = field(default_factory=dict)
-    task: Kind = "classify"
-    margin: float = 0.02
-    studies: int = 1000
-
-    def truth(self, arm: str, best_rate: float) -> Truth:
-        settings = dict(getattr(self, arm))
-        if "cliff" in settings:
-            settings["collapses_above"] = best_rate * 10 ** settings.pop("cliff")
-        return Truth(best_rate=best_rate, **settings)
-
-    @property
-    def effect(self) -> float:
-        """LoRA minus full at their best rates, turned so that positive is better."""
-        gain = self._mean(self.truth("lora", 1.0)) - self._mean(self.truth("full", 1.0))
-        return round(gain if self.task == "classify" else -gain, 9) + 0.0
-
-    def _mean(self, truth: Truth) -> float:
-        """Expected score of a run; one that collapses or fails counts as the best constant prediction."""
-        lost = truth.collapse + (1 - truth.collapse) * truth.failure
-        return (1 - lost) * truth.quality + lost * (0.5 if self.task == "classify" else 2.5)
-
-
-def both(**settings: float) -> dict[str, dict]:
-    """The same truth for both arms."""
-    return {"full": settings, "lora": settings}
-
+MORE = {"null, unequal spreads": 2000, "null, paired seeds": 2000}
+FEWER = ("no difference, margin 0.05", "better by 0.05", "worse by 0.05", "15 % collapse in one arm, equal means")
+STUDIES = MORE | dict.fromkeys(FEWER, 200)
 
 KINDS = {
     "null": Planted(),
     "null, steep curves": Planted(**both(curvature=0.12)),
     "null, collapse at high rates": Planted(full={"cliff": 0.4}, lora={"cliff": 0.6}),
-    "null, unequal spreads": Planted(full={"seed_sd": 0.04}, lora={"seed_sd": 0.004}, studies=2000),
+    "null, unequal spreads": Planted(full={"seed_sd": 0.04}, lora={"seed_sd": 0.004}),
     "null, clusters": Planted(world={"cluster": 0.3, "item": 0.3}),
     "null, 15 % collapse": Planted(**both(collapse=0.15)),
     "null, 10 % diverge": Planted(**both(failure=0.1)),
-    "null, paired seeds": Planted(world={"pairing": 0.7}, **both(seed_sd=0.03), studies=2000),
+    "null, paired seeds": Planted(world={"pairing": 0.7}, **both(seed_sd=0.03)),
     "null, mean absolute error": Planted(task="regress", margin=0.1),
     "worse by the margin": Planted(full={"quality": 0.82}),
     "better by the margin": Planted(lora={"quality": 0.82}),
-    "no difference, margin 0.05": Planted(margin=0.05, studies=200),
-    "better by 0.05": Planted(lora={"quality": 0.85}, studies=200),
-    "worse by 0.05": Planted(full={"quality": 0.85}, studies=200),
+    "no difference, margin 0.05": Planted(margin=0.05),
+    "better by 0.05": Planted(lora={"quality": 0.85}),
+    "worse by 0.05": Planted(full={"quality": 0.85}),
     "15 % collapse in one arm, equal means": Planted(
-        full={"quality": 0.7475}, lora={"collapse": 0.15, "quality": 0.7911764705882353}, studies=200
+        full={"quality": 0.7475}, lora={"collapse": 0.15, "quality": 0.7911764705882353}
     ),
 }
-
-
-def study(planted: Planted) -> Study:
-    """Two arms, one task, every default."""
-    metric = METRIC[planted.task]
-    task = TaskSpec(name="t", kind=planted.task, metric=metric, margin=planted.margin, input="{{ x }}", target="y")
-    return Study(
-        question="Does the protocol find what was planted?",
-        base_model="embedded",
-        tasks=(task,),
-        arms=tuple(ARMS.values()),
-        reference="full",
-        rule=Rule(primary="t"),
-    )
-
-
-def task_data(kind: Kind) -> TaskData:
-    """Rows without content: balanced labels, or numbers spread evenly over 0 to 10."""
-    splits = {}
-    for split, rows in SPLITS.items():
-        target = [LABELS[row % 2] if kind == "classify" else 10 * (row + 0.5) / rows for row in range(rows)]
-        splits[split] = tuple(
-            Example(f"{split}-{row}", f"{split}-{row // ROWS_PER_CLUSTER}", f"row {row}", target[row])
-            for row in range(rows)
-        )
-    return TaskData(name="t", kind=kind, labels=LABELS if kind == "classify" else (), splits=splits)
-
-
-def lock(asked: Study, data: TaskData) -> Lock:
-    """Pin a study whose rows exist nowhere."""
-    pin = DataPin(
-        digests={split: data.digest(split) for split in data.splits},
-        counts={split: len(rows) for split, rows in data.splits.items()},
-        labels=data.labels,
-    )
-    return Lock(
-        study=asked,
-        base_fingerprint="none",
-        parameters=PARAMETERS,
-        precision="fp32",
-        data={"t": pin},
-        engine="sim",
-    )
-
-
-def world(planted: Planted, number: int) -> World:
-    """The world of one study: luck of its own, and best rates up to half a decade from where the search begins."""
-    rng = np.random.default_rng([20_250_101, number])
-    arms = {}
-    for name, arm in ARMS.items():
-        centre = methods.find(arm).learning_rate_centre(PARAMETERS)
-        arms[name] = planted.truth(name, centre * 10 ** rng.uniform(-0.5, 0.5))
-    return World(seed=number, arms=arms, **planted.world)
-
-
-def carry_out(locked: Lock, data: TaskData, session: SimSession) -> Evidence:
-    """Run a study to its end, wave by wave, in memory."""
-    evidence = Evidence(lock=locked, records=(), scores={}, curves={})
-    while wave := next_wave(evidence):
-        records, scores = list(evidence.records), dict(evidence.scores)
-        for trial in wave.trials:
-            record, found = run_trial(trial, data, session)
-            records.append(record)
-            scores |= {(trial.id, split): one for split, one in found.items()}
-        evidence = Evidence(lock=locked, records=tuple(records), scores=scores, curves={})
-    return evidence
-
-
-def run_trial(trial: Trial, data: TaskData, session: SimSession) -> tuple[TrialRecord, dict[str, Scores]]:
-    """Carry out one trial as `tunetrial.trial` does, without a disk."""
-    try:
-        if trial.purpose == "probe":
-            measured = session.probe(trial, data, Path())
-            return TrialRecord(trial=trial, status="ok", measurements=measured, synthetic=True), {}
-        run = session.start(trial, data)
-        for _ in run.steps(None):
-            pass
-    except DivergedError as error:
-        return TrialRecord(trial=trial, status="diverged", reason=str(error), synthetic=True), {}
-    except DoesNotFitError as error:
-        return TrialRecord(trial=trial, status="infeasible", reason=str(error), synthetic=True), {}
-    scores, measured = {}, run.measurements()
-    for split in ("validation", "test") if trial.purpose == "final" else ("validation",):
-        scores[split] = one = _scores(data.splits[split], run.predict(data.splits[split]))
-        metric = metrics.find(METRIC[data.kind])
-        value = metric.value(one.target_E, one.prediction_E)
-        measured[f"{split}.{metric.name}"] = Measurement(value=value, unit=metric.unit)
-    record = TrialRecord(
-        trial=trial,
-        status="ok",
-        measurements=measured,
-        token_digest=run.token_digest,
-        resolved=run.facts(),
-        synthetic=True,
-    )
-    return record, scores
-
-
-def _scores(examples: tuple[Example, ...], predictions: list) -> Scores:
-    dtype = object if isinstance(predictions[0], str) else float
-    return Scores(
-        example_id_E=tuple(e.id for e in examples),
-        cluster_E=tuple(e.cluster for e in examples),
-        target_E=np.array([e.target for e in examples], dtype=dtype),
-        prediction_E=np.array(predictions, dtype=dtype),
-    )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one study said, and what tuning lost: true score at the chosen rate less that at the best, lora - full."""
-
-    verdict: Comparison
-    regret: dict[str, float]
-    trials: int
-    false_direction: bool
-    false_size: bool
-
-
-def judge(planted: Planted, number: int, data: TaskData, locked: Lock) -> Outcome:
-    """Carry out one study and hold its verdict against the truth."""
-    made = world(planted, number)
-    evidence = carry_out(locked, data, SimEngine(made).open(Path(), "fp32"))
-    verdict, effect, margin = compare(evidence)[1][0], planted.effect, planted.margin
-    rates = {name: chosen_rate(evidence, name, "t") for name in ARMS}
-    direction, size = verdict.direction, verdict.size
-    not_worse = verdict.words == "NOT WORSE" and effect <= -margin
-    wrong_size = (size == "within" and abs(effect) >= margin) or (size == "beyond" and abs(effect) <= margin)
-    return Outcome(
-        verdict=verdict,
-        regret={name: made.arms[name].regret(rate.value) for name, rate in rates.items() if rate},
-        trials=len(evidence.records),
-        false_direction=(direction == "better" and effect <= 0) or (direction == "worse" and effect >= 0),
-        false_size=not_worse or wrong_size,
-    )
 
 
 def judge_some(planted: Planted, numbers: range) -> tuple[list[Outcome], float]:
@@ -271,7 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     log = json.loads(LOG.read_text()) if LOG.exists() else {}
     for name in arguments.kind:
-        log[name] = count(KINDS[name], arguments.studies or KINDS[name].studies, processes=arguments.processes)
+        log[name] = count(KINDS[name], arguments.studies or STUDIES.get(name, 1000), processes=arguments.processes)
         print(name, json.dumps(log[name]), flush=True)
         LOG.write_text(json.dumps({key: log[key] for key in KINDS if key in log}, indent=1) + "\n")
 

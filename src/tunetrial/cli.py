@@ -121,6 +121,23 @@ def calibrate(
 
 
 @app.command()
+def selfcheck(
+    studies: Annotated[int, typer.Option(help="Simulated studies in all.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same counts.", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Show this lab's own error rates on planted truth, in a minute."""
+    with _exit_status():
+        from tunetrial.trial import selfcheck as lab
+
+        print("checking; leave the machine to it for a minute", file=sys.stderr)
+        found = lab.selfcheck(studies=studies, seed=seed)
+        print(found.model_dump_json(indent=1) if json else found)
+        if found.failed:
+            raise typer.Exit(1)
+
+
+@app.command()
 def doctor(
     study: Annotated[str, typer.Argument(help="Study file, or base model with DATA.", show_default=False)],
     data: Annotated[str | None, typer.Argument(help="File of rows.", show_default=False)] = None,

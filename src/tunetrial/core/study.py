@@ -61,7 +61,7 @@ def fold_name(task: str, repeat: int, fold: int) -> str:
 
 def whole(task: str) -> str:
     """The task of a study that a fold belongs to; any other task is its own."""
-    return re.sub(r"#\d+\.\d+$", "", task)
+    return re.sub(r"#\d+\.\d+$", "", task) if "#" in task else task
 
 
 class TaskSpec(Record):
