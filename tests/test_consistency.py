@@ -21,6 +21,7 @@ def answers(rng, *, seeds, examples, sure=0.0, labels=3):
     return (draw_RE > np.cumsum(weight_EL, axis=1)[None, :, :-1]).sum(axis=2), (weight_EL**2).sum(axis=1)
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(3, 6), st.integers(1, 9))
 def test_parts_average_to_the_agreement_and_the_variance_counted_over_pairs(seed, seeds, examples):
     rng = np.random.default_rng(seed)
@@ -86,7 +87,7 @@ def test_binomial_ends_equal_scipys_where_one_seed_scores_examples_alone():
     assert share.low == pytest.approx(exact.low, abs=0.003) and share.high == pytest.approx(exact.high, abs=0.003)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000))
 def test_order_of_seeds_and_examples_and_names_of_labels_do_not_matter(seed):
     rng = np.random.default_rng(seed)
@@ -123,6 +124,13 @@ def worst_covers(rng, *, seeds=4, examples=150):
     return inside(consistency.worst_variant(score, ["plain", "case", "typos"]).score, 0.70)
 
 
+def right_everywhere_covers(rng, *, seeds=5, examples=150):
+    """Seeds differ in skill, examples much in difficulty: the truth is the mean over both, by simulation."""
+    seed_R, example_E = 0.2 * rng.normal(size=(seeds, 1, 1)), 2 * rng.normal(size=examples)
+    right = seed_R + example_E + rng.normal(size=(seeds, 3, examples)) < 1.1773  # 70 % a variant
+    return inside(intervals.of_share(consistency.right_everywhere_parts(right)), 0.5698)
+
+
 def compared_agreements_cover(rng, *, seeds=5, examples=150):
     one, two = (answers(rng, seeds=seeds, examples=examples, sure=sure)[0] for sure in (0.6, 0.4))
     found = consistency.compare(*(consistency.agreement_parts(side) for side in (one, two)))
@@ -134,12 +142,12 @@ def alpha_covers(rng, *, seeds=5, examples=100):
     return inside(consistency.alpha(label), 1 - (1 - 1 / 2) / (1 - 1 / 3))
 
 
-CASES = (agreement_covers, sd_covers, worst_covers, compared_agreements_cover, alpha_covers)
+CASES = (agreement_covers, sd_covers, worst_covers, right_everywhere_covers, compared_agreements_cover, alpha_covers)
 
 
 @pytest.mark.parametrize("covers", CASES)
 def test_intervals_cover_in_a_small_simulation(covers):
-    assert coverage(covers, 150) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 150)
+    assert coverage(covers, 100) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 100)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from pathlib import Path
 from tunetrial.core.errors import DataError
 from tunetrial.core.evidence import TaskData
 from tunetrial.core.study import TaskSpec
+from tunetrial.core.variants import Variant
 from tunetrial.tasks import loading, variants
 from tunetrial.tasks.files import Row
 from tunetrial.tasks.folds import fold
@@ -94,7 +95,7 @@ def load(spec: TaskSpec, root: Path, *, folds: str | int = "none") -> TaskData:
 
 
 def vary(
-    spec: TaskSpec, data: TaskData, root: Path, split: str, asked: Sequence[variants.Variant], *, seed: int
+    spec: TaskSpec, data: TaskData, root: Path, split: str, asked: Sequence[Variant], *, seed: int
 ) -> dict[str, variants.Varied]:
     """Give the examples of one split of a loaded task under each variant of its inputs, by the variant's name.
 
@@ -103,7 +104,7 @@ def vary(
     Args:
         data: The task as `load` or `fold` gave it.
         root: As for `load`.
-        asked: `variants.USUAL` needs nothing of the task; templates, orders and paraphrases are its own.
+        asked: `core.variants.USUAL` needs nothing of the task; templates, orders and paraphrases are its own.
     Raises:
         DataError: A variant does not apply to the task or to a row, or two have one name.
     """

@@ -5,7 +5,7 @@ A variant changes what a row's prompt is filled with, or the template; the promp
 variant's name, the example and the field alone. That a variant keeps the meaning is claimed for the common run of
 text, not for code, or for fields in which case or spaces carry meaning: name the fields that may change.
 
-Words that hold a digit, an address, a label of the task, or a word of a `generate` target are never altered.
+Words that hold a digit, an address, a label of the task, or a word of the text that is to be written are never altered.
 """
 
 import hashlib
@@ -14,14 +14,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
 
 from tunetrial.core.errors import DataError
 from tunetrial.core.evidence import Example, TaskData
-from tunetrial.core.records import Record, canonical
+from tunetrial.core.records import canonical
 from tunetrial.core.study import TaskSpec
+from tunetrial.core.variants import Noise, Order, Paraphrase, Template, Variant
 from tunetrial.tasks import files, noise, prompt
 from tunetrial.tasks.examples import examine, identify
 from tunetrial.tasks.files import Row, short
@@ -31,55 +29,6 @@ CHANGES: dict[str, Callable[[str, float, frozenset[str], random.Random], str]] =
     "case": noise.recase,
     "whitespace": noise.respace,
 }
-
-
-class Template(Record):
-    """Another wording of the prompt's frame: a Jinja template that asks for the same fields as the task's own."""
-
-    name: str
-    kind: Literal["template"] = "template"
-    input: str
-
-
-class Order(Record):
-    """Another order of the options or facts in one field: a list, an object, or text parted by `separator`."""
-
-    name: str
-    kind: Literal["order"] = "order"
-    field: str
-    separator: str | None = None
-
-
-class Noise(Record):
-    """Other case, white space, or typos, in `fields`, or in every text field that the prompt shows.
-
-    `rate` is the share of words that are altered (of gaps between words, for white space).
-    """
-
-    name: str
-    kind: Literal["case", "typos", "whitespace"]
-    rate: float = Field(gt=0, le=1)
-    fields: tuple[str, ...] = ()
-
-
-class Paraphrase(Record):
-    """The text of `field` as somebody else put it: from the row's field `column`, or from a file of objects with the
-    example's `id` and the `field`."""
-
-    name: str
-    kind: Literal["paraphrase"] = "paraphrase"
-    field: str
-    column: str | None = None
-    file: str | None = None
-
-
-Variant = Annotated[Template | Order | Noise | Paraphrase, Field(discriminator="kind")]
-
-USUAL: tuple[Noise, ...] = (
-    Noise(name="case", kind="case", rate=1.0),
-    Noise(name="typos", kind="typos", rate=0.1),
-    Noise(name="whitespace", kind="whitespace", rate=0.1),
-)
 
 
 @dataclass(frozen=True)
@@ -148,7 +97,7 @@ def _fields(
     if isinstance(variant, Order):
         rng = stream(seed, variant.name, example.id, variant.field)
         return {variant.field: _reordered(fields, variant, example, spec, rng)}
-    kept, change = _kept(example, data), CHANGES[variant.kind]
+    kept, change = _kept(example, spec, data), CHANGES[variant.kind]
     shown = variant.fields or tuple(name for name in _shown(fields, spec) if isinstance(fields[name], str))
     for name in shown:
         if not isinstance(fields.get(name), str):
@@ -165,9 +114,12 @@ def _shown(fields: dict, spec: TaskSpec) -> list[str]:
     return [name for name in fields if name not in hidden and (name in named or "row" in named)]
 
 
-def _kept(example: Example, data: TaskData) -> frozenset[str]:
-    """Words that no change may touch, casefolded: those of labels, or of the text that is to be written."""
-    said = data.labels if data.kind == "classify" else (example.target,) if data.kind == "generate" else ()
+def _kept(example: Example, spec: TaskSpec, data: TaskData) -> frozenset[str]:
+    """Words that no change may touch, casefolded: of labels, or of the text to write unless its number counts."""
+    if data.kind == "classify":
+        said = data.labels
+    else:
+        said = (example.target,) if data.kind == "generate" and spec.metric != "numeric_match" else ()
     return frozenset(word for text in said for word in noise.words(text))
 
 
