@@ -142,7 +142,8 @@ def test_views_of_a_pack_are_those_of_each_member_alone(base):
 
 def test_the_floor_of_another_batch_and_dtype_lies_far_below_drift(base):
     pack = started(base, rate=3e-3)
-    views, view, rows = floors(pack), plain(pack), rows_of(pack)
+    view, rows = plain(pack), rows_of(pack)
+    views = floors(pack, view)
     pairs = [(view, views["batch"]), (view, views["dtype"]), (view, tuned(trained(pack)))]
     batch, dtype, drift = (
         [one.similarity.change for one in found if one.pooling == "mean" and one.layer]

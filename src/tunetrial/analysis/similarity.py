@@ -116,17 +116,18 @@ def rsa(x_ND: Floats, y_ND: Floats) -> float | None:
     return float(scipy.stats.spearmanr(*distances).statistic)
 
 
-def shuffled(x_ND: Floats, y_ND: Floats, *, draws: int, rng: np.random.Generator) -> Floats:
+def shuffled(x_ND: Floats, y_ND: Floats, *, draws: int, rng: np.random.Generator) -> Floats | None:
     """Debiased CKA of x and y with the rows of y in another order, (draws,): what it shows where nothing is shared.
 
     Its mean is about 0 if rows were drawn independently, its spread what chance alone makes at this number of rows.
+    None where in their own order they have no debiased CKA.
 
     Raises:
-        EvidenceError: Fewer than 4 rows, or a side has no spread.
+        EvidenceError: There are fewer than 4 rows.
     """
     x_ND, y_ND = _checked(x_ND, y_ND)
-    if len(x_ND) < FEWEST_ROWS or similarity(x_ND, y_ND).cka is None:
-        raise EvidenceError(f"rows: need {FEWEST_ROWS} or more that are not all alike, got {len(x_ND)}; add rows")
+    if similarity(x_ND, y_ND).cka is None:
+        return None
     k_NN, l_NN = (_hollow((side - side.mean(axis=0)) @ (side - side.mean(axis=0)).T) for side in (x_ND, y_ND))
     scale = (_hsic_of_grams(k_NN, k_NN) * _hsic_of_grams(l_NN, l_NN)) ** 0.5
     orders = (rng.permutation(len(x_ND)) for _ in range(draws))

@@ -103,13 +103,13 @@ def plain(pack: "TorchPack") -> View:
     return View(pack.session.load(pack.session.model.dtype, pack.session.device))
 
 
-def floors(pack: "TorchPack") -> dict[str, View]:
-    """The base in other ways that should not matter: one row at a time, and in another dtype (fp32, or bf16 where the
-    study computes in fp32 or wider). What they differ by from `plain` is no drift: it is the floor of every measure.
+def floors(pack: "TorchPack", base: View) -> dict[str, View]:
+    """A pack's plain base in ways that should not matter: "batch", one row at a time, and "dtype", in fp32, or in bf16
+    where the study computes in fp32 or wider. What they differ by from it is no drift: it is the floor of each measure.
 
     The base is read from disk once more for the other dtype.
     """
-    session, base = pack.session, plain(pack)
+    session = pack.session
     other = torch.float32 if session.model.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     model = session.load(other)
     storage = methods.find(pack.trials[0].arm).storage
@@ -195,12 +195,11 @@ class _Kept:
 
     def _at(self, key: tuple[Pooling, int], seed: int) -> Compared:
         x_ND, y_ND = (np.concatenate(side) for side in zip(*self.samples[key], strict=True))
-        found = self.pairings[key].value()
-        chance = None if found.cka is None else shuffled(x_ND, y_ND, draws=SHUFFLES, rng=np.random.default_rng(seed))
+        chance = shuffled(x_ND, y_ND, draws=SHUFFLES, rng=np.random.default_rng(seed))
         return Compared(
             pooling=key[0],
             layer=key[1],
-            similarity=found,
+            similarity=self.pairings[key].value(),
             rsa=rsa(x_ND, y_ND),
             shuffled=None if chance is None else (float(chance.mean()), float(chance.std(ddof=1))),
         )
