@@ -97,6 +97,20 @@ def test_order_of_seeds_and_examples_and_names_of_labels_do_not_matter(seed):
     assert both[0].low == pytest.approx(both[1].low) and both[0].high == pytest.approx(both[1].high)
 
 
+def test_sources_of_variation_are_found_where_they_were_planted():
+    rng, planted = np.random.default_rng(2), {"seed": 0.5, "variant": 1.0, "example": 2.0, "seed_variant": 0.3,
+                                              "seed_example": 0.6, "variant_example": 0.9, "rest": 0.4}  # fmt: skip
+    shapes = [(8, 1, 1), (1, 6, 1), (1, 1, 40), (8, 6, 1), (8, 1, 40), (1, 6, 40), (8, 6, 40)]
+    found = []
+    for _ in range(300):
+        parts = [sd**0.5 * rng.normal(size=shape) for sd, shape in zip(planted.values(), shapes, strict=True)]
+        found.append(list(consistency.sources(sum(parts)).model_dump().values()))
+    error = np.std(found, axis=0) / 300**0.5
+    assert (np.abs(np.mean(found, axis=0) - list(planted.values())) < 4 * error).all()
+    two = consistency.sources(np.arange(24).reshape(2, 3, 4) % 4)  # the examples alone differ
+    assert two.example == pytest.approx(5 / 3) and two.seed == two.variant == two.rest == 0
+
+
 def coverage(cover, runs, seed=1):
     rng = np.random.default_rng(seed)
     return sum(cover(rng) for _ in range(runs)) / runs
@@ -168,6 +182,7 @@ def test_too_little_evidence_is_refused_in_one_line():
         lambda: consistency.right_everywhere_parts(np.full((2, 2, 5), 0.5)),
         lambda: consistency.worst_variant(np.zeros((2, 2, 5)), ["plain"]),
         lambda: consistency.compare_worst(np.zeros((2, 2, 5)), np.zeros((2, 2, 4)), ["plain", "case"]),
+        lambda: consistency.sources(np.zeros((1, 2, 5))),
         lambda: consistency.variance_parts(np.full((3, 5), np.nan)),
         lambda: intervals.of_share(np.full((3, 5), 2.0)),
     ):

@@ -48,6 +48,16 @@ def test_both_orders_are_asked_blind_at_temperature_0_and_a_second_run_costs_not
     assert preferences.position_bias(first.votes).consistent.value == 1
 
 
+def test_a_judge_that_goes_by_place_is_found_out(tmp_path):
+    many = [Item(str(n), f"Question {n}?", {"a": f"{n}", "b": f"{n} indeed"}) for n in range(12)]
+    with judge_server.serve(lambda *_: '{"better": 1}') as (url, _), client(url, tmp_path) as judge:
+        votes = compare(judge, many, criterion="which is right", seed=0).votes
+    assert preferences.win_rate(votes, "a", "b").value == 0.5
+    found = preferences.position_bias(votes)
+    assert (found.to_first, found.to_second, found.consistent.value) == (12, 0, 0) and found.p < 0.001
+    assert "the first place" in preferences.bradley_terry(votes, reference="a", seed=0).separated
+
+
 def test_the_order_of_questions_follows_the_seed(tmp_path):
     many = [Item(str(n), f"Question {n}?", {"a": f"{n}", "b": f"{n} indeed"}) for n in range(8)]
     orders = []

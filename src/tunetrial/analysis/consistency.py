@@ -27,6 +27,21 @@ class Worst(Record):
     score: Interval
 
 
+class Sources(Record):
+    """Where scores vary: variances between seeds, variants and examples, of each two together, and of the rest.
+
+    Unbiased estimates in squared units of the score, which chance may make negative; nothing is clipped.
+    """
+
+    seed: float
+    variant: float
+    example: float
+    seed_variant: float
+    seed_example: float
+    variant_example: float
+    rest: float
+
+
 def agreement_parts(label_RE: np.ndarray) -> Floats:
     """Parts of the mean pairwise agreement between seeds: the share of (pair of seeds, example) with one answer.
 
@@ -161,6 +176,42 @@ def compare_worst(
     worst = [float(score_RVE.mean(axis=(0, 2)).min()) for score_RVE in (candidate_RVE, reference_RVE)]
     low, high = min(each.low for each in found), max(each.high for each in found)
     return Interval(value=worst[0] - worst[1], low=low, high=high, level=level)
+
+
+def sources(score_RVE: np.ndarray) -> Sources:
+    """Split the variation of scores among seeds, variants, examples and what they do together.
+
+    Estimates without intervals; those of few seeds or variants are rough.
+    Raises:
+        EvidenceError: Fewer than 2 seeds, variants or examples.
+    Source: expected mean squares of the three-way random-effects layout without repeats (Searle, Casella & McCulloch
+        1992, ch. 4).
+    """
+    score_RVE = _numbers(score_RVE, axes=3)
+    if min(score_RVE.shape) < 2:
+        raise EvidenceError(f"scores: need 2 or more seeds, variants and examples, got {score_RVE.shape}; add some")
+    effect, square = {(): score_RVE.mean()}, {}
+    for kept in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
+        rest = tuple(axis for axis in range(3) if axis not in kept)
+        own = score_RVE.mean(axis=rest, keepdims=True)
+        effect[kept] = own - sum(part for axes, part in effect.items() if set(axes) < set(kept))
+        freedom = np.prod([score_RVE.shape[axis] - 1 for axis in kept])
+        square[kept] = float((np.broadcast_to(effect[kept], score_RVE.shape) ** 2).sum() / freedom)
+    least, size = square[0, 1, 2], score_RVE.shape
+    pair = {kept: (square[kept] - least) / size[3 - sum(kept)] for kept in ((0, 1), (0, 2), (1, 2))}
+    one = [
+        (square[axis,] - sum(square[kept] for kept in pair if axis in kept) + least) * size[axis] / score_RVE.size
+        for axis in range(3)
+    ]
+    return Sources(
+        seed=one[0],
+        variant=one[1],
+        example=one[2],
+        seed_variant=pair[0, 1],
+        seed_example=pair[0, 2],
+        variant_example=pair[1, 2],
+        rest=least,
+    )
 
 
 def compare(
