@@ -234,6 +234,24 @@ def test_an_interrupted_run_goes_on_to_the_same_end(case, arm, after, tmp_path):
     assert run.predict(data.splits["test"]) == predicted
 
 
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("share", [1 / 3, 0.6])
+def test_a_run_goes_on_from_a_rung_in_the_schedule_of_the_whole_run(case, arm, share, tmp_path):
+    data, checkpoint = data_of("classify"), tmp_path / "checkpoint"
+    asked = trial(arm, purpose="tune")
+    whole, expected = finished(case.make().open(case.base, "fp32"), asked, data)
+    paused = (
+        case.make().open(case.base, "fp32").start(asked.model_copy(update={"purpose": "rung", "share": share}), data)
+    )
+    before = timeless(list(paused.steps(checkpoint)))
+    assert len(before) == math.ceil(share * STEPS) and before == expected[: len(before)]
+    assert len(paused.predict(data.splits["validation"])) == len(data.splits["validation"])
+    run = case.make().open(case.base, "fp32").start(asked, data)
+    assert timeless(list(run.steps(checkpoint))) == expected[len(before) :]
+    assert run.first_step == len(before)
+    assert run.predict(data.splits["test"]) == whole.predict(data.splits["test"])
+
+
 def test_a_damaged_checkpoint_is_passed_over(case, tmp_path):
     data, checkpoint = data_of("classify"), tmp_path / "checkpoint"
     _, expected = finished(case.make().open(case.base, "fp32"), trial(), data)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tunetrial.analysis import metrics, stats
+from tunetrial.analysis import metrics, rates, stats
 from tunetrial.analysis.stats import Floats
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import ArmResult, ArmState, Evidence, Scores
@@ -63,7 +63,9 @@ def reference(evidence: Evidence, task: str) -> str:
 def does_not_fit(evidence: Evidence, task: str, arm: str) -> bool:
     """Whether any trial of the arm ran out of memory at a micro-batch of one example."""
     trials = (
-        r for purpose in ("tune", "confirm", "final", "probe") for r in evidence.of(purpose=purpose, task=task, arm=arm)
+        r
+        for purpose in ("tune", "rung", "confirm", "final", "probe")
+        for r in evidence.of(purpose=purpose, task=task, arm=arm)
     )
     return any(r.status == "infeasible" for r in trials)
 
@@ -151,7 +153,7 @@ def at_edge(evidence: Evidence, task: str, arm: str, rate: float) -> bool:
     The best has the highest mean validation score over its seeds; failed runs count as the worst run of the arm. True
     where nothing was tried, or nothing scored.
     """
-    spec, tunes = evidence.lock.study.task(task), evidence.settling(task=task, arm=arm)
+    spec, tunes = evidence.lock.study.task(task), rates.settled(evidence, arm, task)
     name, turn = f"validation.{spec.metric}", 1 if metrics.find(spec.metric).higher_is_better else -1
     scored = [turn * r.measurements[name].value if name in r.measurements else None for r in tunes]
     worst = min((score for score in scored if score is not None), default=None)
@@ -219,8 +221,8 @@ def _state(evidence: Evidence, found: Outcome, failed: set[int], floor: _Floor, 
     study, task, arm = evidence.lock.study, found.result.task, found.result.arm
     if does_not_fit(evidence, task, arm):
         return "does not fit"
-    tunes, metric = evidence.of(purpose="tune", task=task, arm=arm), study.task(task).metric
-    settling = evidence.settling(task=task, arm=arm)
+    tunes, metric = evidence.searching(task=task, arm=arm), study.task(task).metric
+    settling = rates.settled(evidence, arm, task)
     if (
         not found.seeds
         and len(tunes) >= study.tuning.points

@@ -55,7 +55,7 @@ class Pair:
     @property
     def trained(self) -> tuple[TrialRecord, ...]:
         """All records but the probes, finals first."""
-        return (*self.of("final"), *self.of("tune"), *self.of("confirm"))
+        return (*self.of("final"), *self.of("tune"), *self.of("rung"), *self.of("confirm"))
 
     def seeds(self, arm: str) -> dict[int, TrialRecord]:
         """An arm's finals by seed."""
@@ -148,7 +148,7 @@ def _same_study(pair: Pair) -> Found:
     lock, records = pair.evidence.lock, pair.trained
     for record in records:
         t = record.trial
-        asked = lock.trial(t.arm.name, t.task, learning_rate=t.learning_rate, seed=t.seed, purpose=t.purpose)
+        asked = lock.like(t)
         differ = [name for name in ("arm", "controls", "data_digest") if getattr(t, name) != getattr(asked, name)]
         if differ:
             return False, f"trial {t.id} ({t.arm.name}) is of another study: its {', '.join(differ)} differ"
@@ -286,7 +286,7 @@ def _same_tuning(pair: Pair) -> Found:
         if arm in pair.without_steps:
             shown.append(f"{arm} has nothing to tune")
             continue
-        trials = pair.evidence.of(purpose="tune", task=pair.task, arm=arm)
+        trials = pair.evidence.searching(task=pair.task, arm=arm)
         settling = pair.evidence.settling(task=pair.task, arm=arm)
         tried = {r.trial.learning_rate for r in trials}
         elsewhere = pair.evidence.lock.study.tuned_as(arm) != pair.evidence.lock.study.arm(arm)

@@ -20,6 +20,9 @@ from tunetrial.core.records import Record
 HALF_DECADE = 10**0.5
 FIT_STEPS = 2
 FIT_SDS = 2.5
+COMPLETED = 2
+# Of the best rate at a rung around that at the end: what is allowed for, not what was measured of every task.
+SHIFT_SD_DECADES = 0.15
 
 
 class Point(Record):
@@ -53,15 +56,64 @@ class Rate(Record):
 def tuned(evidence: Evidence, arm: str, task: str) -> Rate | None:
     """The rate that all tuning trials of an arm on a task lead to, or those of its confirmation if it has one; None if
     there are none, or if all failed."""
-    curve = _curve(evidence, evidence.settling(arm=arm, task=task), task)
-    return choose(curve) if curve else None
+    found = settled(evidence, arm, task)
+    curve = _curve(evidence, found, task)
+    return choose(curve, shift_sd=_shift_sd(found)) if curve else None
+
+
+def settled(evidence: Evidence, arm: str, task: str) -> tuple[TrialRecord, ...]:
+    """The records that an arm's rate is chosen from, those of rates that fell after their rung as diverged."""
+    found = evidence.settling(arm=arm, task=task)
+    if not _shift_sd(found):
+        return found
+    return standing(found, evidence.of(purpose="tune", arm=arm, task=task), _measurement(evidence, task))
+
+
+def _shift_sd(found: Sequence[TrialRecord]) -> float:
+    return SHIFT_SD_DECADES if any(record.trial.share for record in found) else 0.0
+
+
+def standing(rungs: Sequence[TrialRecord], ends: Sequence[TrialRecord], measurement: str) -> tuple[TrialRecord, ...]:
+    """The records of rungs, those at fallen rates as diverged.
+
+    A rate falls, and with it every higher one, where none of its runs that went on to their end held what it had at
+    the rung (two of them, or one if no other was scored there): to diverge or collapse late is what no rung can show.
+    """
+    curve = points(_by_run(rungs), measurement)
+    held = [(point, held_to_end(curve, place, ends, measurement)) for place, point in enumerate(curve)]
+    fallen = [p for p, held_at in held if not any(held_at.values()) and len(held_at) >= least_completed(p)]
+    lowest = min((point.learning_rate for point in fallen), default=math.inf)
+    lost = {"status": "diverged", "measurements": {}}
+    return tuple(r if r.trial.learning_rate < lowest else r.model_copy(update=lost) for r in rungs)
+
+
+def _by_run(records: Sequence[TrialRecord]) -> dict[tuple[float, int], TrialRecord]:
+    return {(r.trial.learning_rate, r.trial.seed): r for r in records}
+
+
+def least_completed(point: Point) -> int:
+    """How many of a point's runs must have gone on to their end without holding before its rate falls."""
+    return max(1, min(COMPLETED, len(point.scores)))
+
+
+def held_to_end(curve: Sequence[Point], place: int, ends: Sequence[TrialRecord], measurement: str) -> dict[int, bool]:
+    """By seed, of the runs that went on to their end from a point of a rung's curve, whether each held its score.
+
+    It did if it is not worse at the end than 2.5 standard deviations of a score below what it was at the rung.
+    """
+    point, noise = curve[place], FIT_SDS * (_variance(curve) or 0.0) ** 0.5
+    own = _by_run([r for r in ends if r.trial.learning_rate == point.learning_rate])
+    at_end = next(iter(points(own, measurement)), Point(learning_rate=point.learning_rate, scores={}))
+    held = {seed: score >= point.scores.get(seed, math.inf) - noise for seed, score in at_end.scores.items()}
+    return held | dict.fromkeys(at_end.failed, False)
 
 
 def confirmation(evidence: Evidence, arm: str, task: str) -> Confirmation | None:
     """What a confirmation found of the rate that was searched for on another base; None without one, or if all runs
     failed."""
     confirmed, tried = (
-        _curve(evidence, evidence.of(purpose=purpose, arm=arm, task=task), task) for purpose in ("confirm", "tune")
+        _curve(evidence, found, task)
+        for found in (evidence.of(purpose="confirm", arm=arm, task=task), evidence.searching(arm=arm, task=task))
     )
     best, searched = (best_point(confirmed), choose(tried)) if confirmed and tried else (None, None)
     if best is None or searched is None:
@@ -81,8 +133,11 @@ def confirmation(evidence: Evidence, arm: str, task: str) -> Confirmation | None
 
 
 def _curve(evidence: Evidence, found: Sequence[TrialRecord], task: str) -> tuple[Point, ...]:
-    records = {(r.trial.learning_rate, r.trial.seed): r for r in found}
-    return points(records, f"validation.{evidence.lock.study.task(task).metric}")
+    return points(_by_run(found), _measurement(evidence, task))
+
+
+def _measurement(evidence: Evidence, task: str) -> str:
+    return f"validation.{evidence.lock.study.task(task).metric}"
 
 
 def points(records: Mapping[tuple[float, int], TrialRecord], measurement: str) -> tuple[Point, ...]:
@@ -105,7 +160,7 @@ def points(records: Mapping[tuple[float, int], TrialRecord], measurement: str) -
     return tuple(curve)
 
 
-def choose(curve: Sequence[Point]) -> Rate | None:
+def choose(curve: Sequence[Point], *, shift_sd: float = 0.0) -> Rate | None:
     """Choose the rate at the top of a parabola through the mean scores over log10(rate), weighted by seeds.
 
     It is fitted to the best point and those within two half-decades of it, and may not leave the best point's
@@ -113,6 +168,8 @@ def choose(curve: Sequence[Point]) -> Rate | None:
     nothing about where the best one lies, and a collapse on one side would otherwise push the top far to the other.
     (In simulations a free fit made up to 40 % false verdicts where curves fall off a cliff, this one 5 to 9 %.) Where
     a neighbour is missing or the parabola has no top, the best point itself. None if every run failed.
+
+    `shift_sd`, in decades, is how far the best rate may lie from this curve's own, where it is of unfinished runs.
     """
     best = best_point(curve)
     if best is None:
@@ -125,7 +182,7 @@ def choose(curve: Sequence[Point]) -> Rate | None:
         at_edge=not curve[0].learning_rate < value < curve[-1].learning_rate,
         how="parabola" if peaked else "best point",
         curve=tuple(curve),
-        expected_regret=fit and fit.expected_regret,
+        expected_regret=fit and fit.expected_regret(shift_sd),
     )
 
 
@@ -149,21 +206,21 @@ class _Parabola:
         top = self.centre - self.slope / self.bend / 2 if self.bend < 0 else self.centre
         return min(max(top, self.low), self.high)
 
-    @property
-    def expected_regret(self) -> float | None:
-        """What the top is expected to lose against the best rate, |bend| * Var(top), in units of the score.
+    def expected_regret(self, shift_sd: float) -> float | None:
+        """What the top is expected to lose against the best rate, |bend| * (Var(top) + shift_sd**2), in units of the
+        score.
 
-        By the delta method that is Var(slope at the top) / (4 |bend|). It grows as the bend shrinks, up to a bend at
-        which the top's variance is the largest that a value confined between the neighbours can have, a quarter of
-        their squared distance (Popoviciu 1935). A bend smaller than that, or none, cannot be told from it and counts
-        as that: no curve, however flat, makes the expected loss larger.
+        By the delta method |bend| * Var(top) is Var(slope at the top) / (4 |bend|). It grows as the bend shrinks, up
+        to a bend at which the top's variance is the largest that a value confined between the neighbours can have, a
+        quarter of their squared distance (Popoviciu 1935). A bend smaller than that, or none, cannot be told from it
+        and counts as that: no curve, however flat, makes the expected loss larger.
         """
         if self.covariance is None:
             return None
         gradient = np.array([2 * (self.top - self.centre), 1.0, 0.0])
         slope_sd = float(gradient @ self.covariance @ gradient) ** 0.5
         bend = max(-self.bend, slope_sd / (self.high - self.low))
-        return slope_sd**2 / (4 * bend) if bend > 0 else 0.0
+        return slope_sd**2 / (4 * bend) + bend * shift_sd**2 if bend > 0 else 0.0
 
 
 def _fit(curve: Sequence[Point], best: int) -> _Parabola:

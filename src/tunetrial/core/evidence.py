@@ -148,9 +148,13 @@ class Evidence:
             sorted(chosen, key=lambda r: (r.trial.task, r.trial.arm.name, r.trial.learning_rate or 0.0, r.trial.seed))
         )
 
+    def searching(self, *, task: str, arm: str) -> tuple[TrialRecord, ...]:
+        """The records of the search for an arm's rate: of whole runs, or of their rungs where it is not exhaustive."""
+        return self.of(purpose="tune" if self.lock.study.tuning.exhaustive else "rung", task=task, arm=arm)
+
     def settling(self, *, task: str, arm: str) -> tuple[TrialRecord, ...]:
         """The records that an arm's rate is chosen from: its confirmation's if it has one, else its search's."""
-        return self.of(purpose="confirm", task=task, arm=arm) or self.of(purpose="tune", task=task, arm=arm)
+        return self.of(purpose="confirm", task=task, arm=arm) or self.searching(task=task, arm=arm)
 
 
 class Confirmation(Record):

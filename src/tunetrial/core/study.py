@@ -1,17 +1,18 @@
 """What is asked: a study, its arms and tasks, and the trials that come of it."""
 
-import re
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tunetrial.core.folding import Folding, fold_name, whole
 from tunetrial.core.records import Record, added, digest
 
 Setting = bool | int | float | str | tuple[str, ...]
 Kind = Literal["classify", "regress", "generate"]
 Readout = Literal["head", "labels", "text"]
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
-Purpose = Literal["tune", "confirm", "final", "probe", "anchor"]
+Purpose = Literal["tune", "rung", "confirm", "final", "probe", "anchor"]
 GainMargin = Annotated[str, Field(pattern=r"^([5-9][0-9](\.[0-9]{1,3})?)% of gain$")]
 Margin = Annotated[float, Field(gt=0)] | GainMargin
 
@@ -37,31 +38,6 @@ class Arm(Record):
     def fixed(self) -> bool:
         """Whether nothing in it is random, so that one final stands for every seed."""
         return self.untrained and not self.settings.get("shots")
-
-
-class Folding(Record):
-    """How few rows are used more than once: cut into folds, each the test of a model of the others, so many times."""
-
-    folds: int = Field(ge=2)
-    repeats: int = Field(ge=1)
-
-    @property
-    def splits(self) -> int:
-        """Pairs of training and test rows in all."""
-        return self.folds * self.repeats
-
-    def __str__(self) -> str:
-        return f"{self.folds} folds × {self.repeats} repeat{'' if self.repeats == 1 else 's'}"
-
-
-def fold_name(task: str, repeat: int, fold: int) -> str:
-    """The name under which one fold of one repeat, both from 1, is a task with rows of its own."""
-    return f"{task}#{repeat}.{fold}"
-
-
-def whole(task: str) -> str:
-    """The task of a study that a fold belongs to; any other task is its own."""
-    return re.sub(r"#\d+\.\d+$", "", task) if "#" in task else task
 
 
 class TaskSpec(Record):
@@ -135,6 +111,9 @@ class Tuning(Record):
 
     `on` "nf4" searches for the rates of arms with a frozen base while it is stored in NF4; each is then chosen from a
     confirmation: runs as the finals are, with all seeds, at the rate found and its neighbours (`Study.tuned_as`).
+
+    Unless it is `exhaustive`, runs stop at a rung of their schedule, and of the rate found alone one goes on to the
+    end (`plan.halving`).
     """
 
     learning_rate: Literal["auto"] | tuple[float, ...] = "auto"
@@ -143,6 +122,7 @@ class Tuning(Record):
     seeds: int = Field(default=3, ge=1)
     centres: dict[str, float] = {}
     on: Literal["nf4"] | None = added()
+    exhaustive: bool = added(True)
 
 
 class Rule(Record):
@@ -356,11 +336,20 @@ class Lock(Record):
         first = 1000 * self.study.seed + 1
         return tuple(range(first, first + look))
 
-    def trial(self, arm: str, task: str, *, learning_rate: float | None, seed: int, purpose: Purpose) -> "Trial":
+    def trial(
+        self,
+        arm: str,
+        task: str,
+        *,
+        learning_rate: float | None,
+        seed: int,
+        purpose: Purpose,
+        share: float | None = None,
+    ) -> "Trial":
         """The trial of one arm on one task. Only a final is known by the test split: nothing else may depend on it."""
         digests = self.data[task].digests
         seen = digests if purpose == "final" else {name: digests[name] for name in digests if name != "test"}
-        asked = self.study.tuned_as(arm) if purpose == "tune" else self.study.arm(arm)
+        asked = self.study.tuned_as(arm) if purpose in ("tune", "rung") else self.study.arm(arm)
         return Trial(
             arm=asked.model_copy(update={"base_model": None}),
             controls=self.controls(task, arm),
@@ -369,13 +358,20 @@ class Lock(Record):
             learning_rate=learning_rate,
             seed=seed,
             purpose=purpose,
+            share=share,
         )
+
+    def like(self, trial: "Trial") -> "Trial":
+        """What this lock asks of the same arm, task, rate, seed, purpose and share."""
+        asked = {name: getattr(trial, name) for name in ("learning_rate", "seed", "purpose", "share")}
+        return self.trial(trial.arm.name, trial.task, **asked)
 
 
 class Trial(Record):
     """One arm, one task, one seed, one purpose: what is asked, and nothing of how it is executed.
 
-    `learning_rate` is None for a method that takes no optimiser steps.
+    `learning_rate` is None for a method that takes no optimiser steps. A rung has a `share`: it stops after that much
+    of its steps, in the schedule of the whole run, and the tune trial of its course goes on from there.
     """
 
     arm: Arm
@@ -385,6 +381,24 @@ class Trial(Record):
     learning_rate: float | None = Field(gt=0)
     seed: int = Field(ge=0)
     purpose: Purpose
+    share: float | None = added()
+
+    @model_validator(mode="after")
+    def _rungs_have_a_share(self) -> "Trial":
+        if (self.share is not None) != (self.purpose == "rung") or not 0 < (self.share or 0.5) < 1:
+            raise ValueError(f"share: a rung has one between 0 and 1, and nothing else has, got {self.share}")
+        return self
+
+    def stop(self, steps: int) -> int:
+        """After how many of a run's steps it ends."""
+        return steps if self.share is None else math.ceil(self.share * steps)
+
+    @property
+    def course(self) -> str:
+        """What a rung and the run that goes on from it have in common: the id of the trial to the end."""
+        if self.purpose != "rung":
+            return self.id
+        return self.model_copy(update={"purpose": "tune", "share": None}).id
 
     @property
     def id(self) -> str:

@@ -96,6 +96,7 @@ class Loop:
         self.controls = controls
         self.courses = [Course(trial, examples, self.tokens) for trial in trials]
         self.steps_in_all = len(self.courses[0].order)
+        self.stop = trials[0].stop(self.steps_in_all)
         self.micro_batch = min(micro_batch or controls.batch_examples, controls.batch_examples)
         self.at_once = min(at_once or len(trials), len(trials))
         self.checkpoint_every_s = checkpoint_every_s
@@ -151,14 +152,14 @@ class Loop:
             self._resume(checkpoints)
         saved = time.perf_counter()
         merge_at = self.merge_at if most is None else min(most, self.steps_in_all) // 2
-        for number in range(self.steps_in_all)[self.first_step : most]:
+        for number in range(self.stop)[self.first_step : most]:
             started = time.perf_counter()
             if self.warm_start is not None and number >= merge_at:
                 self.merge()
             rows = [course.order[number] for course in self.courses]
             rates = [self.rate(member, number) for member in range(len(rows))]
             after = number + 1
-            following = [course.order[after] for course in self.courses] if after < self.steps_in_all else None
+            following = [course.order[after] for course in self.courses] if after < self.stop else None
             found = self.step(rows, rates, following)
             seconds = (time.perf_counter() - started) / len(rows)
             for member, (loss, norm) in enumerate(found):
@@ -179,9 +180,11 @@ class Loop:
                 )
                 for member in range(len(rows))
             ]
-            if checkpoints is not None and time.perf_counter() - saved >= self.checkpoint_every_s:
+            paused = after == self.stop < self.steps_in_all
+            if checkpoints is not None and (paused or time.perf_counter() - saved >= self.checkpoint_every_s):
                 for member, folder in enumerate(checkpoints):
-                    save_checkpoint(folder, number + 1, lambda into, member=member: self._write(into, member))
+                    pack = None if paused else self.pack
+                    save_checkpoint(folder, after, partial(self._write, member=member, pack=pack))
                 saved = time.perf_counter()
         if self.replay is not None:
             self.replay.forget()
@@ -291,8 +294,11 @@ class Loop:
         """Whether the layers are walked, which alone can be computed again."""
         return blocks.fits(self.objective.backbone)
 
-    def _write(self, folder: Path, member: int) -> None:
-        """Put a member's masters, moments and step into a checkpoint; no pickle."""
+    def _write(self, folder: Path, *, member: int, pack: list[str] | None) -> None:
+        """Put a member's masters, moments and step into a checkpoint; no pickle.
+
+        `pack` are the courses that go on from it together; None at the end of a rung, where that is left open.
+        """
         held: dict[str, torch.Tensor] = {"masters": self.trainables.masters[member]}
         counts = {}
         for place, group in enumerate(self.optimisers[member].param_groups):
@@ -302,8 +308,8 @@ class Loop:
         write(folder / "state.safetensors", held)
         course = self.courses[member]
         state = {
-            "trial": course.trial.id,
-            "pack": self.pack,
+            "trial": course.trial.course,
+            "pack": pack,
             "micro_batch": self.micro_batch,
             "at_once": self.at_once,
             "recomputes": self.recomputes,
@@ -315,8 +321,8 @@ class Loop:
 
     @property
     def pack(self) -> list[str]:
-        """The trials that are trained together."""
-        return [course.trial.id for course in self.courses]
+        """The courses that are trained together."""
+        return [course.trial.course for course in self.courses]
 
     def _resume(self, checkpoints: Sequence[Path]) -> None:
         """Continue from the newest valid checkpoint that all members have, if there is one."""
@@ -325,8 +331,8 @@ class Loop:
             return
         step, folders = found
         states = [json.loads((folder / "state.json").read_text(encoding="utf-8")) for folder in folders]
-        for folder, state in zip(folders, states, strict=True):
-            if state.get("pack") != self.pack:
+        for course, folder, state in zip(self.pack, folders, states, strict=True):
+            if state["trial"] != course or state["pack"] not in (None, self.pack):
                 kind = "pack" if state["trial"] in self.pack else "trial"
                 raise IntegrityError(f"{folder}: of another {kind}, got {state['trial']}; remove it")
         if self.warm_start is not None and step > self.merge_at:

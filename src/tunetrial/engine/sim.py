@@ -2,17 +2,13 @@
 
 It proves the statistics, since the right verdict is known, and lets everything above the engine be tested without
 torch. Its records are synthetic and prove nothing about any method.
-
-Every random number is a deviate read off SHA-256 digests of the world's seed and of what it belongs to, so a
-prediction depends on nothing but the trial and the example: not on order, batch or what was asked before.
 """
 
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from hashlib import sha256
+from functools import cached_property
 from pathlib import Path
 from statistics import median_low, mode
 from zlib import crc32
@@ -20,7 +16,6 @@ from zlib import crc32
 import numpy as np
 import psutil
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from scipy.special import ndtr, ndtri
 
 from tunetrial import methods, models
@@ -28,112 +23,14 @@ from tunetrial.core.checkpoint import newest_checkpoint, save_checkpoint
 from tunetrial.core.engine import Description, Step, Together
 from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
-from tunetrial.core.records import Record, canonical
+from tunetrial.core.records import canonical
 from tunetrial.core.study import Precision, Readout, Trial, whole
 from tunetrial.engine.batches import examples_digest, first_steps, learning_rate, order, token_digest
+from tunetrial.engine.world import Costs, Floats, Truth, World
 
-Floats = NDArray[np.float64]
+__all__ = ["Costs", "SimEngine", "SimRun", "SimSession", "Truth", "World"]
+
 CHECKPOINT_EVERY = 20
-
-
-class Costs(Record):
-    """What a probe of the arm finds: seconds, bytes and counts."""
-
-    load_s: float = 1.0
-    step_s: float = 0.05
-    evaluate_examples_per_s: float = 200.0
-    latency_s: float = 0.01
-    save_s: float = 0.1
-    peak_bytes: float = 1e9
-    artifact_bytes: float = 1e6
-    trainable_parameters: int = 1_000_000
-
-
-class Truth(Record):
-    """What is true of one arm.
-
-    `quality` is the expected accuracy (classify), share of completions that equal their target (generate) or mean
-    absolute error (regress) of a run at `best_rate`; it worsens by `curvature` per squared decade away from there, and
-    varies by `seed_sd` between runs, whatever the rate. A share `collapse` of runs, and every run at a rate above
-    `collapses_above`, predicts one constant; a share `failure`, and every run at a rate above `diverges_above`,
-    diverges. An arm that does not `fits` runs out of memory at its first step.
-    """
-
-    quality: float = Field(default=0.8, gt=0)
-    best_rate: float = Field(default=1e-3, gt=0)
-    curvature: float = Field(default=0.04, ge=0)
-    seed_sd: float = Field(default=0.01, ge=0)
-    collapse: float = Field(default=0.0, ge=0, le=1)
-    failure: float = Field(default=0.0, ge=0, le=1)
-    collapses_above: float | None = None
-    diverges_above: float | None = None
-    fits: bool = True
-    costs: Costs = Costs()
-
-    def regret(self, learning_rate: float | None) -> float:
-        """What this rate costs in quality; nothing without one."""
-        if learning_rate is None:
-            return 0.0
-        return self.curvature * math.log10(learning_rate / self.best_rate) ** 2
-
-
-class World(Record):
-    """What is true of all: one `Truth` an arm, and from where the luck of examples and seeds comes.
-
-    The error of a prediction is a standard normal deviate, a sum of four: of the example alike in every arm
-    (`item`), of arm and example (`interaction`), of arm and cluster (`cluster`), and of run and example (the rest).
-    The three are shares of its variance. `pairing` is the correlation between arms of what a seed brings.
-    """
-
-    seed: int = 0
-    arms: dict[str, Truth] = {}
-    item: float = Field(default=0.6, ge=0)
-    interaction: float = Field(default=0.1, ge=0)
-    cluster: float = Field(default=0.0, ge=0)
-    pairing: float = Field(default=0.0, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _shares_leave_a_rest(self) -> "World":
-        if self.item + self.interaction + self.cluster > 1:
-            raise ValueError("item, interaction and cluster are shares of one variance; let them add up to at most 1")
-        return self
-
-    @property
-    def rest(self) -> float:
-        """The share of a prediction's error that is the run's and example's own."""
-        return max(1 - self.item - self.interaction - self.cluster, 0.0)
-
-    def run(self, trial: Trial) -> tuple[str, str, float, int]:
-        """What tells one run from another: a tune and a final of the same rate and seed are the same run."""
-        return trial.task, trial.arm.name, trial.learning_rate, trial.seed
-
-    def truth(self, arm: str) -> Truth:
-        """The planted truth of an arm; an arm that was not planted has the defaults."""
-        return self.arms.get(arm, Truth())
-
-    def deviates(self, *stream: object, keys: Sequence[str] = ("",)) -> Floats:
-        """Standard normal deviates, one a key, of one stream of this world.
-
-        Stream and key are hashed apart and mixed by the finaliser of SplitMix64 (Steele et al. 2014), which costs a
-        study of thousands of predictions nothing.
-        """
-        mixed = np.array([_hash(key) for key in keys], dtype=np.uint64)
-        mixed ^= np.uint64(_hash(canonical([self.seed, *stream])))
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-        mixed ^= mixed >> np.uint64(31)
-        return ndtri(((mixed >> np.uint64(12)) + 0.5) / 2.0**52)
-
-    def quality(self, trial: Trial, kind: str) -> float:
-        """Expected share of right answers, or mean absolute error, of one run that neither collapsed nor failed."""
-        truth = self.truth(trial.arm.name)
-        shared = self.deviates("seed", trial.task, trial.seed)[0]
-        own = self.deviates("run", *self.run(trial))[0]
-        luck = truth.seed_sd * (self.pairing**0.5 * shared + (1 - self.pairing) ** 0.5 * own)
-        regret = truth.regret(trial.learning_rate)
-        if kind != "regress":
-            return min(max(truth.quality - regret + luck, 1e-9), 1 - 1e-9)
-        return max(truth.quality + regret + luck, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -225,13 +122,14 @@ class SimRun:
             self.finished = True
             return
         controls, steps = self.trial.controls, len(self._order)
+        stop = self.trial.stop(steps)
         length, fails_at, noise = [len(row) for row in self._tokens], self._fails_at(), self._resume(checkpoint)
         shock_S = self.world.deviates(
             "loss", *self.world.run(self.trial), keys=[str(number) for number in range(steps)]
         )
         end = 0.2 + self.truth.regret(self.trial.learning_rate)
         merge_at, rate_factor = self._warm_start(steps, most)
-        for number in range(steps)[self.first_step : most]:
+        for number in range(stop)[self.first_step : most]:
             if number == fails_at:
                 raise DivergedError(f"step {number + 1}: numbers are no longer finite, got loss inf; lower the rate")
             peak = self.trial.learning_rate * (rate_factor if number < merge_at else 1)
@@ -240,8 +138,9 @@ class SimRun:
             loss = end + math.exp(-5 * (number + 1) / steps) + noise**2
             tokens = sum(length[row] for row in self._order[number])
             yield Step(number + 1, steps, loss, loss / 2, rate, tokens, self.truth.costs.step_s)
-            if checkpoint is not None and (number + 1) % CHECKPOINT_EVERY == 0:
-                state = canonical({"trial": self.trial.id, "noise": noise})
+            paused = number + 1 == stop < steps
+            if checkpoint is not None and (paused or (number + 1) % CHECKPOINT_EVERY == 0):
+                state = canonical({"trial": self.trial.course, "noise": noise})
                 save_checkpoint(
                     checkpoint, number + 1, lambda folder, state=state: (folder / "state.json").write_text(state)
                 )
@@ -262,7 +161,7 @@ class SimRun:
             return 0.0
         step, folder = found
         state = json.loads((folder / "state.json").read_text())
-        if state["trial"] != self.trial.id:
+        if state["trial"] != self.trial.course:
             raise IntegrityError(f"{folder}: of another trial, got {state['trial']}; remove it")
         self.first_step = step
         return state["noise"]
@@ -272,7 +171,8 @@ class SimRun:
         if not self.finished:
             raise RuntimeError(f"trial {self.trial.id}: predict before the last step")
         regress = self.data.kind == "regress"
-        if self._happens("collapse", self.truth.collapse, self.truth.collapses_above):
+        shows = (self.trial.share or 1.0) >= self.truth.collapses_after
+        if shows and self._happens("collapse", self.truth.collapse, self.truth.collapses_above):
             seen = [example.target for example in self.data.splits["train"]]
             return [float(median_low(seen)) if regress else mode(seen)] * len(examples)
         return self._numbers(examples) if regress else self._answers(examples)
@@ -310,7 +210,7 @@ class SimRun:
             (world.item, world.deviates("example", task, keys=ids)),
             (world.interaction, world.deviates("arm-example", task, arm, keys=ids)),
             (world.cluster, world.deviates("arm-cluster", task, arm, keys=clusters)),
-            (world.rest, world.deviates("run-example", *world.run(self.trial), keys=ids)),
+            (world.rest, world.deviates("run-example", *world.moment(self.trial), keys=ids)),
         )
         return sum(share**0.5 * deviate_E for share, deviate_E in parts)
 
@@ -374,11 +274,6 @@ class SimRun:
     @cached_property
     def _tokens(self) -> list[list[int]]:
         return [_tokens(example, self.trial.controls.readout) for example in self.data.splits["train"]]
-
-
-@lru_cache(maxsize=2**16)
-def _hash(text: str) -> int:
-    return int.from_bytes(sha256(text.encode()).digest()[:8])
 
 
 def _tokens(example: Example, readout: Readout) -> list[int]:

@@ -11,7 +11,7 @@ from tunetrial.plan.power import Power, power_of
 from tunetrial.plan.preview import Plan, preview
 from tunetrial.plan.scored import scored
 from tunetrial.plan.timing import Gauge, Known, Timed, timed
-from tunetrial.plan.waves import Wave, chosen_rate, first_packs, next_wave
+from tunetrial.plan.waves import Wave, chosen_rate, first_packs, next_wave, resumable
 
 __all__ = [
     "Gauge",
@@ -40,6 +40,7 @@ __all__ = [
     "preview",
     "prior_of",
     "reduced",
+    "resumable",
     "scored",
     "timed",
 ]

@@ -87,7 +87,8 @@ def most_s(times: Times, counts: Counts) -> float:
     """The most trials there may be, each as long as is likely, else at the middle of its range."""
     middle = lambda r: (r.low * r.high) ** 0.5 if r.likely is None else r.likely  # noqa: E731
     return sum(
-        counts[key].tuning.high * middle(one.tune.seconds) + counts[key].finals.high * middle(one.final.seconds)
+        counts[key].tuning.high * middle(counts[key].searched(one.tune).seconds)
+        + counts[key].finals.high * middle(one.final.seconds)
         for key, one in times.items()
     )
 
@@ -95,7 +96,8 @@ def most_s(times: Times, counts: Counts) -> float:
 def least_s(times: Times, counts: Counts) -> float:
     """The fewest trials there may be, each at the low end of its range."""
     return sum(
-        counts[key].tuning.low * one.tune.seconds.low + counts[key].finals.low * one.final.seconds.low
+        counts[key].tuning.low * counts[key].searched(one.tune).seconds.low
+        + counts[key].finals.low * one.final.seconds.low
         for key, one in times.items()
     )
 

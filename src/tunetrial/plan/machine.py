@@ -48,7 +48,8 @@ def disk_bytes(lock: Lock, cases: list[tuple[str, Arm, ModelShape, int]], worker
 
     Of full models there are those that may yet become the median that ships, of adapters all. A trial in hand has its
     artifact and up to three checkpoints, or one where the disk has no room for more; the low end is with one trial at a
-    time, the high end with as many as there are workers. Records and scores are left out: they are small.
+    time, the high end with as many as there are workers. A search that is not exhaustive keeps what its runs go on
+    from, that of one seed at every rate. Records and scores are left out: they are small.
 
     Args:
         cases: Task, arm, its base's shape and the outputs of its head, for every task and arm.
@@ -59,6 +60,10 @@ def disk_bytes(lock: Lock, cases: list[tuple[str, Arm, ModelShape, int]], worker
         finals = exactly(len(lock.parts(task))) * first_and_last(lock, task)
         count = exactly(most_kept(replicates(lock, task))) if few else finals
         kept += count * estimate.artifact_bytes(arm, shape, outputs=outputs)
+        if not lock.study.tuning.exhaustive:
+            rates = Range(low=lock.study.tuning.points, high=lock.study.tuning.max_points)
+            paused = exactly(len(lock.parts(task))) * rates
+            kept += paused * estimate.checkpoint_bytes(arm, shape, outputs=outputs)
     trials = [
         estimate.artifact_bytes(arm, shape, outputs=n)
         + Range(low=1, high=CHECKPOINTS) * estimate.checkpoint_bytes(arm, shape, outputs=n)

@@ -116,7 +116,7 @@ def price_of(lock: Lock) -> Price | None:
 
 
 def _stages(trials: Trials, one: Timed) -> Stages:
-    trained = [part.prepare_s + part.train_s + part.save_s for part in (one.tune, one.final)]
+    trained = [part.prepare_s + part.train_s + part.save_s for part in (trials.searched(one.tune), one.final)]
     return Stages(
         tuning_s=trials.tuning * trained[0],
         finals_s=trials.finals * trained[1],

@@ -102,7 +102,8 @@ def preview(
         why=wave.why if wave else "nothing to run",
         trials=sum((one.all for one in counted_trials.values()), exactly(0)) + exactly(len(counted_trials)),
         trained_tokens=sum(
-            (n.all * exactly(_epochs_rows(lock, key[0])) * tokens[key] for key, n in counted_trials.items()), exactly(0)
+            (n.runs * exactly(_epochs_rows(lock, key[0])) * tokens[key] for key, n in counted_trials.items()),
+            exactly(0),
         ),
         memory_bytes=memory,
         memory=peaks(traced or {}, len(study.tasks), device=device, room_bytes=machine and machine.device_bytes),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tunetrial import methods
+from tunetrial.analysis.rates import COMPLETED
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import TaskData
 from tunetrial.core.speed import Observed, Range, Speed, exactly
@@ -22,6 +23,7 @@ from tunetrial.models import ModelShape
 from tunetrial.plan import estimate
 from tunetrial.plan.duration import Duration, decoding, duration, moving
 from tunetrial.plan.estimate import Sizes
+from tunetrial.plan.halving import SHARE
 from tunetrial.plan.machine import first_and_last
 from tunetrial.plan.speed import corrected, correction
 from tunetrial.plan.speed import seconds as seconds_of
@@ -101,14 +103,28 @@ class Timed:
 @dataclass(frozen=True)
 class Trials:
     """How many trials of an arm on a task there are: from a search that stops at once, and one look, which is likely,
-    to all that there may be."""
+    to all that there may be.
+
+    `share` is how much of a run's steps a trial of the search takes on average: less than all where it is not
+    exhaustive.
+    """
 
     tuning: Range
     finals: Range
+    share: float = 1.0
 
     @property
     def all(self) -> Range:
         return self.tuning + self.finals
+
+    @property
+    def runs(self) -> Range:
+        """How many whole runs' worth of steps they take."""
+        return exactly(self.share) * self.tuning + self.finals
+
+    def searched(self, tune: Duration) -> Duration:
+        """What a trial of the search takes on average, given a whole one."""
+        return tune.model_copy(update={"train_s": exactly(self.share) * tune.train_s})
 
 
 def counts(lock: Lock) -> dict[tuple[str, str], Trials]:
@@ -122,11 +138,15 @@ def trials(lock: Lock, task: str, arm: Arm) -> Trials:
     finals = exactly(1) if arm.fixed else first_and_last(lock, task)
     least = points + min(3, points) * (tuning.seeds - 1)
     most = max(tuning.max_points, points) * tuning.seeds
+    share = 1.0 if tuning.exhaustive or not points else SHARE + (1 - SHARE) / (least + 1)
     if points and lock.study.tuned_as(arm.name) != arm:
         least, most = least + min(2, points) * tuning.seeds, most + CONFIRMED_POINTS * tuning.seeds
+        share = min(1.0, share + CONFIRMED_POINTS * tuning.seeds / most)
+    elif points and not tuning.exhaustive:
+        least, most = least + 1, most + COMPLETED
     search = Range(low=least, high=most, likely=least) if points else exactly(0)
     parts = exactly(len(lock.parts(task)))
-    return Trials(parts * search, parts * finals.model_copy(update={"likely": finals.low}))
+    return Trials(parts * search, parts * finals.model_copy(update={"likely": finals.low}), share)
 
 
 def timed(lock: Lock, shape: ModelShape, known: Known) -> dict[tuple[str, str], Timed] | None:

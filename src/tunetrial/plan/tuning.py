@@ -7,6 +7,8 @@ An arm that is tuned on another base (`tuning.on`) is confirmed on its own: all 
 the search chose and at its neighbours, and beyond them while the best is at an end, up to five rates. The rate is the
 top of a parabola through the confirmation; what the search alone would have lost is told (`rates.confirmation`).
 
+Unless the study says `exhaustive`, the runs of the search stop at a rung (`plan.halving`).
+
 The search is replayed from its beginning whenever it is asked: what is scheduled next depends on the complete
 waves before, never on which trials of a wave happened to end first, so an interrupted search goes on as it would have.
 """
@@ -16,9 +18,21 @@ from dataclasses import dataclass
 
 from tunetrial import methods
 from tunetrial.analysis import arms
-from tunetrial.analysis.rates import HALF_DECADE, Point, Rate, best_point, choose, nearest_point, points, rounded
+from tunetrial.analysis.rates import (
+    HALF_DECADE,
+    SHIFT_SD_DECADES,
+    Point,
+    Rate,
+    best_point,
+    choose,
+    nearest_point,
+    points,
+    rounded,
+    standing,
+)
 from tunetrial.core.evidence import Evidence
 from tunetrial.core.study import Lock, Purpose, Trial, whole
+from tunetrial.plan.halving import SHARE, goes_on
 
 FIRST_TUNING_SEED = 901
 CONFIRMED_POINTS = 5
@@ -44,9 +58,12 @@ def search(evidence: Evidence, arm: str, task: str) -> Search:
         return Search(rate=Rate(value=None, at_edge=False, how="nothing to tune", curve=()))
     first, seeds = grid(lock, arm), tuning_seeds(lock)
     most = max(tuning.max_points, len(first))
-    found = _follow(evidence, arm, task, {(rate, seeds[0]) for rate in first}, purpose="tune", most=most)
-    if found.rate is None or lock.study.tuned_as(arm) == lock.study.arm(arm):
+    purpose = "tune" if tuning.exhaustive else "rung"
+    found = _follow(evidence, arm, task, {(rate, seeds[0]) for rate in first}, purpose=purpose, most=most)
+    if found.rate is None:
         return found
+    if lock.study.tuned_as(arm) == lock.study.arm(arm):
+        return found if tuning.exhaustive else _completed(evidence, arm, task, found)
     near = nearest_point(found.rate)
     around = [point.learning_rate for point in found.rate.curve[max(near - 1, 0) : near + 2]]
     asked = {(rate, seed) for rate in around for seed in seeds}
@@ -57,20 +74,40 @@ def _follow(
     evidence: Evidence, arm: str, task: str, asked: set[tuple[float, int]], *, purpose: Purpose, most: int
 ) -> Search:
     """Go from what is asked for to what its results ask for, up to so many rates."""
-    lock, seeds = evidence.lock, tuning_seeds(evidence.lock)
+    lock, seeds, share = evidence.lock, tuning_seeds(evidence.lock), SHARE if purpose == "rung" else None
     records = {(r.trial.learning_rate, r.trial.seed): r for r in evidence.of(purpose=purpose, arm=arm, task=task)}
+    measurement, ends = _measurement(lock, task), evidence.of(purpose="tune", arm=arm, task=task)
     while True:
         pending = [
-            lock.trial(arm, task, learning_rate=rate, seed=seed, purpose=purpose)
+            lock.trial(arm, task, learning_rate=rate, seed=seed, purpose=purpose, share=share)
             for rate, seed in sorted(asked - records.keys())
         ]
         if pending:
             return Search(pending=tuple(pending))
-        curve = points({key: records[key] for key in asked}, f"validation.{lock.study.task(task).metric}")
+        found = [records[key] for key in asked]
+        if share is not None:
+            found = standing(found, ends, measurement)
+        curve = points({(r.trial.learning_rate, r.trial.seed): r for r in found}, measurement)
         more = _wanted(curve, seeds, most) - asked
+        if not more and share is not None:  # what was asked for before a rate fell counts as well
+            more = records.keys() - asked
         if not more:
-            return Search(rate=choose(curve))
+            return Search(rate=choose(curve, shift_sd=SHIFT_SD_DECADES if share else 0.0))
         asked = asked | more
+
+
+def _completed(evidence: Evidence, arm: str, task: str, found: Search) -> Search:
+    """Let a run at the rate that the rungs lead to go on to its end, unless one has held that rate there."""
+    lock, ends = evidence.lock, evidence.of(purpose="tune", arm=arm, task=task)
+    following = goes_on(found.rate, ends, _measurement(lock, task))
+    if following is None:
+        return found
+    rate, seed = following
+    return Search(pending=(lock.trial(arm, task, learning_rate=rate, seed=seed, purpose="tune"),))
+
+
+def _measurement(lock: Lock, task: str) -> str:
+    return f"validation.{lock.study.task(task).metric}"
 
 
 def tuning_seeds(lock: Lock) -> tuple[int, ...]:

@@ -55,6 +55,15 @@ def chosen_rate(evidence: Evidence, arm: str, task: str) -> Rate | None:
     return search(evidence, arm, task).rate
 
 
+def resumable(evidence: Evidence) -> frozenset[str]:
+    """The courses, paused at a rung, that may yet go on: those of searches that have not ended."""
+    searches = {(r.trial.task, r.trial.arm.name) for r in evidence.of(purpose="rung")}
+    under_way = {key for key in searches if search(evidence, key[1], key[0]).pending}
+    return frozenset(
+        r.trial.course for r in evidence.of(purpose="rung") if (r.trial.task, r.trial.arm.name) in under_way
+    )
+
+
 def first_packs(lock: Lock, device: str) -> dict[tuple[str, str], int]:
     """How many trials train together at most when a study begins, by task and arm."""
     wave = next_wave(Evidence(lock=lock, records=(), scores={}, curves={}))

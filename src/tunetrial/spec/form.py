@@ -114,6 +114,9 @@ class TuningForm(Record):
     on: Literal["nf4"] | Absent = Field(
         None, description="storage of frozen bases while rates are searched for", examples=["nf4"]
     )
+    exhaustive: bool = Field(
+        True, description="whether runs of the search go to their end; else they stop at a third", examples=[False]
+    )
 
 
 class LimitsForm(Record):

@@ -169,7 +169,7 @@ def _tuning(form: TuningForm, arms: Mapping[str, Method]) -> tuple[Tuning | None
         faults.append(Fault((*keys[:1], "on"), f"{what}; remove it, or add an arm of lora"))
     if faults:
         return None, faults
-    shared = {"seeds": form.seeds, "centres": form.centres, "on": form.on}
+    shared = {"seeds": form.seeds, "centres": form.centres, "on": form.on, "exhaustive": form.exhaustive}
     return Tuning(learning_rate=rates, points=points, max_points=most, **shared), []
 
 

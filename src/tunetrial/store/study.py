@@ -1,7 +1,8 @@
 """The folder of one study: one process at a time writes, anybody reads."""
 
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,12 @@ class StudyFolder:
     def trial(self, trial: Trial) -> TrialFolder:
         """The folder of one trial, whether or not it was begun."""
         return TrialFolder(self.path / "trials" / trial.id)
+
+    def keep_paused(self, courses: Collection[str]) -> None:
+        """Remove what is kept of all other courses that were paused at a rung."""
+        for path in self.path.glob("paused/*"):
+            if path.name not in courses:
+                shutil.rmtree(path, ignore_errors=True)
 
     def records(self) -> tuple[TrialRecord, ...]:
         """Read the records of all complete trials, of former locks too, by trial id.
@@ -201,8 +208,5 @@ def _belongs(trial: Trial, lock: Lock) -> bool:
     return (
         trial.arm.name in arms
         and trial.task in {part for task in lock.study.tasks for part in lock.parts(task.name)}
-        and trial
-        == lock.trial(
-            trial.arm.name, trial.task, learning_rate=trial.learning_rate, seed=trial.seed, purpose=trial.purpose
-        )
+        and trial == lock.like(trial)
     )

@@ -27,6 +27,7 @@ _DROPPED = "artifact.dropped"
 _SEALS = (manifest.NAME, f"artifact/{manifest.NAME}")
 _SPLITS = {
     "tune": ("validation",),
+    "rung": ("validation",),
     "anchor": ("validation",),
     "confirm": ("validation",),
     "final": ("validation", "test"),
@@ -96,6 +97,46 @@ class TrialFolder:
         noted = {"attempt": attempt, "first_line": kept, "started": started, "pack": list(pack)}
         lines.append(self.path / _ATTEMPTS, noted, durable=True)
         return attempt
+
+    @property
+    def paused(self) -> Path:
+        """Where courses are kept that have ended at a rung, for trials that go on from there: curve and checkpoint."""
+        return self.path.parent.parent / "paused"
+
+    def pause(self, course: str) -> None:
+        """Keep curve and newest checkpoint of this trial for whoever goes on from it; before `finish` drops them."""
+        newest, kept = newest_checkpoint(self.checkpoint), self.paused / course
+        if newest is None:
+            return
+        temporary = self.paused / f".{course}.tmp"
+        with files.writing(kept):
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                shutil.copytree(newest[1], temporary / newest[1].name, copy_function=_link)
+                shutil.copy(self.path / _CURVE, temporary / _CURVE)
+                shutil.rmtree(kept, ignore_errors=True)
+                os.replace(temporary, kept)
+                files.sync(self.paused)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def take_up(self, course: str) -> None:
+        """Go on from where this course was paused, unless this trial was begun already or nothing is kept."""
+        kept = self.paused / course
+        if self._legs() or not kept.exists():
+            return
+        with files.writing(self.path):
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
+            for saved in kept.glob("step-*"):
+                shutil.copytree(saved, self.checkpoint / saved.name, copy_function=_link)
+            shutil.copy(kept / _CURVE, self.path / _CURVE)
+
+    @property
+    def taken_up(self) -> int:
+        """How many steps of its course this trial did not take itself: those of the rung that it went on from."""
+        begun = [line for line in lines.read(self.path / _ATTEMPTS) if "first_line" in line]
+        return begun[0]["first_line"] if begun else 0
 
     def append(self, step: Step) -> None:
         """Add a step to the curve; a number that is not finite becomes null. It survives a kill, not a power loss."""
@@ -274,7 +315,7 @@ class TrialFolder:
             raise EvidenceError(f"{path}: steps must follow one another, got {len(steps)} with gaps; train again")
         if record.trial.learning_rate is None and not curve:
             return
-        wanted = curve[-1]["steps"] if curve else None
+        wanted = record.trial.stop(curve[-1]["steps"]) if curve else None
         if record.status == "ok" and record.trial.purpose != "probe" and len(curve) != wanted:
             raise EvidenceError(f"{path}: must hold all {wanted or 'its'} steps, got {len(curve)}; resume the trial")
 
@@ -330,6 +371,14 @@ def begin_together(folders: Sequence[TrialFolder], pack: Sequence[str], *, afres
             drop_checkpoints(folder.checkpoint, after=found[0] - 1)
     for folder in folders:
         folder.begin(latest=found[0] if found else 0, pack=pack)
+
+
+def _link(source: str, target: str) -> None:
+    """Have a file under another name as well, or a copy where the file system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
 
 
 def _check_sealed(folder: Path, seal: str | None, *, known: tuple[str, ...]) -> None:

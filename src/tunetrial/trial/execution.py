@@ -22,7 +22,10 @@ from tunetrial.store import TrialFolder, begin_together
 from tunetrial.store.speeds import processor
 from tunetrial.tasks import sandbox
 
-SPLITS = {**dict.fromkeys(("tune", "confirm", "probe", "anchor"), ("validation",)), "final": ("validation", "test")}
+SPLITS = {
+    **dict.fromkeys(("tune", "rung", "confirm", "probe", "anchor"), ("validation",)),
+    "final": ("validation", "test"),
+}
 LIBRARIES = ("numpy", "safetensors", "torch", "transformers", "tunetrial")
 LAST_SHARE = 0.1
 ORPHAN_S = 60.0
@@ -36,13 +39,15 @@ class Interrupted(Exception):
 class Terms:
     """On what terms a trial is carried out: the task's metric, whose contributions are kept with the scores; whether
     the engine is a simulator; how many examples of how many members of a pack may be computed at once, if less than the
-    engine would; the JSON of the schema that completions are held against."""
+    engine would; the JSON of the schema that completions are held against; the seed whose runs are kept at a rung, to
+    go on from there."""
 
     metric: str
     synthetic: bool
     micro_batch: int | None = None
     at_once: int | None = None
     json_schema: str | None = None
+    kept_seed: int | None = None
 
 
 class Watch(Protocol):
@@ -82,10 +87,14 @@ def carry_out(
             held.enter_context(folder.hold(wait_s=ORPHAN_S))
         due = {number: folder for number, folder in due.items() if not folder.done}
         if due:
+            for number, folder in due.items():
+                folder.take_up(pack[number].course)
             begin_together(list(due.values()), [trial.id for trial in pack], afresh=len(due) < len(pack))
             ended = _attempt(pack, seen, session, due, terms, watch)
             for number, (record, scores) in ended.items():
                 record = record.model_copy(update={"synthetic": terms.synthetic, "provenance": provenance()})
+                if record.status == "ok" and pack[number].share and pack[number].seed == terms.kept_seed:
+                    due[number].pause(pack[number].course)
                 due[number].finish(record, scores, _contributions(metrics.find(terms.metric), scores))
     return [folder.record() for folder in folders]
 
@@ -184,6 +193,7 @@ def _concluded(
     found = {
         **run.measurements(number),
         **_training(folder.curve()),
+        **({"taken_up": Measurement(value=folder.taken_up, unit="steps")} if folder.taken_up else {}),
         "evaluate_s": Measurement(value=evaluate_s, unit="s"),
         **_quality(data, scores),
     }

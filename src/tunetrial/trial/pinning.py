@@ -11,6 +11,7 @@ from tunetrial.core.evidence import TaskData, example_row
 from tunetrial.core.study import BasePin, DataPin, Lock, Readout, Study, Trial
 from tunetrial.core.work import Counted
 from tunetrial.plan import Gauge, Known, Sizes, first_packs
+from tunetrial.plan.tuning import tuning_seeds
 from tunetrial.store import home
 from tunetrial.trial.calibration import gauge
 from tunetrial.trial.execution import Terms
@@ -54,7 +55,14 @@ class Pinned:
     def terms(self, trial: Trial, *, micro_batch: int | None, at_once: int | None) -> Terms:
         """On what terms a trial of this study is carried out."""
         spec, synthetic = self.lock.study.task(trial.task), self.lock.engine == "sim"
-        return Terms(spec.metric, synthetic, micro_batch=micro_batch, at_once=at_once, json_schema=spec.json_schema)
+        return Terms(
+            spec.metric,
+            synthetic,
+            micro_batch=micro_batch,
+            at_once=at_once,
+            json_schema=spec.json_schema,
+            kept_seed=tuning_seeds(self.lock)[0],
+        )
 
 
 def pin(

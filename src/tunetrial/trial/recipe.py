@@ -35,7 +35,7 @@ def recipe(evidence: Evidence, decision: Decision, tool: str, *, arm: str | None
     finals = evidence.of(purpose="final", task=task.name, arm=name)
     median = median_replicate(first_look(evidence.lock, finals), task.metric)
     seeds = [record.trial.seed for record in finals]
-    runs = sum(len(evidence.of(purpose=p, task=task.name, arm=name)) for p in ("tune", "confirm"))
+    runs = sum(len(evidence.of(purpose=p, task=task.name, arm=name)) for p in ("tune", "rung", "confirm"))
     remarks = [
         f"From the study {decision.study_digest[:12]}: arm {name} on {task.name}, base {study.base_of(name)}.",
         f"The learning rate was found by {runs} runs on "

@@ -139,6 +139,7 @@ class _Course:
             if self._crew.stopping:
                 return self._outcome("interrupted", evidence)
             self._drop_weights(evidence.records)
+            self._store.keep_paused(plan.resumable(evidence))
             if not trials:
                 return self._outcome("failed" if self._failed else "done", evidence)
             self._purse.learn(evidence.records)
