@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tunetrial.core.folding import Folding, fold_name, whole
+from tunetrial.core.pins import BasePin, DataPin, Reduction
 from tunetrial.core.records import Record, added, digest
 
 Setting = bool | int | float | str | tuple[str, ...]
@@ -229,37 +230,6 @@ class Study(Record):
     def readout_of(self, task: str) -> Readout:
         """How the answers to a task are read: text is generated, labels read as the study says, numbers by a head."""
         return {"generate": "text", "classify": self.readout, "regress": "head"}[self.task(task).kind]
-
-
-class DataPin(Record):
-    """The rows of a task as they were when the study was locked: SHA-256 and count of each split, labels, remarks."""
-
-    digests: dict[str, str]
-    counts: dict[str, int]
-    labels: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-
-class Reduction(Record):
-    """A field of the study that was made smaller, so that the study fits its budget."""
-
-    field: Literal["tuning.points", "tuning.max_points", "looks", "repeats"]
-    asked: int | tuple[int, ...]
-    now: int | tuple[int, ...]
-
-    def __str__(self) -> str:
-        asked, now = (value if isinstance(value, int) else list(value) for value in (self.asked, self.now))
-        return f"{self.field}: {asked} asked, {now} within the budget"
-
-
-class BasePin(Record):
-    """A base as it was when the study was locked: fingerprint and count of its weights, digest of its chat template,
-    and the commit of a base from the Hub."""
-
-    fingerprint: str
-    parameters: int
-    template_digest: str | None = None
-    revision: str | None = None
 
 
 class Lock(Record):

@@ -1,0 +1,36 @@
+"""What a lock pins: rows and bases as they were, and what of the study was made smaller for its budget."""
+
+from typing import Literal
+
+from tunetrial.core.records import Record
+
+
+class DataPin(Record):
+    """The rows of a task as they were when the study was locked: SHA-256 and count of each split, labels, remarks."""
+
+    digests: dict[str, str]
+    counts: dict[str, int]
+    labels: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class Reduction(Record):
+    """A field of the study that was made smaller, so that the study fits its budget."""
+
+    field: Literal["tuning.points", "tuning.max_points", "looks", "repeats"]
+    asked: int | tuple[int, ...]
+    now: int | tuple[int, ...]
+
+    def __str__(self) -> str:
+        asked, now = (value if isinstance(value, int) else list(value) for value in (self.asked, self.now))
+        return f"{self.field}: {asked} asked, {now} within the budget"
+
+
+class BasePin(Record):
+    """A base as it was when the study was locked: fingerprint and count of its weights, digest of its chat template,
+    and the commit of a base from the Hub."""
+
+    fingerprint: str
+    parameters: int
+    template_digest: str | None = None
+    revision: str | None = None
