@@ -181,6 +181,16 @@ def test_built_in_tasks_have_variants_of_their_pinned_splits(tmp_path):
         tasks.vary(spec, data, tmp_path, "test", [variants.USUAL[0]] * 2, seed=0)
 
 
+def test_folds_and_rows_with_hidden_labels_have_variants_too():
+    spec = PLAIN.model_copy(update={"data": "rows.jsonl", "test": None})
+    with tempfile.TemporaryDirectory() as folder:
+        hidden = [{"subject": "?", "body": "?", "queue": "-1"}]
+        Path(folder, "rows.jsonl").write_text("\n".join(map(json.dumps, [*ROWS, *hidden])))
+        cut = tasks.fold(tasks.load(spec, Path(folder), folds="auto"), spec, 1)["mail#1.2"]
+        varied = tasks.vary(spec, cut, Path(folder), "test", variants.USUAL, seed=0)
+    assert [e.id for e in varied["case"].examples] == [e.id for e in cut.splits["test"]] and varied["case"].changed
+
+
 def test_a_field_that_is_no_text_is_named():
     with pytest.raises(DataError, match="variant case: 6 of 6 rows cannot be used: row 1: facts is no text"):
         vary(variants.Noise(name="case", kind="case", rate=1.0, fields=("facts",)))

@@ -67,7 +67,9 @@ def _rendered(
     spec: TaskSpec, data: TaskData, plain: Sequence[Example], variant: Variant, origin: Origin, seed: int
 ) -> tuple[Example, ...]:
     """Rows with changed fields, or under another template, made examples as all rows are."""
-    row_of = {identify(row, spec): row for row in origin.rows}
+    # Rows that were left out for their hidden labels may have no id.
+    named = [row for row in origin.rows if spec.id is None or row.fields.get(spec.id) is not None]
+    row_of = {identify(row, spec): row for row in named}
     if isinstance(variant, Template):
         _check_template(spec, variant, origin.where)
         spec = spec.model_copy(update={"input": variant.input})
