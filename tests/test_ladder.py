@@ -160,6 +160,18 @@ def test_more_rank_is_measured_where_the_next_rung_is_there_and_else_forecast():
     assert forecast.low <= 0 <= forecast.high and forecast.net_usd is None and "worth" in forecast.why
 
 
+def test_an_ascent_counts_every_rung_from_the_arm_as_it_is():
+    found = whole_study()
+    by_rank = ladder.ascent(found, ladder.rank_rungs(ASKED, found.lock))
+    assert [gain is None for gain in by_rank.gains] == [False, True, False, False]
+    assert by_rank.gains[2].expected == pytest.approx(ladder.outlook(found, ASKED, run_usd=RUN_USD)[1].gain)
+    assert by_rank.beyond.high - by_rank.beyond.low > by_rank.gains[3].high - by_rank.gains[3].low
+    by_rows = ladder.ascent(found, ladder.row_rungs(ASKED, found.lock))
+    assert by_rows.gains[0].expected < by_rows.gains[1].expected < by_rows.gains[1].high < 0
+    assert by_rows.gains[2] is None
+    assert "0 of 5 runs" in ladder.ascent(begun(), ladder.row_rungs(ASKED, begun().lock))
+
+
 def test_what_is_missing_is_said():
     found, none = whole_study(), whole_study()
     lost = next(r for r in found.records if r.trial.task == "mail@rows=0.5")

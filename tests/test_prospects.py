@@ -53,6 +53,14 @@ def test_without_noise_the_next_gain_is_that_of_the_power_law(ratio):
     assert found.low <= score[3] - score[2] <= found.high and found.chance_above(0) == pytest.approx(1)
 
 
+def test_a_gain_over_a_lower_rung_has_what_lies_between_as_measured():
+    score, _ = ladder(np.random.default_rng(6), ratio=0.6, gained=0.2, rungs=4)
+    rungs = means(score)
+    last, lower = (prospects.doubled(rungs, (8, 16, 32, 64), over=over) for over in (3, 1))
+    assert lower.expected == pytest.approx(last.expected + rungs.mean_K[3] - rungs.mean_K[1])
+    assert last == prospects.doubled(rungs, (8, 16, 32, 64)) and lower.weights == last.weights
+
+
 def test_growing_returns_refute_the_forecast():
     noise = 1e-3 * np.random.default_rng(0).standard_normal((3, 5, 50))
     rungs = means(np.array([0.5, 0.55, 0.8])[:, None, None] + noise)

@@ -128,6 +128,29 @@ def read(evidence: Evidence, rungs: tuple[Rung, ...]) -> Means | str:
     return means(np.stack([stats.cluster_values(np.stack(own), first.cluster_E) for own in score_KRE]))
 
 
+@dataclass(frozen=True)
+class Ascent:
+    """A ladder as measured: what each rung gains over the arm as it is (None for that one), and what the last one
+    doubled would; `beyond` is None where the rungs refute diminishing returns."""
+
+    rungs: tuple[Rung, ...]
+    gains: tuple[Gain | None, ...]
+    beyond: Gain | None
+
+
+def ascent(evidence: Evidence, rungs: tuple[Rung, ...]) -> Ascent | str:
+    """Gather a whole ladder, each interval at the study's level; or say why it cannot be read."""
+    found, level = read(evidence, rungs), evidence.lock.study.rule.level
+    if isinstance(found, str):
+        return found
+    unit_KK, own = np.eye(len(rungs)), next(k for k, rung in enumerate(rungs) if rung.own)
+    gains = tuple(
+        None if k == own else measured(found.contrast(unit_KK[k] - unit_KK[own]), level=level)
+        for k in range(len(rungs))
+    )
+    return Ascent(rungs, gains, doubled(found, [rung.size for rung in rungs], over=own, level=level))
+
+
 def outlook(evidence: Evidence, ladder: Ladder, *, run_usd: Mapping[str, float]) -> tuple[Prospect, ...]:
     """What more labels, more rank and full fine-tuning are expected to gain over the ladder's arm as it is.
 

@@ -61,7 +61,7 @@ def measured(estimate: Estimate, *, level: float = 0.95) -> Gain:
     return Gain(low=low, high=high, level=level, weights=(1.0,), estimates=(estimate,))
 
 
-def doubled(rungs: Means, sizes: Sequence[float], *, level: float = 0.95) -> Gain | None:
+def doubled(rungs: Means, sizes: Sequence[float], *, over: int = -1, level: float = 0.95) -> Gain | None:
     """Forecast what doubling the last size gains, by diminishing returns; None where the rungs refute those.
 
     Nothing is claimed of a second doubling, of other arms or of rates not tried; rows of the next size are taken to be
@@ -69,6 +69,7 @@ def doubled(rungs: Means, sizes: Sequence[float], *, level: float = 0.95) -> Gai
 
     Args:
         sizes: Rows or ranks of the K rungs, ascending, in the order of `rungs`.
+        over: The rung over which the gain is counted, if not the last: what lies between the two is as measured.
     Raises:
         EvidenceError: Fewer than 3 rungs, sizes that do not rise from above 0, or a level outside (0, 1).
     """
@@ -77,12 +78,13 @@ def doubled(rungs: Means, sizes: Sequence[float], *, level: float = 0.95) -> Gai
         raise EvidenceError(f"ladder: needs {FEWEST_RUNGS} or more rungs, got {len(size_K)} sizes; add one below")
     if not (size_K[0] > 0 and (np.diff(size_K) > 0).all() and 0 < level < 1):
         raise EvidenceError(f"ladder: sizes must rise, level lie in (0, 1), got {size_K.tolist()} and {level}")
-    below_K = np.log2(size_K[-1] / size_K)
+    below_K, unit_KK = np.log2(size_K[-1] / size_K), np.eye(len(size_K))
+    between_K = unit_KK[-1] - unit_KK[over]
     refuted_at, estimates, weights, ends = NUISANCE_SHARE * (1 - level), [], [], []
     for ratio in RATIOS:
         lack_K, forecast_K = _under(ratio, below_K)
         residuals = [rungs.contrast(weight_K) for weight_K in lack_K]
-        estimates.append(rungs.contrast(forecast_K))
+        estimates.append(rungs.contrast(forecast_K + between_K))
         weights.append(math.prod(_density(one) for one in residuals))
         if min(one.p_not_zero() for one in residuals) * len(residuals) >= refuted_at:
             ends.append(estimates[-1].interval(level + refuted_at))
