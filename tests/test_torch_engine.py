@@ -1,6 +1,7 @@
 """The engine against a plain Hugging Face Trainer with PEFT, and what it promises of seeds, resume and memory."""
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -359,6 +360,17 @@ def test_prediction_does_not_depend_on_company(base, data):
     examples = data.splits["validation"]
     together, alone = run.predict(examples), [run.predict([example])[0] for example in examples]
     assert together == (alone if data.kind == "classify" else pytest.approx(alone, rel=1e-5))
+
+
+@pytest.mark.parametrize("readout", ["head", "labels"])
+def test_numbers_that_are_not_finite_name_no_label(base, readout):
+    """As after a last step that ruined the weights: the largest of NaNs would else pass for an answer."""
+    session, data = open_session(base), make_data("classify", rows=16, validation=4)
+    run = session.start(make_trial("full", readout=readout, epochs=1), data)
+    list(run.steps(None))
+    next(iter(run.trainables.member(0).values())).data.fill_(math.nan)
+    run.trainables.publish()
+    assert all(math.isnan(label) for label in run.predict(data.splits["validation"]))
 
 
 def test_a_rate_too_high_is_diverged(base):

@@ -99,7 +99,8 @@ class Run(Protocol):
     first_step: int
 
     def predict(self, examples: Sequence[Example]) -> list[str] | list[float]:
-        """Predict a label or a number for each example, in order; where the readout is text, its completion."""
+        """Predict a label or a number for each example, in order; where the readout is text, its completion. What the
+        model computed for it may not be finite: then it is nan, of a label too."""
 
     def likelihoods(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
         """Where the readout is text: of each target, given its prompt, the negative log-likelihood in nats (end of text

@@ -191,6 +191,8 @@ class LabelReader(TextReader):
         return [self._best([nats for nats, _ in own]) for own in self._likelihoods(rows)]
 
     def _best(self, nats: Sequence[float]) -> list[str]:
-        """The likeliest label of each example, of equals the first."""
-        count = len(self.labels)
-        return [self.labels[int(np.argmin(nats[first : first + count]))] for first in range(0, len(nats), count)]
+        """The likeliest label of each example, of equals the first; nan where likelihoods are not finite."""
+        nats_EL = np.reshape(nats, (-1, len(self.labels)))
+        sound_E = np.isfinite(nats_EL).all(axis=1)
+        best = zip(nats_EL.argmin(axis=1), sound_E, strict=True)
+        return [self.labels[index] if is_sound else math.nan for index, is_sound in best]

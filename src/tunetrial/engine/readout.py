@@ -4,6 +4,7 @@ A reader makes the objective that is trained on examples, and predicts. All read
 """
 
 import json
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +104,11 @@ class Readout(Record):
         return torch.tensor([(float(t) - self.mean) / self.sd for t in targets], dtype=torch.float64, device=device)
 
     def decode(self, logits: torch.Tensor) -> list[str] | list[float]:
-        """Predictions of logits (batch, outputs)."""
+        """Predictions of logits (batch, outputs). Logits that are not all finite name no label: nan, as of a number."""
         if self.kind == "classify":
-            return [self.labels[index] for index in logits.argmax(-1).tolist()]
+            sound = logits.isfinite().all(-1).tolist()
+            best = logits.argmax(-1).tolist()
+            return [self.labels[index] if is_sound else math.nan for index, is_sound in zip(best, sound, strict=True)]
         return (logits[:, 0].double() * self.sd + self.mean).tolist()
 
     def write(self, folder: Path) -> None:
