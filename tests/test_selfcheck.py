@@ -118,7 +118,7 @@ def test_rates_tuned_with_one_seed_are_caught(brief, monkeypatch):
     monkeypatch.setattr(
         simulated, "study", lambda planted: real(planted).model_copy(update={"tuning": Tuning(seeds=1)})
     )
-    assert brief(150, kinds=tuple(selfcheck.TUNING)).failed == ("tuning",)
+    assert "tuning" in brief(150, kinds=tuple(selfcheck.TUNING)).failed
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 Whole studies on the simulator (`simulated`), with truths that the statistics do not assume, and differences drawn by
 the thousand, through the interval and the verdict alone: how often is what they say false? Then the safeguards, each
 shown the fault that it is there for (`safeguards`). An allowed count is the binomial bound that a lab whose errors have
-exactly their nominal rates exceeds once in `FAMILY` self-checks, all rows taken together (Bonferroni).
+exactly their nominal rates exceeds with probability `FAMILY`, all rows taken together (Bonferroni).
 
 It proves nothing of a user's data, margin or base, nor of what is rarer than these counts can show.
 """
@@ -32,7 +32,7 @@ from tunetrial.trial.simulated import Outcome, Planted, both
 STUDIES = 200
 ROWS = {"train": 16, "validation": 60, "test": 240}
 TUNING_ROWS = {"train": 16, "validation": 40, "test": 800}
-PART = 5
+PART, MOST_PROCESSES = 5, 8
 ALPHA, NOT_FOUND, FAMILY = 0.05, 0.2, 0.05
 UNDECIDED: frozenset[Words] = frozenset({"CAN'T TELL YET", "NOT COMPARABLE"})
 
@@ -156,23 +156,18 @@ class Drawn:
     missed: int
 
 
-def selfcheck(
-    *,
-    studies: int = STUDIES,
-    seed: int = 0,
-    processes: int | None = None,
-) -> SelfCheck:
+def selfcheck(*, studies: int = STUDIES, seed: int = 0, processes: int | None = None) -> SelfCheck:
     """Check the lab. The counts are the same for the same seed, however many processes share the work.
 
     Args:
         studies: Whole simulated studies in all, by `SHARES` of every kind, at least one of each.
-        processes: How many work side by side; as many as there are cores if not said, 1 for this process alone.
+        processes: How many work side by side; one a core, `MOST_PROCESSES` at most, if not said; 1 for this one alone.
     """
     each = {kind: max(round(studies * share), 1) for kind, share in SHARES.items()}
     parts = [(kind, range(i, min(i + PART, count))) for kind, count in each.items() for i in range(0, count, PART)]
     jobs: list[Callable[[], object]] = [partial(judge_some, kind, numbers, seed) for kind, numbers in parts]
     jobs += [partial(draw, min(DRAWS_A_PART, DRAWS - i), (seed, i)) for i in range(0, DRAWS, DRAWS_A_PART)]
-    with _at_work(jobs, processes or cores()) as done:
+    with _at_work(jobs, processes or min(cores(), MOST_PROCESSES)) as done:
         guarded = (*safeguards.trained(seed), *safeguards.compared(seed))
         results = list(done)
     outcomes: dict[str, list[Outcome]] = {kind: [] for kind in KINDS}
