@@ -1,5 +1,6 @@
 """The self-check: it passes as the lab is, and a lab that is broken on purpose is caught, with the part named."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -8,7 +9,9 @@ import time
 
 import pytest
 from scipy.stats import binom
+from typer.testing import CliRunner
 
+from tunetrial import cli
 from tunetrial.analysis import fairness, stats, verdict
 from tunetrial.core.study import Tuning
 from tunetrial.store import trial
@@ -88,6 +91,19 @@ def test_levels_that_are_too_mild_are_caught(brief, monkeypatch):
 def test_a_lab_that_never_tells_is_caught(brief, monkeypatch):
     monkeypatch.setattr(verdict, "words", lambda direction, size, *, not_worse: "CAN'T TELL YET")
     assert failing(brief(4, kinds=tuple(selfcheck.BEYOND))) == {"three margins not found"}
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_the_verb_ends_with_status_1_and_says_what_not_to_trust(monkeypatch, found, holds):
+    last = found.findings[-1].model_copy(update={"holds": holds})
+    made = found.model_copy(update={"findings": (*found.findings[:-1], last)})
+    asked = {}
+    monkeypatch.setattr(selfcheck, "selfcheck", lambda **given: asked.update(given) or made)
+    ran = CliRunner().invoke(cli.app, ["selfcheck", "--studies", "50", "--seed", "3"])
+    assert ran.exit_code == (0 if holds else 1) and asked == {"studies": 50, "seed": 3}
+    assert inspect.signature(cli.selfcheck).parameters["studies"].default == selfcheck.STUDIES
+    sentence = "All holds: " if holds else "Do not trust the fairness ledger of this installation."
+    assert ran.stdout.splitlines()[-1].startswith(sentence)
 
 
 @pytest.mark.parametrize(
