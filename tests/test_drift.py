@@ -18,11 +18,11 @@ from tunetrial.analysis.drift import (
 )
 from tunetrial.core.errors import EvidenceError
 
-STUDIES = 400
+STUDIES = 200
 
 
 def covered(hits: int) -> bool:
-    """Whether so many of 400 intervals at 95 % may hold the truth by chance, to 1 in 10,000 on each side."""
+    """Whether so many of 200 intervals at 95 % may hold the truth by chance, to 1 in 10,000 on each side."""
     return binom.ppf(1e-4, STUDIES, 0.95) <= hits <= binom.ppf(1 - 1e-4, STUDIES, 0.95)
 
 
@@ -75,8 +75,8 @@ def test_layers_are_adjusted_as_benjamini_and_hochberg_do():
 
 def test_without_a_difference_layers_are_declared_in_five_percent_of_studies_at_most():
     rng = np.random.default_rng(3)
-    alarms = sum(min(layer.q for layer in by_layer_difference(runs(rng), runs(rng))) <= 0.05 for _ in range(120))
-    assert alarms <= binom.ppf(1 - 1e-4, 120, 0.05)
+    alarms = sum(min(layer.q for layer in by_layer_difference(runs(rng), runs(rng))) <= 0.05 for _ in range(60))
+    assert alarms <= binom.ppf(1 - 1e-4, 60, 0.05)
 
 
 def test_drift_at_a_score_is_read_where_the_run_first_passes_it():

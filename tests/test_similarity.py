@@ -76,12 +76,14 @@ def test_the_seed_formula_fails_where_every_measure_here_holds():
     assert found.change == 0
 
 
+@settings(max_examples=20)
 @given(SEEDS, SIZES)
 def test_debiased_cka_is_its_other_definition(seed, size):
     x, y = drawn(seed, size)
     assert similarity(x, y).cka == pytest.approx(by_definition(x, y), abs=1e-9)
 
 
+@settings(max_examples=20)
 @given(SEEDS, SIZES)
 def test_of_itself_nothing_changed(seed, size):
     x, _ = drawn(seed, size)
@@ -92,6 +94,7 @@ def test_of_itself_nothing_changed(seed, size):
     assert rsa(x, x) == pytest.approx(1)
 
 
+@settings(max_examples=20)
 @given(SEEDS, SIZES, st.floats(0.1, 10))
 def test_turned_scaled_and_shifted_rows_are_alike_to_cka_and_angle_alone(seed, size, scale):
     x, _ = drawn(seed, size)
@@ -101,6 +104,7 @@ def test_turned_scaled_and_shifted_rows_are_alike_to_cka_and_angle_alone(seed, s
     assert found.change > 0.01
 
 
+@settings(max_examples=20)
 @given(SEEDS, SIZES, st.permutations(range(6)))
 def test_the_order_of_rows_does_not_matter_as_long_as_pairs_stay(seed, size, order):
     x, y = (side[:6] for side in drawn(seed, size))
@@ -109,12 +113,14 @@ def test_the_order_of_rows_does_not_matter_as_long_as_pairs_stay(seed, size, ord
     assert rsa(x, y) == pytest.approx(rsa(x[order], y[order]))
 
 
+@settings(max_examples=20)
 @given(SEEDS)
 def test_a_general_invertible_map_changes_cka(seed):
     x, _ = drawn(seed, (60, 5))
     assert similarity(x, x * np.array([30, 1, 1, 1, 0.03])).cka < 0.999
 
 
+@settings(max_examples=20)
 @given(SEEDS, st.sampled_from([(40, 3), (40, 39), (12, 11)]), st.integers(1, 13))
 def test_one_pass_in_batches_is_all_rows_at_once(seed, size, batch):
     """More rows than dimensions go by sums over D x D; the same rows by N x N must say the same."""
