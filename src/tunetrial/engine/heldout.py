@@ -30,6 +30,7 @@ from tunetrial.engine.states import View
 from tunetrial.engine.texts import Row
 
 WINDOW = 1024
+SIDE_BY_SIDE = 8  # tensors of a chunk's logits that are held while two distributions are compared
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,8 @@ def _compared(base: View, tuned: View, batch: AnswerBatch) -> torch.Tensor:
     for view in (base, tuned):
         with view.within():
             hidden.append(states(view.model, batch.layout)[batch.at])
-    size, parts = tokens_at_once(base.model.get_output_embeddings().weight), []
+    size = max(1, tokens_at_once(base.model.get_output_embeddings().weight) // SIDE_BY_SIDE)
+    parts = []
     for first in range(0, len(batch.at), size):
         at = slice(first, first + size)
         sides = [_distribution(view, own[at]) for view, own in zip((base, tuned), hidden, strict=True)]
