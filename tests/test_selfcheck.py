@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from scipy.stats import binom
@@ -138,11 +137,9 @@ def test_rates_tuned_with_one_seed_are_caught(brief, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_verb_passes_in_a_minute_of_two_cores(tmp_path):
+def test_the_verb_passes_as_the_lab_is(tmp_path):
     environment = {**os.environ, "TUNETRIAL_HOME": str(tmp_path)}
-    started_s = time.monotonic()
     ran = subprocess.run([*SELFCHECK, "--json"], env=environment, capture_output=True, text=True)
-    print(f"{time.monotonic() - started_s:.0f} s")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = selfcheck.SelfCheck.model_validate(json.loads(ran.stdout))
     assert found.failed == () and {"training", "storage", "ledger"} <= {finding.part for finding in found.findings}
