@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
+from planted import evidence, lock
 from tunetrial.analysis import learning
 from tunetrial.core.errors import EvidenceError
+from tunetrial.core.study import Hardware
 
 STEPS = np.arange(1.0, 101.0)
 
@@ -172,3 +175,45 @@ def test_the_best_to_expect_is_the_mean_over_all_draws(values):
             draws = list(itertools.product(values, repeat=budget))
             assert biased[budget - 1] == pytest.approx(sum(map(max, draws)) / len(draws))
     assert (np.diff(unbiased) >= -1e-9).all() and (biased <= unbiased + 1e-9).all()
+
+
+def curves_of(arms, *, steps=40, hours=None):
+    """Finals of arms that learn at these paces, 3 seeds; the third of "lora" diverges at step 30."""
+    found = evidence(lock(hardware=Hardware(usd_per_hour=hours)), dict.fromkeys(arms, 0.8), seeds=3)
+    curves = {}
+    for record in found.of(purpose="final"):
+        falls = 1 + np.exp(-np.arange(1, steps + 1) / arms[record.trial.arm.name])
+        lost = record.trial.arm.name == "lora" and record.trial.seed == 3
+        curves[record.trial.id] = tuple(
+            line(n + 1, loss=None if lost and n == 29 else float(falls[n]), tokens=10 + n % 2) | {"steps": steps}
+            for n in range(30 if lost else steps)
+        )
+    return replace(found, curves=curves)
+
+
+def test_the_finals_of_a_study_are_gathered_by_arm_and_axis():
+    full, lora = learning.learnt(curves_of({"full": 3, "lora": 6}, hours=3.6), "mail")
+    assert (full.arm, lora.arm) == ("full", "lora") and lora.loss_RS.shape == (3, 40)
+    assert np.isnan(lora.loss_RS[2, 29:]).all() and np.isfinite(lora.loss_RS[:2]).all()
+    steps = full.reached["steps"][0.9].median
+    assert full.reached["seconds"][0.9].median == 2 * steps and full.reached["usd"][0.9].median == 0.002 * steps
+    # 100 rows in steps of 16: the seventh step of an epoch has 4.
+    assert full.reached["examples"][0.9].median == 100 * (steps // 7) + 16 * (steps % 7)
+    assert full.reached["tokens"][0.9].median == 10 * steps + steps // 2
+    assert lora.reached["steps"][0.9].never == 1 and lora.reached["steps"][0.9].high is None
+
+
+def test_runs_that_all_ended_early_never_got_there():
+    """A run that diverges alone has no line of the step at which it did."""
+    found = curves_of({"full": 3, "lora": 6})
+    cut = replace(found, curves={name: curve[:20] for name, curve in found.curves.items()})
+    for arm in learning.learnt(cut, "mail"):
+        assert arm.reached["steps"][0.9].never == 3 and arm.loss_RS.shape == (3, 40)
+
+
+def test_curves_without_a_price_or_in_folds():
+    found = curves_of({"full": 3, "lora": 6})
+    assert "usd" not in learning.learnt(found, "mail")[0].reached
+    assert learning.learnt(replace(found, curves={}), "mail") == ()
+    with pytest.raises(EvidenceError, match="folds"):
+        learning.learnt(replace(found, lock=found.lock.model_copy(update={"folds": {"mail": 5}})), "mail")

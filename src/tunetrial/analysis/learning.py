@@ -15,6 +15,7 @@ from scipy import special
 from tunetrial.analysis import stats
 from tunetrial.analysis.stats import Estimate, Floats
 from tunetrial.core.errors import EvidenceError
+from tunetrial.core.evidence import Evidence
 from tunetrial.core.records import Record
 
 FEWEST_POINTS = 5
@@ -166,6 +167,53 @@ def over_seeds(reached_R: Sequence[float | None], *, level: float = 0.95) -> Rea
     median, low, high = (end if math.isfinite(end) else None for end in ends)
     never = sum(at is None for at in reached_R)
     return Reached(median=median, low=low, high=high, level=held[left_out], runs=runs, never=never)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The finals of an arm by optimiser step: losses (NaN from where a run diverged), and where runs have a share of
+    what they gain, by axis ("steps", "examples", "tokens", "seconds", and "usd" at a price of the hour) and share."""
+
+    arm: str
+    steps_S: Floats
+    loss_RS: Floats
+    reached: Mapping[str, Mapping[float, Reached]]
+
+
+def learnt(evidence: Evidence, task: str, *, shares: Sequence[float] = (0.9, 0.95)) -> tuple[Learnt, ...]:
+    """Gather the finals' curves of a task by arm; arms with fewer than 2 runs that took steps are left out.
+
+    Raises:
+        EvidenceError: The task is cut into folds, which differ in rows and steps.
+    """
+    lock, study, found = evidence.lock, evidence.lock.study, []
+    if lock.folding(task):
+        raise EvidenceError(
+            f"{task}: curves of folds are not of the same steps, got {lock.folding(task)}; take no folds"
+        )
+    rows, price = lock.data[task].counts["train"], study.hardware.usd_per_hour
+    axes = ("steps", "examples", "tokens", "seconds", *(() if price is None else ("usd",)))
+    for arm in (arm.name for arm in study.arms):
+        runs = [evidence.curves.get(r.trial.id) for r in evidence.of(purpose="final", task=task, arm=arm)]
+        runs = [run for run in runs if run]
+        if len(runs) < 2:
+            continue
+        steps = runs[0][0]["steps"]
+        taken = [course(run, rows=rows, batch_examples=study.batch_examples, usd_per_hour=price) for run in runs]
+        loss_RS = np.full((len(runs), steps), np.nan)
+        for row, one in enumerate(taken):
+            loss_RS[row, : len(one.loss_S)] = one.loss_S
+        reached = {axis: {share: over_seeds(_along(taken, steps, axis, share)) for share in shares} for axis in axes}
+        found.append(Learnt(arm, np.arange(1.0, steps + 1), loss_RS, reached))
+    return tuple(found)
+
+
+def _along(taken: Sequence[Course], steps: int, axis: str, share: float) -> list[float | None]:
+    """Where each run has the share; one that ended before its last step diverged and so never has it."""
+    return [
+        to_plateau(getattr(one, f"{axis}_S"), -one.loss_S, share=share) if len(one.loss_S) == steps else None
+        for one in taken
+    ]
 
 
 def mean_height(x_S: Floats, value_RS: Floats) -> Estimate:
