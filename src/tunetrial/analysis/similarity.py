@@ -113,7 +113,7 @@ def rsa(x_ND: Floats, y_ND: Floats) -> float | None:
     distances = [scipy.spatial.distance.pdist(side) for side in _checked(x_ND, y_ND)]
     if min(map(len, distances)) < 2 or any(np.ptp(side) == 0 for side in distances):
         return None
-    return float(scipy.stats.spearmanr(*distances).statistic)
+    return float(np.corrcoef([scipy.stats.rankdata(side) for side in distances])[0, 1])
 
 
 def shuffled(x_ND: Floats, y_ND: Floats, *, draws: int, rng: np.random.Generator) -> Floats | None:
@@ -126,10 +126,15 @@ def shuffled(x_ND: Floats, y_ND: Floats, *, draws: int, rng: np.random.Generator
         EvidenceError: There are fewer than 4 rows.
     """
     x_ND, y_ND = _checked(x_ND, y_ND)
-    if similarity(x_ND, y_ND).cka is None:
+    if len(x_ND) < FEWEST_ROWS:
+        raise EvidenceError(f"rows: need {FEWEST_ROWS} or more to debias, got {len(x_ND)}; add rows")
+    centred = [side - side.mean(axis=0) for side in (x_ND, y_ND)]
+    k_NN, l_NN = (_hollow(side @ side.T) for side in centred)
+    own = _hsic_of_grams(k_NN, k_NN), _hsic_of_grams(l_NN, l_NN)
+    spread = [_spread((c**2).sum(), (side**2).sum()) for c, side in zip(centred, (x_ND, y_ND), strict=True)]
+    if min(own) <= 0 or not all(spread):
         return None
-    k_NN, l_NN = (_hollow((side - side.mean(axis=0)) @ (side - side.mean(axis=0)).T) for side in (x_ND, y_ND))
-    scale = (_hsic_of_grams(k_NN, k_NN) * _hsic_of_grams(l_NN, l_NN)) ** 0.5
+    scale = (own[0] * own[1]) ** 0.5
     orders = (rng.permutation(len(x_ND)) for _ in range(draws))
     return np.array([_hsic_of_grams(k_NN, l_NN[np.ix_(order, order)]) / scale for order in orders])
 
@@ -210,7 +215,7 @@ class _Parts:
     raw: tuple[float, float]
 
     def similarity(self) -> Similarity:
-        spread = [centred > NO_SPREAD * raw for centred, raw in zip(self.squares, self.raw, strict=True)]
+        spread = [_spread(centred, raw) for centred, raw in zip(self.squares, self.raw, strict=True)]
         length = (self.squares[0] * self.squares[1]) ** 0.5 if all(spread) else None
         return Similarity(
             rows=self.rows,
@@ -220,6 +225,11 @@ class _Parts:
             change=(self.moved / self.squares[0]) ** 0.5 if spread[0] else None,
             angle=float(np.arccos(np.clip(self.nuclear / length, -1, 1))) if length else None,
         )
+
+
+def _spread(centred: float, raw: float) -> bool:
+    """Whether rows differ by more than rounding, from their squared norm about their mean and about 0."""
+    return bool(centred > NO_SPREAD * raw)
 
 
 def _alignment(xy: float, xx: float, yy: float) -> float | None:
