@@ -6,16 +6,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tiny import make_model
+from tunetrial import models
 from tunetrial.analysis.forgetting import flips
 from tunetrial.core.errors import ConfigError, EvidenceError
-from tunetrial.engine import attention
 from tunetrial.engine.harness import answer, pair_up
-from tunetrial.engine.states import View
-
-CPU = torch.device("cpu")
+from tunetrial.engine.pairs import open_pair
 
 
 def sample(doc, *, filtered="none", hashed=None, **scores):
@@ -54,10 +53,6 @@ metadata:
 """
 
 
-def loaded(folder):
-    return View(attention.load(folder, AutoModelForCausalLM, torch.float32, CPU))
-
-
 @pytest.mark.filterwarnings("ignore")  # other libraries' own
 def test_a_task_of_ones_own_is_put_to_both_models(tmp_path, monkeypatch):
     """Against the choice that is likeliest by hand. Where lm-eval is not installed this says so and skips."""
@@ -71,21 +66,33 @@ def test_a_task_of_ones_own_is_put_to_both_models(tmp_path, monkeypatch):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/small.yaml").write_text(TASK.format(file=tmp_path / "rows.jsonl"))
     folder = make_model(tmp_path / "base", hidden=32)
-    base, tuned, tokenizer = loaded(folder), loaded(folder), AutoTokenizer.from_pretrained(folder)
-    with torch.no_grad():
-        for weight in tuned.model.parameters():
-            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(weight))))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    adapted = with_adapter(folder)
+    adapted.save_pretrained(tmp_path / "adapter")
+    base, tuned = open_pair(models.resolve(str(folder)), tmp_path / "adapter", torch.float32, torch.device("cpu"))
     before = base.model.config._attn_implementation
     (found,) = answer(base, tuned, tokenizer, ["small_words"], folder=tmp_path / "tasks")
     assert (found.task, found.version, found.metric) == ("small_words", "3.0", "acc")
     assert base.model.config._attn_implementation == before
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    for view, scores in ((base, found.base_E), (tuned, found.tuned_E)):
-        plain.load_state_dict(view.model.state_dict())
-        assert scores.tolist() == [float(by_hand(plain, tokenizer, row) == row["answer"]) for row in rows]
+    for model, scores in ((plain, found.base_E), (adapted, found.tuned_E)):
+        assert scores.tolist() == [float(by_hand(model, tokenizer, row) == row["answer"]) for row in rows]
     assert not np.array_equal(found.base_E, found.tuned_E)
     with pytest.raises(ConfigError, match="no such task, got 'nothing'"):
         answer(base, tuned, tokenizer, ["nothing"], folder=tmp_path / "tasks")
+
+
+def with_adapter(folder):
+    """The model with an adapter that matters."""
+    torch.manual_seed(3)
+    made = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), LoraConfig(r=4, target_modules="all-linear")
+    )
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.3)
+    return made.eval()
 
 
 @torch.no_grad()
@@ -94,7 +101,7 @@ def by_hand(model, tokenizer, row) -> int:
     sums = []
     for choice in row["choices"]:
         prompt, ids = (tokenizer(text).input_ids for text in (row["question"], f"{row['question']} {choice}"))
-        log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        log_p = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         sums.append(sum(float(log_p[t - 1, ids[t]]) for t in range(len(prompt), len(ids))))
     return int(np.argmax(sums))
 
