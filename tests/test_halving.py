@@ -149,7 +149,11 @@ def test_a_study_at_rungs_goes_on_from_them_and_keeps_nothing_of_them(tmp_path):
         curve = evidence.curves[end.trial.id]
         [rung] = [r for r in rungs if r.trial.course == end.trial.id]
         assert curve[:10] == evidence.curves[rung.trial.id] and [step["step"] for step in curve] == list(range(1, 31))
+        cost = rates.search_cost(evidence, end.trial.arm.name, "mail")
+        own = [r for r in rungs if r.trial.arm.name == end.trial.arm.name]
+        assert (cost.runs, cost.steps, cost.whole_steps) == (len(own), 10 * len(own) + 20, 30 * len(own))
     assert not list((study.folder / "paused").iterdir())
+    assert len({r.trial.arm.name for r in ends}) == len(ends) == 2
 
 
 @pytest.mark.slow

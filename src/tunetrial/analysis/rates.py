@@ -108,6 +108,48 @@ def held_to_end(curve: Sequence[Point], place: int, ends: Sequence[TrialRecord],
     return held | dict.fromkeys(at_end.failed, False)
 
 
+class SearchCost(Record):
+    """Optimiser steps of an arm's search on a task, that of a confirmation left out.
+
+    `steps` were taken, `whole_steps` is what the same `runs` take when each goes to its end; one that diverged counts
+    in both as far as it came. Whether an exhaustive search would have tried the same runs, nobody knows.
+    """
+
+    task: str
+    arm: str
+    runs: int
+    steps: int
+    whole_steps: int
+
+    @property
+    def saved(self) -> float:
+        """The share of the steps that was saved, between 0 and 1; 0 of an exhaustive search."""
+        return 1 - self.steps / self.whole_steps
+
+
+def search_cost(evidence: Evidence, arm: str, task: str) -> SearchCost | None:
+    """What the search of an arm's rate took, from the curves of its runs; None before the first step of any.
+
+    A run that could not go on from its rung (nothing was kept of it) was trained again, and is counted so.
+    """
+    by_course: dict[str, list[TrialRecord]] = {}
+    for record in (*evidence.searching(arm=arm, task=task), *evidence.of(purpose="tune", arm=arm, task=task)):
+        by_course.setdefault(record.trial.course, []).append(record)
+    steps = whole = runs = 0
+    for records in by_course.values():
+        one = {r.trial.id: r for r in records if evidence.curves.get(r.trial.id)}
+        if not one:
+            continue
+        taken = {name: len(evidence.curves[name]) for name in one}
+        longest = max(one, key=taken.get)
+        again = one[longest].status == "ok" and "taken_up" not in one[longest].measurements
+        steps += sum(taken.values()) if again else taken[longest]
+        ended = all(record.status == "ok" for record in one.values())
+        whole += evidence.curves[longest][-1]["steps"] if ended else taken[longest]
+        runs += 1
+    return SearchCost(task=task, arm=arm, runs=runs, steps=steps, whole_steps=whole) if runs else None
+
+
 def confirmation(evidence: Evidence, arm: str, task: str) -> Confirmation | None:
     """What a confirmation found of the rate that was searched for on another base; None without one, or if all runs
     failed."""
