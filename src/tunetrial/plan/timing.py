@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tunetrial import methods
-from tunetrial.analysis.rates import COMPLETED
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import TaskData
 from tunetrial.core.speed import Observed, Range, Speed, exactly
@@ -23,7 +22,7 @@ from tunetrial.models import ModelShape
 from tunetrial.plan import estimate
 from tunetrial.plan.duration import Duration, decoding, duration, moving
 from tunetrial.plan.estimate import Sizes
-from tunetrial.plan.halving import SHARE
+from tunetrial.plan.halving import COMPLETED, SHARE
 from tunetrial.plan.machine import first_and_last
 from tunetrial.plan.speed import corrected, correction
 from tunetrial.plan.speed import seconds as seconds_of
@@ -138,12 +137,13 @@ def trials(lock: Lock, task: str, arm: Arm) -> Trials:
     finals = exactly(1) if arm.fixed else first_and_last(lock, task)
     least = points + min(3, points) * (tuning.seeds - 1)
     most = max(tuning.max_points, points) * tuning.seeds
-    share = 1.0 if tuning.exhaustive or not points else SHARE + (1 - SHARE) / (least + 1)
+    whole = (SHARE * least + (1 - SHARE) * COMPLETED) / (least + COMPLETED)
+    share = 1.0 if tuning.exhaustive or not points else whole
     if points and lock.study.tuned_as(arm.name) != arm:
         least, most = least + min(2, points) * tuning.seeds, most + CONFIRMED_POINTS * tuning.seeds
         share = min(1.0, share + CONFIRMED_POINTS * tuning.seeds / most)
     elif points and not tuning.exhaustive:
-        least, most = least + 1, most + COMPLETED
+        least, most = least + COMPLETED, most + COMPLETED
     search = Range(low=least, high=most, likely=least) if points else exactly(0)
     parts = exactly(len(lock.parts(task)))
     return Trials(parts * search, parts * finals.model_copy(update={"likely": finals.low}), share)

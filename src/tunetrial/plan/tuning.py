@@ -20,9 +20,9 @@ from tunetrial import methods
 from tunetrial.analysis import arms
 from tunetrial.analysis.rates import (
     HALF_DECADE,
-    SHIFT_SD_DECADES,
     Point,
     Rate,
+    at_end,
     best_point,
     choose,
     nearest_point,
@@ -32,7 +32,7 @@ from tunetrial.analysis.rates import (
 )
 from tunetrial.core.evidence import Evidence
 from tunetrial.core.study import Lock, Purpose, Trial, whole
-from tunetrial.plan.halving import SHARE, goes_on
+from tunetrial.plan.halving import SHARE, going_on
 
 FIRST_TUNING_SEED = 901
 CONFIRMED_POINTS = 5
@@ -76,7 +76,10 @@ def _follow(
     """Go from what is asked for to what its results ask for, up to so many rates."""
     lock, seeds, share = evidence.lock, tuning_seeds(evidence.lock), SHARE if purpose == "rung" else None
     records = {(r.trial.learning_rate, r.trial.seed): r for r in evidence.of(purpose=purpose, arm=arm, task=task)}
-    measurement, ends = _measurement(lock, task), evidence.of(purpose="tune", arm=arm, task=task)
+    measurement = _measurement(lock, task)
+    if share is not None:
+        rungs = standing(tuple(records.values()), evidence.of(purpose="tune", arm=arm, task=task), measurement)
+        records = dict(zip(records, rungs, strict=True))
     while True:
         pending = [
             lock.trial(arm, task, learning_rate=rate, seed=seed, purpose=purpose, share=share)
@@ -84,26 +87,25 @@ def _follow(
         ]
         if pending:
             return Search(pending=tuple(pending))
-        found = [records[key] for key in asked]
-        if share is not None:
-            found = standing(found, ends, measurement)
-        curve = points({(r.trial.learning_rate, r.trial.seed): r for r in found}, measurement)
+        curve = points({key: records[key] for key in asked}, measurement)
         more = _wanted(curve, seeds, most) - asked
         if not more and share is not None:  # what was asked for before a rate fell counts as well
             more = records.keys() - asked
         if not more:
-            return Search(rate=choose(curve, shift_sd=SHIFT_SD_DECADES if share else 0.0))
+            return Search(rate=choose(curve))
         asked = asked | more
 
 
 def _completed(evidence: Evidence, arm: str, task: str, found: Search) -> Search:
-    """Let a run at the rate that the rungs lead to go on to its end, unless one has held that rate there."""
+    """Let runs around the rate that the rungs lead to go on to their end, and take it to where they say."""
     lock, ends = evidence.lock, evidence.of(purpose="tune", arm=arm, task=task)
-    following = goes_on(found.rate, ends, _measurement(lock, task))
-    if following is None:
-        return found
-    rate, seed = following
-    return Search(pending=(lock.trial(arm, task, learning_rate=rate, seed=seed, purpose="tune"),))
+    pending = [
+        lock.trial(arm, task, learning_rate=rate, seed=seed, purpose="tune")
+        for rate, seed in sorted(going_on(found.rate, ends, _measurement(lock, task)))
+    ]
+    return (
+        Search(pending=tuple(pending)) if pending else Search(rate=at_end(found.rate, ends, _measurement(lock, task)))
+    )
 
 
 def _measurement(lock: Lock, task: str) -> str:
