@@ -99,7 +99,7 @@ def test_one_run_that_is_lost_late_does_not_make_a_rate_fall():
 
 
 def curve_and_ends(shift, *, bend, sd, rng, lock=None):
-    """Three seeds at seven rates at a rung, and one seed of each to the end, where the best rate is `shift` decades lower."""
+    """Three seeds at seven rates at a rung; one seed of each at the end, whose best rate is `shift` decades lower."""
     lock, x = lock or a_study(), [0.5 * place for place in range(-3, 4)]
     rungs, ends = [], []
     for place in x:
