@@ -1,6 +1,6 @@
 """B11: what stopping runs of the search at a rung saves, and what it costs: searches and verdicts on planted curves.
 
-    python benchmarks/b11_adaptive.py                     # 1,000 studies of every kind; writes results/b11.json
+    python benchmarks/b11_adaptive.py                     # 1,000 studies of every kind; writes results/b11/searches.json
     python benchmarks/b11_adaptive.py --studies 100 --kind "equal arms"
 
 Every study is two arms with planted curves over the learning rate. Four searches see the same runs: `plan.tuning` as
@@ -31,7 +31,7 @@ from tunetrial.core.evidence import Evidence, Measurement, TrialRecord
 from tunetrial.core.study import Arm, DataPin, Lock, Rule, Study, TaskSpec, Trial, Tuning
 from tunetrial.plan.tuning import grid, search
 
-LOG = Path(__file__).resolve().parent / "results" / "b11.json"
+LOG = Path(__file__).resolve().parent / "results" / "b11" / "searches.json"
 PARAMETERS, ROWS, LOOKS, MARGIN, ALPHA = 12_000_000, 1000, (5, 10), 0.02, 0.05
 VALIDATION_SD, SAME_LUCK = 0.02, 0.5
 SHARES = {"item": 0.6, "interaction": 0.1, "rest": 0.3}
