@@ -1,6 +1,6 @@
 """B11: what stopping runs of the search at a rung saves, and what it costs: searches and verdicts on planted curves.
 
-    python benchmarks/b11_adaptive.py                     # 1,000 studies of every kind; writes results/b11/searches.json
+    python benchmarks/b11_adaptive.py                   # 1,000 studies of every kind; writes results/b11/searches.json
     python benchmarks/b11_adaptive.py --studies 100 --kind "equal arms"
 
 Every study is two arms with planted curves over the learning rate. Four searches see the same runs: `plan.tuning` as
