@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from test_kill import finished, kill_again_and_again
 from test_plan import TOP, a_lock, add, bell, empty, follow, of
 from trial_study import differences, load, write_study
-from tunetrial import plan
-from tunetrial.analysis import compare, rates
+from tunetrial import plan, report
+from tunetrial.analysis import compare, decide, rates
 from tunetrial.core.evidence import Measurement, TrialRecord
 from tunetrial.core.study import Trial, Tuning
 from tunetrial.plan.halving import SHARE
+from tunetrial.report import plots
 
 SEEDS = [901, 902, 903]
 
@@ -48,6 +49,16 @@ def test_every_run_of_the_search_stops_at_a_rung_and_the_rate_found_alone_goes_o
         shares = {r.trial.share for r in evidence.of(purpose="rung", arm=arm)}
         assert shares == {SHARE} and {r.trial.share for r in evidence.of(purpose="tune", arm=arm)} == {None}
     assert compare(evidence)[1][0].words != "NOT COMPARABLE"
+
+
+def test_the_report_draws_rungs_and_says_what_they_saved():
+    evidence, _ = follow(a_study(), unfinished(bell(TOP)))
+    panel = plots.rate_panels(evidence, {})[0]
+    rungs, ends = (evidence.of(purpose=purpose) for purpose in ("rung", "tune"))
+    assert len(panel.lines) == 2 and len(panel.marks) == len(rungs) + len(ends)
+    assert sum("of its steps" in mark.text for mark in panel.marks) == len(rungs)
+    page = report.html(evidence, decide(evidence))
+    assert "stopped its runs at a rung" in page and "at rungs; no step is on record" in page
 
 
 def test_a_study_that_does_not_ask_for_it_has_no_rungs_and_keeps_its_digest():

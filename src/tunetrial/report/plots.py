@@ -186,14 +186,15 @@ def _forest(comparisons: list[Comparison]) -> Forest:
 def rate_panels(evidence: Evidence, chosen: dict[tuple[str, str], tuple[float, bool]]) -> tuple[Panel, ...]:
     """Validation metric against learning rate, one panel a task that was tuned.
 
-    The line of an arm is its confirmation's where it has one, and that of its search on another base is then faint.
+    The line of an arm is its confirmation's where it has one, and that of its search on another base is then faint. Of
+    a search at rungs the line is that of the rungs; the runs that went on to their end are marks alone.
 
     Args:
         chosen: By (task, arm), the rate settled on and whether it lies at an edge.
     """
     panels = []
     for task in evidence.lock.study.tasks:
-        records = evidence.of(purpose="tune", task=task.name) + evidence.of(purpose="confirm", task=task.name)
+        records = [r for purpose in ("rung", "tune", "confirm") for r in evidence.of(purpose=purpose, task=task.name)]
         name = f"validation.{task.metric}"
         valued = [(r, r.measurements[name].value) for r in records if r.status == "ok" and name in r.measurements]
         if valued:
@@ -217,14 +218,15 @@ def _rate_panel(
     frame = Frame(_padded(logs, least=0.5), _padded([value for _, value in valued]))
     lines = []
     confirmed = {r.trial.arm.name for r, _ in valued if r.trial.purpose == "confirm"}
-    for arm, purpose in [(arm, purpose) for arm in present for purpose in ("tune", "confirm")]:
+    search = "tune" if evidence.lock.study.tuning.exhaustive else "rung"
+    for arm, purpose in [(arm, purpose) for arm in present for purpose in (search, "confirm")]:
         by_rate: dict[float, list[float]] = {}
         for record, value in valued:
             if (record.trial.arm.name, record.trial.purpose) == (arm, purpose):
                 by_rate.setdefault(record.trial.learning_rate, []).append(value)
         points = [(math.log10(rate), fmean(values)) for rate, values in sorted(by_rate.items())]
         if points:
-            lines.append(Line(frame.path(points), arms.index(arm), faint=arm in confirmed and purpose == "tune"))
+            lines.append(Line(frame.path(points), arms.index(arm), faint=arm in confirmed and purpose == search))
     name = evidence.lock.study.task(task).metric
     metric = words.metric(name) + ("" if metrics.find(name).higher_is_better else ", lower is better")
     picks = "; ".join(f"{words.clean(a, 40)} {words.rate(r)}" for a, (r, _) in settled.items()) or "none yet"
@@ -250,9 +252,9 @@ def _rate_panel(
 def _rate_mark(frame: Frame, arms: list[str], record: TrialRecord, value: float) -> Mark:
     trial = record.trial
     outcome = words.figure(value, 4) if record.status == "ok" else record.status
-    where = ", to confirm" if trial.purpose == "confirm" else ""
+    where = {"confirm": ", to confirm", "rung": f", after {words.percent(trial.share)} of its steps" if trial.share else ""}
     text = f"{words.clean(trial.arm.name, 40)}, rate {words.rate(trial.learning_rate)}, seed {trial.seed}"
-    text += f"{where}: {outcome}"
+    text += f"{where.get(trial.purpose, '')}: {outcome}"
     return Mark(frame.across(math.log10(trial.learning_rate)), frame.down(value), arms.index(trial.arm.name), text)
 
 

@@ -3,15 +3,27 @@
 from collections.abc import Iterable, Iterator
 
 from tunetrial import methods
+from tunetrial.analysis import rates
 from tunetrial.core.evidence import Confirmation, Decision, Evidence, TrialRecord
 from tunetrial.core.study import Lock, TaskSpec
 from tunetrial.report import words
 
 
+def _search(evidence: Evidence) -> str:
+    """What a search at rungs took of the steps that its runs have."""
+    study = evidence.lock.study
+    parts = [part for task in study.tasks for part in evidence.lock.parts(task.name)]
+    found = [cost for part in parts for arm in study.arms if (cost := rates.search_cost(evidence, arm.name, part))]
+    steps, whole = sum(cost.steps for cost in found), sum(cost.whole_steps for cost in found)
+    if not whole:
+        return "at rungs; no step is on record"
+    return f"at rungs: {steps} of the {whole} steps of its {sum(cost.runs for cost in found)} runs"
+
+
 def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
     """What was run on what, in groups of (name, value): enough to find the same study again."""
     lock, study = evidence.lock, evidence.lock.study
-    purposes = {p: evidence.of(purpose=p) for p in ("tune", "confirm", "final", "anchor", "probe")}
+    purposes = {p: evidence.of(purpose=p) for p in ("rung", "tune", "confirm", "final", "anchor", "probe")}
     rule = [
         ("question", words.clean(study.question)),
         ("study digest", decision.study_digest),
@@ -34,6 +46,7 @@ def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tup
         for c in decision.confirmations
     ]
     runs += [
+        *([] if study.tuning.exhaustive else [("search", _search(evidence))]),
         ("settings", _settings(evidence)),
         *((words.name(name), said) for name, said in _remarks(lock)),
         ("records", f"{len(decision.record_digests)} digests in the JSON report"),

@@ -226,12 +226,16 @@ def again(decision: Decision) -> tuple[Again, ...]:
 def _in_words(one: Repeats) -> str:
     if one.measure != "agreement":
         return f"from seed to seed an answer moves by {words.figure(one.same[0])}."
-    changed = f"with another seed {1 - one.same[0]:.0%} of the answers change"
-    return changed + ("." if one.churn is None else f"; {one.churn[0]:.0%} differ from the reference's.")
+    changed = f"with another seed {_rounded(1 - one.same[0])} of the answers change"
+    return changed + ("." if one.churn is None else f"; {_rounded(one.churn[0])} differ from the reference's.")
+
+
+def _rounded(share: float) -> str:
+    return words.percent(round(share, 2))
 
 
 def _ends(found: tuple[float, float | None, float | None], *, share: bool) -> str:
-    value, *ends = (None if part is None else f"{part:.1%}" if share else words.figure(part) for part in found)
+    value, *ends = (None if part is None else words.percent(round(part, 3)) if share else words.figure(part) for part in found)
     return value if None in ends else f"{value} ({ends[0]} to {ends[1]})"
 
 
