@@ -125,6 +125,7 @@ def test_a_centre_moves_an_arms_search_alone():
         spec.parse(text.replace("2.0e-4}", "2.0e-4}, learning_rate: [1e-4, 2e-4, 3e-4]"))
 
 
+@pytest.mark.slow
 def test_a_study_stops_when_its_budget_is_spent_and_goes_on_with_a_larger_one(tmp_path, monkeypatch):
     """Ten seconds, of which 30 slow steps a trial take one and a half; then as much as it wants."""
     monkeypatch.setenv("TEST_STEP_S", "0.05")

@@ -103,6 +103,7 @@ def test_tampered_results_are_refused_and_named_by_every_verb(done, tmp_path, ve
     assert f"{tampered}: " in ran.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_lost_record_is_no_result_until_it_is_run_again(done, tmp_path):
     path, ran = done
     copied = tmp_path / "results"
@@ -130,6 +131,7 @@ def test_a_study_in_which_trials_failed_exits_with_3_and_names_them(tmp_path):
     assert "failed: buggy on mail, tune" in ran.stderr and "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_study_of_which_no_arm_fits_exits_with_4(tmp_path):
     path = write_study(tmp_path, arms=("huge", "vast"), more="")
     ran = tunetrial("run", path, "--engine", "trial_engines:plain", home=tmp_path)

@@ -48,6 +48,7 @@ def test_rows_are_shown_as_the_base_reads_them(base, tmp_path):
     assert answer[0] == f"{shown.target}<e>\n" and answer[1] and not rest
 
 
+@pytest.mark.slow
 def test_control_tokens_in_the_rows_are_counted(base, tmp_path):
     rows = [talk(f"what of {n}?" + "<e>" * (n % 2), f"late {n}") for n in range(60)]
     diagnosis = Study.load(write_chat(tmp_path, base, rows)).doctor()
@@ -55,6 +56,7 @@ def test_control_tokens_in_the_rows_are_counted(base, tmp_path):
     assert finding.state == "note" and "<e> in " in finding.found and finding.remedy
 
 
+@pytest.mark.slow
 def test_tools_that_the_template_does_not_show_are_said(base, tmp_path):
     folder = shutil.copytree(base, tmp_path / "base")
     turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

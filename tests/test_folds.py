@@ -507,6 +507,7 @@ def test_a_study_of_few_rows_ends_in_a_verdict_over_its_folds(few):
     assert str(found.folding) == "5 folds × 3 repeats" and (found.n_replicates, found.n_examples) == (15, 81)
 
 
+@pytest.mark.slow
 def test_a_study_in_folds_that_was_stopped_goes_on_to_the_same_end(done, tmp_path, monkeypatch):
     monkeypatch.setenv("TUNETRIAL_HOME", str(tmp_path / "home"))
     study = load(write_few(tmp_path), "Sealed")

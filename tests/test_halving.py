@@ -183,6 +183,7 @@ def written(folder):
     return path
 
 
+@pytest.mark.slow
 def test_a_study_at_rungs_goes_on_from_them_and_keeps_nothing_of_them(tmp_path):
     study = load(written(tmp_path / "study"), "plain").run()
     assert study.outcome.status == "done", study.outcome.failed

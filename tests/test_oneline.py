@@ -137,6 +137,7 @@ def test_other_budgets_are_refused(text):
         oneline.spend(text)
 
 
+@pytest.mark.slow
 def test_compare_writes_a_study_shows_the_plan_and_runs_when_it_may(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows(tmp_path, mails())

@@ -234,6 +234,7 @@ def copy_base(folder, **config):
     return folder
 
 
+@pytest.mark.slow
 def test_a_simulated_study_on_two_bases_holds_one_at_a_time_and_may_be_moved_with_them(tmp_path):
     """A row too long for one base is left out in every arm; moved together, nothing is run again."""
     copy_base(tmp_path / "here" / "larger", max_position_embeddings=4)

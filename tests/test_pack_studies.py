@@ -86,6 +86,7 @@ def test_packs_follow_from_the_wave_and_stay_together():
     assert plan.packs(trials, most=4, formed=alone) == tuple((t,) for t in trials)
 
 
+@pytest.mark.slow
 def test_a_packed_study_finds_what_the_same_study_finds_alone(tmp_path):
     packed = load(write_study(tmp_path / "packed", **PACKED), "plain").run()
     alone = load(write_study(tmp_path / "alone", more="replicates: {looks: [4]}"), "plain").run()
@@ -100,6 +101,7 @@ def test_a_packed_study_finds_what_the_same_study_finds_alone(tmp_path):
     assert packed.decide().verdicts == alone.decide().verdicts
 
 
+@pytest.mark.slow
 def test_a_packed_study_killed_again_and_again_ends_with_the_same_bytes(tmp_path):
     path = write_study(tmp_path / "study", **PACKED)
     assert kill_again_and_again(path, "Slow", kills=3, longest_s=2.0, step_s=0.01) == 3
@@ -143,6 +145,7 @@ def test_an_arm_trained_in_packs_is_held_against_one_of_its_trials_alone(tmp_pat
     assert check.holds and "in a pack of 2" in check.found
 
 
+@pytest.mark.slow
 def test_a_pack_that_came_out_otherwise_than_alone_breaks_the_ledger(tmp_path):
     evidence = load(write_study(tmp_path / "study", **PACKED), "plain").run().outcome.evidence
     wrong = Measurement(value=0.1, unit="share")

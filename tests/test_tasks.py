@@ -53,6 +53,7 @@ def test_tickets_labels_are_all_used_and_the_object_states_them():
         assert score(row["json"], row["json"]) == {"valid": 1, "schema_valid": 1, "field_accuracy": 1}
 
 
+@pytest.mark.slow
 def test_committed_data_equal_what_the_sources_give(tmp_path):
     build_data.build(tmp_path)
     made = sorted(tmp_path.rglob("*.json*"))

@@ -185,6 +185,7 @@ def test_finals_without_the_measured_column_are_not_scored():
 # A whole study
 
 
+@pytest.mark.slow
 def test_a_study_of_conversations_runs_to_its_verdict_and_report(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNETRIAL_HOME", str(tmp_path / "home"))
     for split, rows in (("train", 60), ("validation", 40), ("test", 80)):

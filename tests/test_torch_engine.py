@@ -347,6 +347,7 @@ def run_with_memory(base, room_mib: int) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(wide_base):
     plenty, scarce = (run_with_memory(wide_base, room) for room in (5000, 100))
     assert plenty["micro_batch"] == 16 and scarce["micro_batch"] in (1, 2, 4, 8)

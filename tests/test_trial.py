@@ -132,6 +132,7 @@ def test_a_second_run_repeats_nothing(done, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in done.folder.glob("trials/*/*")} == before
 
 
+@pytest.mark.slow
 def test_a_study_begun_elsewhere_is_packed_moved_and_finished_with_the_same_bytes(done, tmp_path):
     half = tmp_path / "half"
     shutil.copytree(done.path.parent, half)
@@ -155,6 +156,7 @@ def test_each_look_at_the_test_split_is_noted_once(done):
     assert {opening.study_digest for opening in openings} == {lock.digest}
 
 
+@pytest.mark.slow
 def test_scrambled_test_labels_leave_tuning_as_it_was(done, tmp_path):
     """The rates lock before the test labels are known, so other test labels must give the same bytes."""
     path = write_study(tmp_path / "other", label=lambda split, name: "abc"[(int(name) + (split == "test")) % 3])
