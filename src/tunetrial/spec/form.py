@@ -115,7 +115,9 @@ class TuningForm(Record):
         None, description="storage of frozen bases while rates are searched for", examples=["nf4"]
     )
     exhaustive: bool = Field(
-        True, description="whether runs of the search go to their end; else they stop at a quarter", examples=[False]
+        True,
+        description="word true for a search by whole runs, false for one whose runs stop at a quarter",
+        examples=[False],
     )
 
 
