@@ -252,7 +252,8 @@ def _rate_panel(
 def _rate_mark(frame: Frame, arms: list[str], record: TrialRecord, value: float) -> Mark:
     trial = record.trial
     outcome = words.figure(value, 4) if record.status == "ok" else record.status
-    where = {"confirm": ", to confirm", "rung": f", after {words.percent(trial.share)} of its steps" if trial.share else ""}
+    partly = f", after {words.percent(trial.share)} of its steps" if trial.share else ""
+    where = {"confirm": ", to confirm", "rung": partly}
     text = f"{words.clean(trial.arm.name, 40)}, rate {words.rate(trial.learning_rate)}, seed {trial.seed}"
     text += f"{where.get(trial.purpose, '')}: {outcome}"
     return Mark(frame.across(math.log10(trial.learning_rate)), frame.down(value), arms.index(trial.arm.name), text)

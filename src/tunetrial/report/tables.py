@@ -235,7 +235,8 @@ def _rounded(share: float) -> str:
 
 
 def _ends(found: tuple[float, float | None, float | None], *, share: bool) -> str:
-    value, *ends = (None if part is None else words.percent(round(part, 3)) if share else words.figure(part) for part in found)
+    written = (lambda part: words.percent(round(part, 3))) if share else words.figure
+    value, *ends = (None if part is None else written(part) for part in found)
     return value if None in ends else f"{value} ({ends[0]} to {ends[1]})"
 
 
