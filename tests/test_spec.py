@@ -172,7 +172,8 @@ ADDED = [
     ("criteria: {train_s: {weight: 1, best: 1}}", "criteria.train_s: has best without worst; give both, in natural"),
     ("criteria: {train_s: {weight: 1, best: 2, worst: 1}}", "criteria.train_s: less is better here, got worst 1.0 and"),
     ("criteria: {quality: {weight: 1, best: 2, worst: 1}}", "criteria.quality: less is better here, got worst 1.0 and"),
-    ("retention: [x]", "retention: this version does not do that yet, got ['x']; remove it"),
+    ("retention: [x]", "retention: must be a mapping, got ['x']; give the files of held-out texts that must stay"),
+    ("drift: [state]", "drift[1]: must be 'states' or 'weights', got 'state'"),
     ("budget: {usd: 5}", "budget.usd: needs a price, got no hardware.usd_per_hour; give the price of the machine, or"),
 ]
 

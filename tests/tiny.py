@@ -21,8 +21,9 @@ def make_model(
     hidden: int = 64,
     dtype: torch.dtype = torch.float32,
     merges: tuple[tuple[str, str], ...] = (),
+    tied: bool = True,
 ) -> Path:
-    """Write a random Llama (grouped-query attention, tied embeddings) in the Hugging Face layout.
+    """Write a random Llama (grouped-query attention, embeddings tied or not) in the Hugging Face layout.
 
     Its tokenizer makes a token a byte, and one of each two tokens that `merges` names.
     """
@@ -41,7 +42,7 @@ def make_model(
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         pad_token_id=0,
         eos_token_id=0,
         bos_token_id=0,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tunetrial.core.engine import Step, Together
-from tunetrial.core.errors import IntegrityError
+from tunetrial.core.errors import DoesNotFitError, IntegrityError
 from tunetrial.engine.sim import SimEngine, SimRun, SimSession, Truth, World
 
 WORLD = World(
@@ -186,3 +186,16 @@ class OneBase(Hook):
         made = super().open(base, precision)
         self.sessions.append(weakref.ref(made))
         return made
+
+
+class Observing(Hook):
+    """Sees its held-out texts, finds no room for states, and no weights to look at."""
+
+    def before_step(self, run: SimRun, step: Step) -> None:
+        def observe(data, what):
+            if what == "states":
+                raise DoesNotFitError("states: does not fit, got 1 example; use a smaller model")
+            texts = data.splits["text~notes"]
+            return {"id": [text.id for text in texts], "kl": [0.5] * len(texts)} if what == "forgetting" else None
+
+        run.observe = observe

@@ -10,7 +10,8 @@ import numpy as np
 from tunetrial.analysis import arms, consistency, intervals, texts
 from tunetrial.analysis.intervals import Interval
 from tunetrial.core.errors import EvidenceError
-from tunetrial.core.evidence import Evidence, Repeats, Scores
+from tunetrial.core.evidence import Evidence, Scores
+from tunetrial.core.findings import Repeats
 from tunetrial.core.study import Kind
 
 FEWEST_SEEDS = 3

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tunetrial.core.errors import DivergedError
-from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
-from tunetrial.core.study import Arm, Controls, Kind, Precision, Readout, Trial
+from tunetrial.core.evidence import Example, Fact, Measurement, Table, TaskData
+from tunetrial.core.study import Arm, Controls, Kind, Observed, Precision, Readout, Trial
 from tunetrial.core.work import Counted
 
 
@@ -69,6 +69,14 @@ class Pack(Protocol):
             IntegrityError: Something is missing or differs; it is named.
         """
 
+    def observe(self, member: int, data: TaskData, what: Observed) -> Table | None:
+        """Look at what was tuned besides its answers, after the last step: what it makes of the held-out texts of
+        `data`, its layers' states, its weights, each beside the base's. None of a member that was not tuned.
+
+        Raises:
+            DoesNotFitError: Memory runs out.
+        """
+
     def facts(self, member: int) -> dict[str, Fact]:
         """How it was executed: for `TrialRecord.resolved`."""
 
@@ -115,6 +123,9 @@ class Run(Protocol):
         Raises:
             IntegrityError: Something is missing or differs; it is named.
         """
+
+    def observe(self, data: TaskData, what: Observed) -> Table | None:
+        """As `Pack.observe`."""
 
     def facts(self) -> dict[str, Fact]:
         """How it was executed: for `TrialRecord.resolved`."""
@@ -164,6 +175,9 @@ class Alone:
 
     def verify(self, folder: Path) -> None:
         self.pack.verify(0, folder)
+
+    def observe(self, data: TaskData, what: Observed) -> Table | None:
+        return self.pack.observe(0, data, what)
 
     def facts(self) -> dict[str, Fact]:
         return self.pack.facts(0)
@@ -215,6 +229,9 @@ class Together:
 
     def verify(self, member: int, folder: Path) -> None:
         self.runs[member].verify(folder)
+
+    def observe(self, member: int, data: TaskData, what: Observed) -> Table | None:
+        return self.runs[member].observe(data, what)
 
     def facts(self, member: int) -> dict[str, Fact]:
         return {**self.runs[member].facts(), "pack": len(self.runs)}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from tunetrial.core.findings import Repeats
 from tunetrial.core.records import Record, added, digest
 from tunetrial.core.study import Folding, Kind, Lock, Trial, whole
 from tunetrial.core.work import Part
@@ -12,6 +13,7 @@ if TYPE_CHECKING:  # a command that needs no array need not wait for numpy
     import numpy as np
 
 Fact = bool | int | float | str | None
+Table = Mapping[str, "np.ndarray"]  # columns of one length: int64, float64 (nan where a value is missing) or text
 ArmState = Literal["trained", "did not train", "diverged", "does not fit", "pending"]
 Words = Literal[
     "BETTER",
@@ -84,7 +86,8 @@ class TrialRecord(Record):
 
     `resolved` says how it was executed (device, dtype, attention, micro-batch, threads): comparisons refuse to mix
     these undeclared. `token_digest` is of the token stream trained on, in order, `examples_digest` of the examples'
-    ids alone, which tokenizers of different bases leave equal. `legs_s` are the wall times of all attempts that led
+    ids alone, which tokenizers of different bases leave equal. `tables` are digests of what was observed of the model
+    besides its answers, by name. `legs_s` are the wall times of all attempts that led
     here. `synthetic` marks the simulator's records.
     """
 
@@ -98,6 +101,7 @@ class TrialRecord(Record):
     token_digest: str | None = None
     examples_digest: str | None = added()
     artifacts: dict[str, str] = {}
+    tables: dict[str, str] = added({})
     resolved: dict[str, Fact] = {}
     provenance: dict[str, Fact] = {}
     legs_s: tuple[float, ...] = ()
@@ -128,12 +132,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that analysis and report are given: the lock, the records, and scores by (trial id, split)."""
+    """All that analysis and report are given: the lock, the records, scores by (trial id, split), curves by trial id,
+    and by (trial id, name) the tables of what was observed of finals besides their answers."""
 
     lock: Lock
     records: tuple[TrialRecord, ...]
     scores: Mapping[tuple[str, str], Scores]
     curves: Mapping[str, tuple[dict, ...]]
+    tables: Mapping[tuple[str, str], Table] = field(default_factory=dict)
 
     def of(self, *, purpose: str, task: str | None = None, arm: str | None = None) -> tuple[TrialRecord, ...]:
         """The records of one purpose, in order of arm, rate and seed; a task in folds has those of all its folds."""
@@ -327,26 +333,6 @@ class Held(Record):
     room_bytes: float | None = None
     verdict: str | None = None
     measured_bytes: float | None = None
-
-
-class Repeats(Record):
-    """How far one arm's answers to a task's test rows change with the seed alone.
-
-    `same` is, with its ends at `level`, the share of rows that two seeds answer alike, or of numbers the standard
-    deviation between seeds on a row, in units of the target. `beyond_chance` is Krippendorff's alpha of labels and
-    texts, of numbers ICC(2,1); `churn` the share of rows that the arm and its reference answer differently at the same
-    seed. Each is None, or an end is, where it is not defined.
-    """
-
-    task: str
-    arm: str
-    measure: Literal["agreement", "SD between seeds"]
-    same: tuple[float, float | None, float | None]
-    beyond_chance: tuple[float, float | None, float | None] | None
-    churn: tuple[float, float | None, float | None] | None
-    level: float
-    seeds: int
-    examples: int
 
 
 class Decision(Record):

@@ -4,6 +4,14 @@ from typing import Literal
 
 from tunetrial.core.records import Record
 
+VARIANT, TEXT = "test~", "text~"
+
+
+def for_finals_alone(split: str) -> bool:
+    """Whether only final trials are given a split: the test rows, variants of them ("test~typos"), and held-out text
+    of no task ("text~wiki")."""
+    return split == "test" or split.startswith((VARIANT, TEXT))
+
 
 class DataPin(Record):
     """The rows of a task as they were when the study was locked: SHA-256 and count of each split, labels, remarks."""

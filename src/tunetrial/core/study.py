@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tunetrial.core.folding import Folding, fold_name, whole
-from tunetrial.core.pins import BasePin, DataPin, Reduction
+from tunetrial.core.pins import BasePin, DataPin, Reduction, for_finals_alone
 from tunetrial.core.records import Record, added, digest
 
 Setting = bool | int | float | str | tuple[str, ...]
@@ -14,6 +14,7 @@ Kind = Literal["classify", "regress", "generate"]
 Readout = Literal["head", "labels", "text"]
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 Purpose = Literal["tune", "rung", "confirm", "final", "probe", "anchor"]
+Observed = Literal["forgetting", "states", "weights"]
 GainMargin = Annotated[str, Field(pattern=r"^([5-9][0-9](\.[0-9]{1,3})?)% of gain$")]
 Margin = Annotated[float, Field(gt=0)] | GainMargin
 
@@ -175,7 +176,9 @@ class Study(Record):
     """One question, resolved: every default filled in, nothing yet looked up on disk.
 
     A task of one file is cut into `folds`, `repeats` times, if they are a number; "auto" does so where rows are few,
-    "none" never. As many trials of the LoRA family as `pack` says, where they may (`plan.packs`), train together.
+    "none" never. `retention` are files of texts, by name, whose likelihood under a tuned model is held against that
+    under its base; `drift` says what else is: the "states" of its layers, its "weights". As many trials of the LoRA
+    family as `pack` says, where they may (`plan.packs`), train together.
     """
 
     question: str
@@ -200,6 +203,8 @@ class Study(Record):
     hardware: Hardware = Hardware()
     budget: Budget = Budget()
     costs: Costs = added(Costs())
+    retention: dict[str, str] = added({})
+    drift: tuple[Literal["states", "weights"], ...] = added(())
     keep: Literal["median", "all"] = "median"
     pack: Literal["auto"] | int = added("auto")
     seed: int = Field(default=0, ge=0)
@@ -221,6 +226,11 @@ class Study(Record):
     def task(self, name: str) -> TaskSpec:
         """The task of this name, or that a fold of this name belongs to."""
         return next(task for task in self.tasks if task.name == whole(name))
+
+    @property
+    def observed(self) -> tuple[Observed, ...]:
+        """What of finals is observed besides their answers."""
+        return (*(("forgetting",) if self.retention else ()), *self.drift)
 
     def untuned(self, arm: str) -> str | None:
         """The untuned base that an arm's gain is counted from: the first `none` arm on its base; None without one."""
@@ -316,15 +326,17 @@ class Lock(Record):
         purpose: Purpose,
         share: float | None = None,
     ) -> "Trial":
-        """The trial of one arm on one task. Only a final is known by the test split: nothing else may depend on it."""
+        """The trial of one arm on one task. Only a final is known by what it alone is given, such as the test split:
+        nothing else may depend on that."""
         digests = self.data[task].digests
-        seen = digests if purpose == "final" else {name: digests[name] for name in digests if name != "test"}
+        if purpose != "final":
+            digests = {split: digests[split] for split in digests if not for_finals_alone(split)}
         asked = self.study.tuned_as(arm) if purpose in ("tune", "rung") else self.study.arm(arm)
         return Trial(
             arm=asked.model_copy(update={"base_model": None}),
             controls=self.controls(task, arm),
             task=task,
-            data_digest=digest(seen),
+            data_digest=digest(digests),
             learning_rate=learning_rate,
             seed=seed,
             purpose=purpose,

@@ -24,7 +24,7 @@ from tunetrial.core.engine import Description, Step, Together
 from tunetrial.core.errors import DivergedError, DoesNotFitError, IntegrityError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
 from tunetrial.core.records import canonical
-from tunetrial.core.study import Precision, Readout, Trial, whole
+from tunetrial.core.study import Observed, Precision, Readout, Trial, whole
 from tunetrial.engine.batches import examples_digest, first_steps, learning_rate, order, token_digest
 from tunetrial.engine.world import Costs, Floats, Truth, World
 
@@ -226,6 +226,9 @@ class SimRun:
     def _happens(self, what: str, share: float, above: float | None) -> bool:
         """Whether what befalls a share of runs, and all above some rate, befalls this one."""
         return (above is not None and (self.trial.learning_rate or 0.0) > above) or self._uniforms(what)[0] < share
+
+    def observe(self, data: TaskData, what: Observed) -> None:
+        """No weights, so there is nothing to look at."""
 
     def save(self, folder: Path) -> None:
         """Write what stands for an artifact: the trial and its truth."""

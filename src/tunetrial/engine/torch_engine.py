@@ -14,8 +14,8 @@ from transformers.utils import logging
 from tunetrial import methods, models
 from tunetrial.core.engine import Alone, Description, Step, Together
 from tunetrial.core.errors import DoesNotFitError, IntegrityError, ModelError
-from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
-from tunetrial.core.study import Arm, Controls, Kind, Precision, Readout, Trial
+from tunetrial.core.evidence import Example, Fact, Measurement, Table, TaskData
+from tunetrial.core.study import Arm, Controls, Kind, Observed, Precision, Readout, Trial
 from tunetrial.core.work import Counted
 from tunetrial.engine import adapters, attention, blocks, fusion, place, probe, tensors, untuned
 from tunetrial.engine.language import LabelReader, TextReader
@@ -304,6 +304,11 @@ class TorchPack:
 
     def likelihoods(self, examples: Sequence[Example]) -> list[list[tuple[float, int]]]:
         return self.reader.likelihoods(examples)
+
+    def observe(self, member: int, data: TaskData, what: Observed) -> Table:
+        from tunetrial.engine import observed  # not by workers of studies that ask for none
+
+        return observed.observe(self, member, data, what)
 
     def save(self, member: int, folder: Path) -> None:
         """Write a PEFT adapter, or a full model in the base's dtype with tokenizer; a head stays fp32."""

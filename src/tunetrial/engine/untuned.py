@@ -16,7 +16,7 @@ from tunetrial import methods
 from tunetrial.core.engine import Step
 from tunetrial.core.errors import DataError, IntegrityError, SpecError
 from tunetrial.core.evidence import Example, Fact, Measurement, TaskData
-from tunetrial.core.study import Trial
+from tunetrial.core.study import Observed, Trial
 from tunetrial.engine.probe import SINGLE, Clock, Peak
 from tunetrial.engine.streams import stream
 
@@ -75,6 +75,9 @@ class UntunedRun:
                 f"shots: {len(self.shots)} make a prompt of {longest} tokens, the base takes {context}; use fewer shots"
             )
         return asked
+
+    def observe(self, data: TaskData, what: Observed) -> None:
+        """Nothing was tuned."""
 
     def save(self, folder: Path) -> None:
         """Write which training rows were shown; there are no weights."""
@@ -167,6 +170,9 @@ class TfidfRun:
 
     def likelihoods(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
         raise SpecError("tfidf: it writes no text, so it has no likelihood; use it for labels and numbers")
+
+    def observe(self, data: TaskData, what: Observed) -> None:
+        """Nothing was tuned."""
 
     def save(self, folder: Path) -> None:
         """Write the words in `tfidf.json` and the numbers in `model.safetensors`; no pickle."""

@@ -3,6 +3,7 @@
 from tunetrial.analysis.ladder import Ladder, Rung, rank_rungs, row_rungs
 from tunetrial.core.errors import ConfigError
 from tunetrial.core.evidence import Evidence
+from tunetrial.core.pins import for_finals_alone
 from tunetrial.core.records import digest
 from tunetrial.core.study import Lock, Trial
 from tunetrial.plan.tuning import search
@@ -44,6 +45,6 @@ def rung_trial(lock: Lock, rung: Rung, *, learning_rate: float | None, seed: int
     task = lock.study.rule.primary
     own = lock.trial(rung.arm.name, task, learning_rate=learning_rate, seed=seed, purpose="confirm")
     digests = lock.data.get(rung.task, lock.data[task]).digests
-    seen = digest({split: digests[split] for split in digests if split != "test"})
+    seen = digest({split: digests[split] for split in digests if not for_finals_alone(split)})
     arm = rung.arm.model_copy(update={"base_model": None})
     return own.model_copy(update={"task": rung.task, "arm": arm, "data_digest": seen})

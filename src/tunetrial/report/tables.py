@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from tunetrial.analysis import metrics
-from tunetrial.core.evidence import ArmResult, Decision, Evidence, Measurement, Repeats, TrialRecord
+from tunetrial.core.evidence import ArmResult, Decision, Evidence, Measurement, TrialRecord
+from tunetrial.core.findings import Repeats
 from tunetrial.core.study import Criterion, TaskSpec, whole
 from tunetrial.report import headline, words
 

@@ -10,10 +10,7 @@ from tunetrial.spec.faults import Fault, Keys, Tree, nearest, show
 from tunetrial.spec.form import StudyForm, json_schema
 
 # Field (a star is any one key), the values meant (None: all), and what to write meanwhile.
-_LATER = (
-    ("retention", None, "remove it"),
-    ("limits.forgetting_nats", None, "remove it"),
-)
+_LATER = (("limits.forgetting_nats", None, "remove it"),)
 _ELSEWHERE = {
     ("limits", "quality"): "is no cost, got {}; write a floor instead: require: {{task.metric: '>= 0.8'}}",
 }
@@ -41,7 +38,7 @@ _NAME = "must have 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a lette
 
 
 def later(tree: Tree) -> list[Fault]:
-    """What is known and not yet done, such as `retention`."""
+    """What is known and not yet done, such as `limits.forgetting_nats`."""
     faults = []
     for keys in tree.lines:
         value = tree.at(keys)

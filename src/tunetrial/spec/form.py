@@ -231,6 +231,15 @@ class StudyForm(Record):
     readout: Literal["head", "labels"] = Field(
         "head", description="how labels are read: by a trained head, or by scoring their texts", examples=["head"]
     )
+    retention: dict[Name, Text] = Field(
+        {}, description="files of held-out texts that must stay likely, by name", examples=[{"wiki": "texts.jsonl"}]
+    )
+    drift: tuple[Literal["states", "weights"], ...] = Field(
+        (),
+        max_length=2,
+        description="parts of tuned models that are held against their base",
+        examples=[["states", "weights"]],
+    )
     keep: Literal["median", "all"] = Field("median", description="full weights that are kept", examples=["median"])
     pack: Literal["auto"] | PackSize = Field(
         "auto", description="most trials of the LoRA family that train together, or word auto", examples=[8]

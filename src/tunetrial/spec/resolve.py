@@ -42,6 +42,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         "weight_decay",
         "precision",
         "readout",
+        "retention",
         "keep",
         "pack",
         "seed",
@@ -62,6 +63,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         hardware=Hardware(**form.hardware.model_dump()),
         budget=Budget(**form.budget.model_dump()),
         costs=Costs(**form.costs.model_dump()),
+        drift=tuple(what for what in ("states", "weights") if what in form.drift),
         **{name: getattr(form, name) for name in shared},
     )
     return study, []

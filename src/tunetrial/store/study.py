@@ -120,7 +120,12 @@ class StudyFolder:
             for split, one in self.trial(record.trial).scores(record).items()
         }
         curves = {record.trial.id: self.trial(record.trial).curve() for record in records}
-        return Evidence(lock, records, scores, curves)
+        tables = {
+            (record.trial.id, name): one
+            for record in records
+            for name, one in self.trial(record.trial).tables(record).items()
+        }
+        return Evidence(lock, records, scores, curves, tables)
 
     def write_plan(self, plan: dict) -> None:
         """Keep the first wave, the upper bounds and the estimates; once a trial has a record they stand as they are."""

@@ -16,8 +16,9 @@ from tunetrial.core import files, manifest
 from tunetrial.core.checkpoint import common_checkpoint, drop_checkpoints, newest_checkpoint
 from tunetrial.core.engine import Step
 from tunetrial.core.errors import EvidenceError, IntegrityError, StoreError
-from tunetrial.core.evidence import Scores, TrialRecord
-from tunetrial.store import lease, lines, sealed, table
+from tunetrial.core.evidence import Scores, Table, TrialRecord
+from tunetrial.core.pins import VARIANT
+from tunetrial.store import lease, lines, observed, paused, sealed, table
 
 _CURVE = "curve.jsonl"
 _SCORES = "scores.parquet"
@@ -91,7 +92,7 @@ class TrialFolder:
             files.sync(self.path.parent)
         self._close_leg()
         kept = self._cut_curve(latest)
-        self._sweep(_SCORES, manifest.NAME, self.artifact.name)
+        self._sweep(*self._tables(), manifest.NAME, self.artifact.name)
         attempt = len(self._legs()) + 1
         started = datetime.now(UTC).isoformat(timespec="seconds")
         noted = {"attempt": attempt, "first_line": kept, "started": started, "pack": list(pack)}
@@ -105,32 +106,13 @@ class TrialFolder:
 
     def pause(self, course: str) -> None:
         """Keep curve and newest checkpoint of this trial for whoever goes on from it; before `finish` drops them."""
-        newest, kept = newest_checkpoint(self.checkpoint), self.paused / course
-        if newest is None:
-            return
-        temporary = self.paused / f".{course}.tmp"
-        with files.writing(kept):
-            try:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-                shutil.copytree(newest[1], temporary / newest[1].name, copy_function=_link)
-                shutil.copy(self.path / _CURVE, temporary / _CURVE)
-                shutil.rmtree(kept, ignore_errors=True)
-                os.replace(temporary, kept)
-                files.sync(self.paused)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        paused.keep(self.paused / course, checkpoint=self.checkpoint, curve=self.path / _CURVE)
 
     def take_up(self, course: str) -> None:
         """Go on from where this course was paused, unless this trial was begun already or nothing is kept."""
         kept = self.paused / course
-        if self._legs() or not kept.exists():
-            return
-        with files.writing(self.path):
-            shutil.rmtree(self.checkpoint, ignore_errors=True)
-            for saved in kept.glob("step-*"):
-                shutil.copytree(saved, self.checkpoint / saved.name, copy_function=_link)
-            shutil.copy(kept / _CURVE, self.path / _CURVE)
+        if kept.exists() and not self._legs():
+            paused.restore(kept, checkpoint=self.checkpoint, curve=self.path / _CURVE)
 
     @property
     def taken_up(self) -> int:
@@ -175,14 +157,16 @@ class TrialFolder:
         record: TrialRecord,
         scores: Mapping[str, Scores],
         contributions: Mapping[str, np.ndarray] | None = None,
+        tables: Mapping[str, Table] | None = None,
     ) -> TrialRecord:
-        """Seal the trial: curve, scores and artifact, then the record, then drop the checkpoints.
+        """Seal the trial: curve, scores, tables and artifact, then the record, then drop the checkpoints.
 
         Args:
             scores: By split; none for a trial that failed and for a probe.
             contributions: By split, each example's share of the metric, shape (E,).
+            tables: What was observed of the model besides its answers, by name.
         Returns:
-            The record as kept, with attempt, legs, scores' digest and the artifact's digests by file filled in.
+            The record as kept, with attempt, legs and the digests of scores, tables and the artifact's files filled in.
         Raises:
             StoreError: The trial is another one or complete, or the disk is full: `begin` again when there is room.
             EvidenceError: Scores are malformed or of other splits than an ok trial's purpose opens, or the curve
@@ -192,19 +176,22 @@ class TrialFolder:
             raise StoreError(f"{self.path}: folder of another trial, got the record of {record.trial.id}; use its own")
         if (self.path / _RECORD).exists():
             raise StoreError(f"{self.path}: trial is complete; remove the folder to run it again")
-        if record.status == "ok" and set(scores) != set(_SPLITS[record.trial.purpose]):
+        plain = {split for split in scores if record.trial.purpose != "final" or not split.startswith(VARIANT)}
+        if record.status == "ok" and plain != set(_SPLITS[record.trial.purpose]):
             wanted = f"a {record.trial.purpose} trial has scores of {_SPLITS[record.trial.purpose]}"
             raise EvidenceError(f"{self.path}: {wanted}, got {tuple(scores)}; score those and no others")
         settled = table.settle(scores, str(self.path))
+        seen = {name: observed.settle(one, f"{self.path}: {name}") for name, one in (tables or {}).items()}
         self._check_curve(record)
         self._close_leg()
-        artifacts = self._seal(settled, contributions or {})
+        artifacts = self._seal(settled, contributions or {}, seen)
         legs = self._legs()
         found = {"attempt": len(legs), "legs_s": tuple(legs.values())} if legs else {}
         record = TrialRecord.model_validate(
             record.model_dump()
             | found
             | {"artifacts": artifacts, "scores_digest": table.scores_digest(settled) if settled else None}
+            | {"tables": {name: observed.table_digest(one) for name, one in seen.items()}}
         )
         names = [name for name in _SEALS if (self.path / name).exists()]
         seals = {name: manifest.sha256(self.path / name) for name in names}
@@ -248,6 +235,20 @@ class TrialFolder:
             IntegrityError: They are not those of the record.
         """
         return table.read_parquet(self.path / _SCORES, record.scores_digest) if record.scores_digest else {}
+
+    def tables(self, record: TrialRecord) -> dict[str, Table]:
+        """Read what was observed besides answers, by name, as the trial's record has it.
+
+        Raises:
+            IntegrityError: A table is not that of the record.
+        """
+        return {name: observed.read_parquet(self._table(name), record.tables[name]) for name in record.tables}
+
+    def _table(self, name: str) -> Path:
+        return self.path / f"{name}.parquet"
+
+    def _tables(self) -> list[str]:
+        return [path.name for path in self.path.glob("*.parquet")]
 
     def curve(self) -> tuple[dict, ...]:
         """Read the steps so far, in order."""
@@ -319,20 +320,26 @@ class TrialFolder:
         if record.status == "ok" and record.trial.purpose != "probe" and len(curve) != wanted:
             raise EvidenceError(f"{path}: must hold all {wanted or 'its'} steps, got {len(curve)}; resume the trial")
 
-    def _seal(self, scores: Mapping[str, Scores], contributions: Mapping[str, np.ndarray]) -> dict[str, str]:
-        """Bring curve, scores and artifact to the disk with their manifests; return the artifact's digests."""
+    def _seal(
+        self, scores: Mapping[str, Scores], contributions: Mapping[str, np.ndarray], tables: Mapping[str, Table]
+    ) -> dict[str, str]:
+        """Bring curve, scores, tables and artifact to the disk with their manifests; return the artifact's digests."""
         with files.writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / _CURVE).touch()
             files.sync(self.path / _CURVE)
-            self._sweep(_SCORES)
+            self._sweep(*self._tables())
             artifacts = {}
             if self.artifact.exists():
                 manifest.seal(self.artifact)
                 artifacts = manifest.check_manifest(self.artifact)
             if scores:
                 files.write(self.path / _SCORES, table.to_parquet(scores, contributions))
-            manifest.write_manifest(self.path, [_CURVE, *([_SCORES] if scores else [])])
+            for name, one in tables.items():
+                files.write(self._table(name), observed.to_parquet(one))
+            manifest.write_manifest(
+                self.path, [_CURVE, *([_SCORES] if scores else []), *(self._table(name).name for name in tables)]
+            )
         return artifacts
 
     def _check_artifact(self, seal: str | None) -> None:
@@ -371,14 +378,6 @@ def begin_together(folders: Sequence[TrialFolder], pack: Sequence[str], *, afres
             drop_checkpoints(folder.checkpoint, after=found[0] - 1)
     for folder in folders:
         folder.begin(latest=found[0] if found else 0, pack=pack)
-
-
-def _link(source: str, target: str) -> None:
-    """Have a file under another name as well, or a copy where the file system has no such names."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)
 
 
 def _check_sealed(folder: Path, seal: str | None, *, known: tuple[str, ...]) -> None:

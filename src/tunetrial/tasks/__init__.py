@@ -27,13 +27,14 @@ from tunetrial.tasks.files import Row
 from tunetrial.tasks.folds import fold
 from tunetrial.tasks.glue import GLUE
 from tunetrial.tasks.newsletter import NEWSLETTER
+from tunetrial.tasks.plain import read_texts
 from tunetrial.tasks.task import Task, read_rows, render
 from tunetrial.tasks.tickets import TICKETS
 from tunetrial.tasks.tickets_json import TICKETS_JSON
 
 BUILT_IN: dict[str, Task] = {task.name: task for task in (NEWSLETTER, TICKETS, TICKETS_JSON)}
 
-__all__ = ["BUILT_IN", "GLUE", "Task", "built_in", "find", "fold", "load", "read_rows", "render", "vary"]
+__all__ = ["BUILT_IN", "GLUE", "Task", "built_in", "find", "fold", "load", "read_rows", "read_texts", "render", "vary"]
 
 
 def find(name: str) -> Task:

@@ -5,27 +5,24 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from tunetrial.analysis import metrics, texts
 from tunetrial.core.engine import Pack, Session, Step
-from tunetrial.core.errors import DivergedError
-from tunetrial.core.evidence import Example, Fact, Measurement, Scores, TaskData, TrialRecord
-from tunetrial.core.study import Trial
+from tunetrial.core.errors import DivergedError, DoesNotFitError
+from tunetrial.core.evidence import Example, Fact, Measurement, Scores, Table, TaskData, TrialRecord
+from tunetrial.core.pins import TEXT, for_finals_alone
+from tunetrial.core.study import Observed, Purpose, Trial
 from tunetrial.store import TrialFolder, begin_together
 from tunetrial.store.speeds import processor
 from tunetrial.tasks import sandbox
 
-SPLITS = {
-    **dict.fromkeys(("tune", "rung", "confirm", "probe", "anchor"), ("validation",)),
-    "final": ("validation", "test"),
-}
 LIBRARIES = ("numpy", "safetensors", "torch", "transformers", "tunetrial")
 LAST_SHARE = 0.1
 ORPHAN_S = 60.0
@@ -40,7 +37,7 @@ class Terms:
     """On what terms a trial is carried out: the task's metric, whose contributions are kept with the scores; whether
     the engine is a simulator; how many examples of how many members of a pack may be computed at once, if less than the
     engine would; the JSON of the schema that completions are held against; the seed whose runs are kept at a rung, to
-    go on from there."""
+    go on from there; what of finals is observed besides their answers."""
 
     metric: str
     synthetic: bool
@@ -48,6 +45,17 @@ class Terms:
     at_once: int | None = None
     json_schema: str | None = None
     kept_seed: int | None = None
+    observe: tuple[Observed, ...] = ()
+
+
+def seen(data: TaskData, purpose: Purpose) -> tuple[str, ...]:
+    """The splits that a trial of this purpose is given."""
+    return tuple(split for split in data.splits if purpose == "final" or not for_finals_alone(split))
+
+
+def scored(splits: Iterable[str]) -> tuple[str, ...]:
+    """The splits whose rows are answered."""
+    return tuple(split for split in splits if split != "train" and not split.startswith(TEXT))
 
 
 class Watch(Protocol):
@@ -80,7 +88,7 @@ def carry_out(
         StoreError: Another process still has a trial in hand after a minute, or the disk is full.
     """
     purpose = pack[0].purpose
-    seen = replace(data, splits={name: data.splits[name] for name in ("train", *SPLITS[purpose])})
+    given = replace(data, splits={name: data.splits[name] for name in seen(data, purpose)})
     with ExitStack() as held:
         due = {number: folder for number, folder in enumerate(folders) if not folder.done}
         for folder in due.values():
@@ -90,16 +98,21 @@ def carry_out(
             for number, folder in due.items():
                 folder.take_up(pack[number].course)
             begin_together(list(due.values()), [trial.id for trial in pack], afresh=len(due) < len(pack))
-            ended = _attempt(pack, seen, session, due, terms, watch)
-            for number, (record, scores) in ended.items():
+            ended = _attempt(pack, given, session, due, terms, watch)
+            for number, (record, scores, tables) in ended.items():
                 record = record.model_copy(update={"synthetic": terms.synthetic, "provenance": provenance()})
                 if record.status == "ok" and pack[number].share and pack[number].seed == terms.kept_seed:
                     due[number].pause(pack[number].course)
-                due[number].finish(record, scores, _contributions(metrics.find(terms.metric), scores))
+                due[number].finish(record, scores, _contributions(metrics.find(terms.metric), scores), tables)
     return [folder.record() for folder in folders]
 
 
-Ended = tuple[TrialRecord, dict[str, Scores]]
+class Ended(NamedTuple):
+    """How a trial ended: its record, scores by split, and tables of what was observed besides."""
+
+    record: TrialRecord
+    scores: dict[str, Scores] = {}
+    tables: dict[str, Table] = {}
 
 
 def _attempt(
@@ -114,7 +127,7 @@ def _attempt(
     started_s = time.monotonic()
     try:
         if pack[0].purpose == "probe":
-            return {0: (_probe(pack[0], data, session, due[0]), {})}
+            return {0: Ended(_probe(pack[0], data, session, due[0]))}
         return _train(pack, data, session, due, watch=watch, terms=terms)
     finally:
         for folder in due.values():
@@ -138,7 +151,7 @@ def _train(
     watch: Watch,
     terms: Terms,
 ) -> dict[int, Ended]:
-    """Train to the last step, keep the artifacts of finals, predict every split they may see."""
+    """Train to the last step, keep the artifacts of finals, predict every split they may see, observe the models."""
     run = session.start_pack(pack, data, micro_batch=terms.micro_batch, at_once=terms.at_once)
     watch.started(run.facts(0))
     checkpoints = [due[number].checkpoint for number in due] if len(due) == len(pack) else None
@@ -150,12 +163,34 @@ def _train(
     for number in live if pack[0].purpose == "final" else ():
         due[number].save_artifact(lambda into, number=number: run.save(number, into))
     started_s = time.monotonic()
-    answers = {split: _answers(run, data, split) for split in SPLITS[pack[0].purpose]} if live else {}
+    answers = {split: _answers(run, data, split) for split in scored(data.splits)} if live else {}
     evaluate_s = (time.monotonic() - started_s) / len(pack)
-    return {
+    ended = {
         number: _concluded(run, number, pack[number], folder, data, answers, evaluate_s, terms)
         for number, folder in due.items()
     }
+    if pack[0].purpose != "final" or not terms.observe:
+        return ended
+    return {n: _observed(run, n, data, one, terms) if one.record.status == "ok" else one for n, one in ended.items()}
+
+
+def _observed(run: Pack, number: int, data: TaskData, ended: Ended, terms: Terms) -> Ended:
+    """Look at what was tuned, one thing after the other. What finds no room in memory is absent, and the record says
+    so: it is no fault of the arm, which was trained and scored."""
+    tables, found, said = {}, {}, {}
+    for what in terms.observe:
+        started_s = time.monotonic()
+        try:
+            table = run.observe(number, data, what)
+        except DoesNotFitError as error:
+            said[f"{what}.not_observed"] = str(error)
+            continue
+        if table is not None:
+            tables[what] = table
+            found[f"{what}.observe_s"] = Measurement(value=time.monotonic() - started_s, unit="s")
+    record = ended.record
+    news = {"measurements": record.measurements | found, "resolved": record.resolved | said}
+    return ended._replace(record=record.model_copy(update=news), tables=tables)
 
 
 @dataclass(frozen=True)
@@ -189,7 +224,7 @@ def _concluded(
             split: _score(one, number, data.splits[split], data.kind, trial, terms) for split, one in answers.items()
         }
     except DivergedError as error:
-        return TrialRecord(trial=trial, status="diverged", reason=str(error)), {}
+        return Ended(TrialRecord(trial=trial, status="diverged", reason=str(error)))
     found = {
         **run.measurements(number),
         **_training(folder.curve()),
@@ -208,7 +243,7 @@ def _concluded(
         examples_digest=examples_digest,
         resolved={**run.facts(number), **_walls(data)},
     )
-    return record, scores
+    return Ended(record, scores)
 
 
 def _probe(trial: Trial, data: TaskData, session: Session, folder: TrialFolder) -> TrialRecord:

@@ -7,7 +7,8 @@ from queue import SimpleQueue
 
 from tunetrial import methods, models, tasks
 from tunetrial.core.errors import DataError, IntegrityError, ModelError, SpecError, TunetrialError
-from tunetrial.core.evidence import TaskData, example_row
+from tunetrial.core.evidence import Example, TaskData, example_row
+from tunetrial.core.pins import TEXT
 from tunetrial.core.study import BasePin, DataPin, Lock, Readout, Study, Trial
 from tunetrial.core.work import Counted
 from tunetrial.plan import Gauge, Known, Sizes, first_packs
@@ -62,6 +63,7 @@ class Pinned:
             at_once=at_once,
             json_schema=spec.json_schema,
             kept_seed=tuning_seeds(self.lock)[0],
+            observe=self.lock.study.observed,
         )
 
 
@@ -98,7 +100,10 @@ def pin(
             for task, rows in loaded.items()
         }
         whole = {task: rows for task, (rows, _) in fitting.items()}
+        texts = _held_out(study, root, shapes)
         data = {part: rows for task in whole for part, rows in _parts(study, whole[task]).items()}
+        data = {part: replace(rows, splits={**rows.splits, **texts}) for part, rows in data.items()}
+        whole = {task: rows if rows.folds else data[task] for task, rows in whole.items()}
         pins = {name: _base_pin(base, shapes[name], machines[name]) for name, base in bases.items()}
         lock = _lock(study, pins, whole | data, machine)
         counted = {name: {task: tokens[name] for task, (_, tokens) in fitting.items()} for name in bases}
@@ -166,6 +171,16 @@ def _lock(study: Study, pins: Mapping[str, BasePin], data: Mapping[str, TaskData
         others={arm: pins[name] for arm, name in _elsewhere(study).items()},
         folds={name: rows.folds for name, rows in data.items() if rows.folds},
     )
+
+
+def _held_out(study: Study, root: Path, shapes: Mapping[str, models.ModelShape]) -> dict[str, tuple[Example, ...]]:
+    """The texts that are to stay likely, as splits that finals alone are given."""
+    encoder = next((name for name, shape in shapes.items() if not shape.decoder), None)
+    if study.retention and encoder is not None:
+        what = f"held-out text is for language models, got a {shapes[encoder].model_type} base"
+        raise SpecError(f"retention: {what}; use a decoder, or remove this")
+    read = {f"{TEXT}{name}": tasks.read_texts(root / path) for name, path in study.retention.items()}
+    return {split: tuple(Example(t.id, t.cluster, t.text, "") for t in texts) for split, texts in read.items()}
 
 
 def _parts(study: Study, data: TaskData) -> dict[str, TaskData]:
