@@ -10,7 +10,7 @@ import torch
 import trial_study
 from tiny import make_data, make_model, make_trial
 from tunetrial import models
-from tunetrial.core.errors import DataError, IntegrityError
+from tunetrial.core.errors import IntegrityError
 from tunetrial.core.evidence import Example
 from tunetrial.engine.heldout import contrast
 from tunetrial.engine.pairs import open_pair
@@ -121,12 +121,6 @@ def test_texts_are_pinned_and_mark_finals_alone(tmp_path):
     ]
     assert asked[0][0] == asked[0][1]
     assert asked[1][0] != asked[1][1]
-
-
-def test_held_out_text_that_cannot_be_used_is_one_line(tmp_path):
-    path = trial_study.write_study(tmp_path, more="retention: {notes: none.txt}")
-    with pytest.raises(DataError, match=r"none.txt: cannot be read"):
-        pin(trial_study.load(path, "Hook").asked, tmp_path, engine="trial_engines:Hook", log=tmp_path / "log")
 
 
 def test_tables_keep_their_content_and_types(tmp_path):

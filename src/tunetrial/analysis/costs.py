@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 
-from tunetrial.analysis import metrics
+from tunetrial.analysis import metrics, retention
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import ArmResult, Evidence, Measurement, TrialRecord
 
@@ -21,8 +21,9 @@ def measured(evidence: Evidence, results: Iterable[ArmResult]) -> dict[str, dict
 
     quality: mean of the metric over finals. train_s: one run, the probe's median step times the steps of a final (or
     what the probe says of an arm without steps), so tuning and other replicates are not in it. cost_usd: train_s at the
-    price of the study's hardware. peak_gib, storage_mib, latency_ms: of the probe. What was not measured is absent. A
-    task in folds is measured in its first.
+    price of the study's hardware. peak_gib, storage_mib, latency_ms: of the probe. forgetting_nats: nats a token lost
+    on all held-out texts together, mean over finals. What was not measured is absent. A task in folds is measured in
+    its first, but for quality and forgetting.
     """
     study = evidence.lock.study
     return {r.arm: _of_arm(evidence, r) for r in results if r.task == study.rule.primary}
@@ -53,18 +54,26 @@ def _of_arm(evidence: Evidence, result: ArmResult) -> dict[str, Measurement]:
     ):
         if source in probe:
             found[name] = Measurement(value=probe[source].value * scale, unit=unit, n=probe[source].n)
+    lost = retention.lost_by_run(evidence, result.task, result.arm)
+    if lost:
+        value = sum(lost.values()) / len(lost)
+        found["forgetting_nats"] = Measurement(value=value, unit="nats a token", n=len(lost))
     return found
 
 
 def excluded(evidence: Evidence, results: Sequence[ArmResult], costs: Costs) -> dict[str, str]:
-    """Arms that are out before anything is weighed, and why: state, `limits` (at most), `require` (a floor)."""
+    """Arms that are out before anything is weighed, and why: state, `limits` (at most), `require` (a floor).
+
+    Limits and floors go by what was measured, whatever its interval. An arm that is not trained cannot have forgotten.
+    """
     study, out = evidence.lock.study, {}
     for result in results:
         if result.task == study.rule.primary and result.state in OUT:
             idle = result.state == "did not train" and study.arm(result.arm).untrained
             out[result.arm] = f"{'no better than a constant' if idle else result.state} on {result.task}"
     for arm in (arm.name for arm in study.arms if arm.name not in out):
-        reasons = [*_over_limits(study.limits, costs.get(arm, {})), *_under_floors(evidence, results, arm)]
+        limits = {n: at for n, at in study.limits.items() if n != "forgetting_nats" or not study.arm(arm).untrained}
+        reasons = [*_over_limits(limits, costs.get(arm, {})), *_under_floors(evidence, results, arm)]
         if reasons:
             out[arm] = "; ".join(reasons)
     return out

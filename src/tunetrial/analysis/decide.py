@@ -20,6 +20,7 @@ from tunetrial.analysis import costs, fairness, need, rates, reasons, scoring
 from tunetrial.analysis.board import Board, lay_out
 from tunetrial.analysis.compare import comparison, review
 from tunetrial.analysis.repeats import repeats
+from tunetrial.analysis.retention import forgotten
 from tunetrial.core.evidence import Abstention, Confirmation, Decision, Evidence, Flip, Need
 
 
@@ -63,6 +64,7 @@ def decide(
         post_hoc=tuple(post_hoc),
         confirmations=_confirmations(evidence),
         repeats=repeats(evidence),
+        forgotten=forgotten(evidence),
         test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,
         record_digests={r.trial.id: r.digest for r in evidence.records},

@@ -40,7 +40,18 @@ def per_unit(total_RE: Floats, size_E: Floats, *, cluster_E: Sequence[str] | Non
     Raises:
         EvidenceError: Fewer than 2 runs or 2 texts (or clusters), shapes that do not go together, values that are not
             finite, or no spread at all.
-    Source: the ratio of two sums linearised about itself (Cochran 1977, 6.3), then `stats.crossed`.
+    Source: `parts_per_unit`, then `stats.crossed`.
+    """
+    part_RE = parts_per_unit(total_RE, size_E)
+    return stats.crossed(part_RE if cluster_E is None else stats.cluster_values(part_RE, cluster_E))
+
+
+def parts_per_unit(total_RE: Floats, size_E: Floats) -> Floats:
+    """Each run's and text's part in sum over texts / sum of sizes, shape (runs, texts): their grand mean is that ratio.
+
+    Raises:
+        EvidenceError: Shapes that do not go together, or a size that is not above 0.
+    Source: the ratio of two sums linearised about itself (Cochran 1977, 6.3).
     """
     total_RE, size_E = np.asarray(total_RE, dtype=np.float64), np.asarray(size_E, dtype=np.float64)
     if total_RE.ndim != 2 or size_E.shape != total_RE.shape[1:]:
@@ -50,8 +61,7 @@ def per_unit(total_RE: Floats, size_E: Floats, *, cluster_E: Sequence[str] | Non
         raise EvidenceError(f"held-out text: sizes must be above 0, got {size_E.min():g}; remove empty texts")
     # The sizes are the same in every run, so one ratio serves all: parts average to it.
     ratio = total_RE.sum() / len(total_RE) / size_E.sum()
-    part_RE = ratio + (total_RE - ratio * size_E) / size_E.mean()
-    return stats.crossed(part_RE if cluster_E is None else stats.cluster_values(part_RE, cluster_E))
+    return ratio + (total_RE - ratio * size_E) / size_E.mean()
 
 
 class Flips(Record):

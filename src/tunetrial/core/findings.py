@@ -4,6 +4,8 @@ from typing import Literal
 
 from tunetrial.core.records import Record
 
+Ends = tuple[float, float | None, float | None]  # a value and the ends of its interval, None where there is none
+
 
 class Repeats(Record):
     """How far one arm's answers to a task's test rows change with the seed alone.
@@ -23,3 +25,48 @@ class Repeats(Record):
     level: float
     seeds: int
     examples: int
+
+
+class Loss(Record):
+    """What an arm's finals lost on one held-out text of the study, a file of `texts`; on all, where `text` is None.
+
+    Positive is lost, each against the base of the arm on the same tokens: `nats` a token, `bits` a byte, `kl` of base
+    from tuned model in nats a token; `agreed` is the share of tokens at which both find the same next one likeliest.
+    `beyond` is by how many nats a token more was lost than by the reference at the same seeds; None of the reference
+    itself, and where tokens are not the same. `why_bare` says why there are no intervals; None where there are.
+    """
+
+    text: str | None
+    nats: Ends
+    bits: Ends
+    kl: Ends
+    agreed: Ends
+    beyond: Ends | None
+    texts: int
+    clusters: int
+    tokens: int
+    why_bare: str | None = None
+
+
+class Forgotten(Record):
+    """What an arm forgot that was tuned on a task: from `runs` finals, over new seeds and texts, with intervals at
+    `level`.
+
+    `diverged` finals have nothing to be asked, `unobserved` ones found no room or gave no finite number: what those
+    forgot is not known, and is in no mean. `losses` is empty where no final was observed, and has the loss on all texts
+    first where there are several files.
+    """
+
+    task: str
+    arm: str
+    reference: str
+    losses: tuple[Loss, ...]
+    runs: int
+    diverged: int
+    unobserved: int
+    level: float
+
+    @property
+    def overall(self) -> Loss | None:
+        """The loss on all texts together."""
+        return next(iter(self.losses), None)

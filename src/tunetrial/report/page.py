@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import headline, memory, plots, provenance, tables, words
+from tunetrial.report import forgetting, headline, memory, plots, provenance, tables, words
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -21,6 +21,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 def html(evidence: Evidence, decision: Decision) -> str:
     """Draw the report as one HTML document. Equal input gives equal bytes; it holds no date and no path."""
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    study = evidence.lock.study
+    limit = study.limits.get("forgetting_nats"), study.rule.primary
     chosen = {(a.task, a.arm): (a.learning_rate, a.at_edge) for a in decision.arms if a.learning_rate is not None}
     return (
         _environment()
@@ -29,7 +31,7 @@ def html(evidence: Evidence, decision: Decision) -> str:
             style=style,
             policy=f"default-src 'none'; style-src 'sha256-{_digest(style)}'; base-uri 'none'; form-action 'none'",
             evidence=evidence,
-            study=evidence.lock.study,
+            study=study,
             decision=decision,
             order={arm.name: index for index, arm in enumerate(evidence.lock.study.arms)},
             headline=headline.conclude(evidence, decision),
@@ -46,6 +48,8 @@ def html(evidence: Evidence, decision: Decision) -> str:
             memory_parts=memory.TITLES,
             coverage=tables.coverage(decision),
             again=tables.again(decision),
+            forgotten=forgetting.rows(decision),
+            forgetting=forgetting.sentences(decision, *limit),
             failures=tables.failures(evidence, decision),
             provenance=provenance.gather(evidence, decision),
             flips=tuple(headline.flip(point) for point in decision.flips),

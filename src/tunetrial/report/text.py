@@ -7,7 +7,7 @@ from functools import cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import headline, provenance, tables, words
+from tunetrial.report import forgetting, headline, provenance, tables, words
 from tunetrial.report.page import TEMPLATES
 
 LINES = 12
@@ -16,18 +16,22 @@ SYNTHETIC = "SYNTHETIC: simulated runs with a planted truth; nothing was measure
 
 def markdown(evidence: Evidence, decision: Decision) -> str:
     """Write the report as Markdown, without the plots. Every value is escaped, so that text stays text."""
+    study = evidence.lock.study
+    limit = study.limits.get("forgetting_nats"), study.rule.primary
     text = (
         _environment()
         .get_template("report.md.jinja")
         .render(
             synthetic=SYNTHETIC if decision.synthetic else "",
-            study=evidence.lock.study,
+            study=study,
             decision=decision,
             headline=headline.conclude(evidence, decision),
             verdicts=headline.verdicts(decision),
             columns=tables.columns(evidence, decision),
             rows=tables.rows(evidence, decision),
             again=tables.again(decision),
+            forgotten=forgetting.rows(decision),
+            forgetting=forgetting.sentences(decision, *limit),
             predictions=tables.predictions(decision),
             coverage=tables.coverage(decision),
             failures=tables.failures(evidence, decision),

@@ -21,6 +21,7 @@ CRITERIA = {
     "train_s": "One training run",
     "cost_usd": "Price of one run",
     "latency_ms": "Latency, one example",
+    "forgetting_nats": "Forgetting",
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunetrial.core.errors import SpecError
 from tunetrial.core.study import Study
-from tunetrial.spec.explain import explain, later
+from tunetrial.spec.explain import explain
 from tunetrial.spec.faults import refuse, show
 from tunetrial.spec.form import StudyForm, json_schema
 from tunetrial.spec.resolve import resolve
@@ -40,7 +40,7 @@ def parse(text: str, where: str = "study.yaml", *, root: Path = Path()) -> Study
         SpecError: As `read`.
     """
     tree = read_tree(text, where)
-    refuse(where, tree, later(tree) + explain(tree))
+    refuse(where, tree, explain(tree))
     study, faults = resolve(StudyForm.model_validate(tree.value, strict=True), root)
     refuse(where, tree, faults)
     return study

@@ -1,4 +1,4 @@
-"""The faults of a tree against the file form, in words: what a later version will do, and what no version does."""
+"""The faults of a tree against the file form, in words."""
 
 import json
 import re
@@ -9,8 +9,6 @@ from pydantic import ValidationError
 from tunetrial.spec.faults import Fault, Keys, Tree, nearest, show
 from tunetrial.spec.form import StudyForm, json_schema
 
-# Field (a star is any one key), the values meant (None: all), and what to write meanwhile.
-_LATER = (("limits.forgetting_nats", None, "remove it"),)
 _ELSEWHERE = {
     ("limits", "quality"): "is no cost, got {}; write a floor instead: require: {{task.metric: '>= 0.8'}}",
 }
@@ -37,17 +35,6 @@ _SHARE = "a share from '50% of gain' to below 100%"
 _NAME = "must have 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit"
 
 
-def later(tree: Tree) -> list[Fault]:
-    """What is known and not yet done, such as `limits.forgetting_nats`."""
-    faults = []
-    for keys in tree.lines:
-        value = tree.at(keys)
-        for field, meant, remedy in _LATER:
-            if _matches(keys, field) and (meant is None or (isinstance(value, str) and re.fullmatch(meant, value))):
-                faults.append(Fault(keys, f"this version does not do that yet, got {show(value)}; {remedy}"))
-    return faults
-
-
 def explain(tree: Tree) -> list[Fault]:
     """What does not fit the file form, each field once; a fault inside a field stands for the field's own."""
     try:
@@ -64,11 +51,6 @@ def explain(tree: Tree) -> list[Fault]:
     inner = {keys[:depth] for keys in placed for depth in range(len(keys))}
     schema = json_schema()
     return [_put(tree, schema, keys, parts) for keys, parts in placed.items() if keys not in inner]
-
-
-def _matches(keys: Keys, field: str) -> bool:
-    parts = field.split(".")
-    return len(keys) == len(parts) and all(part in ("*", key) for part, key in zip(parts, keys, strict=True))
 
 
 def _place(tree: Tree, part: dict) -> Keys:

@@ -129,6 +129,9 @@ class LimitsForm(Record):
     peak_gib: Positive | Absent = Field(None, description="most memory in GiB", examples=[24])
     storage_mib: Positive | Absent = Field(None, description="most MiB for the saved artifact", examples=[500])
     latency_ms: Positive | Absent = Field(None, description="most milliseconds for one example", examples=[40])
+    forgetting_nats: Positive | Absent = Field(
+        None, description="most nats a token lost on the held-out texts", examples=[0.05]
+    )
 
 
 class CriterionForm(Record):

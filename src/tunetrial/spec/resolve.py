@@ -199,6 +199,9 @@ def _cost_faults(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> Iterator[Fault
         if getattr(form, part).cost_usd is not None and form.hardware.usd_per_hour is None:
             what = "needs a price, got no hardware.usd_per_hour; give the price of the machine, or remove this"
             yield Fault((part, "cost_usd"), what)
+    if form.limits.forgetting_nats is not None and not form.retention:
+        what = "needs held-out texts, got no retention; add retention: {wiki: texts.jsonl}, or remove this"
+        yield Fault(("limits", "forgetting_nats"), what)
     if form.budget.usd is not None and not form.hardware.usd_per_hour:
         what = "needs a price, got no hardware.usd_per_hour; give the price of the machine, or a budget of gpu_hours"
         yield Fault(("budget", "usd"), what)

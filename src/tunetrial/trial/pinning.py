@@ -87,6 +87,7 @@ def pin(
     shapes = {name: models.shape(base.folder) for name, base in bases.items()}
     _check_arms(study, shapes)
     loaded = {spec.name: tasks.load(spec, root, folds=study.folds) for spec in study.tasks}
+    texts = _held_out(study, root, shapes)
     survey = Survey(log, engine=engine, precision=study.precision)
     try:
         machines, lengths = {}, {}
@@ -100,7 +101,6 @@ def pin(
             for task, rows in loaded.items()
         }
         whole = {task: rows for task, (rows, _) in fitting.items()}
-        texts = _held_out(study, root, shapes)
         data = {part: rows for task in whole for part, rows in _parts(study, whole[task]).items()}
         data = {part: replace(rows, splits={**rows.splits, **texts}) for part, rows in data.items()}
         whole = {task: rows if rows.folds else data[task] for task, rows in whole.items()}
@@ -179,8 +179,13 @@ def _held_out(study: Study, root: Path, shapes: Mapping[str, models.ModelShape])
     if study.retention and encoder is not None:
         what = f"held-out text is for language models, got a {shapes[encoder].model_type} base"
         raise SpecError(f"retention: {what}; use a decoder, or remove this")
-    read = {f"{TEXT}{name}": tasks.read_texts(root / path) for name, path in study.retention.items()}
-    return {split: tuple(Example(t.id, t.cluster, t.text, "") for t in texts) for split, texts in read.items()}
+    read = {}
+    for name, path in study.retention.items():
+        try:
+            read[name] = tasks.read_texts(root / path)
+        except DataError as error:
+            raise DataError(f"retention.{name}: {error}") from None
+    return {f"{TEXT}{n}": tuple(Example(t.id, t.cluster, t.text, "") for t in texts) for n, texts in read.items()}
 
 
 def _parts(study: Study, data: TaskData) -> dict[str, TaskData]:
