@@ -21,6 +21,7 @@ from tunetrial.analysis.board import Board, lay_out
 from tunetrial.analysis.compare import comparison, review
 from tunetrial.analysis.repeats import repeats
 from tunetrial.analysis.retention import forgotten
+from tunetrial.analysis.wordings import wordings
 from tunetrial.core.evidence import Abstention, Confirmation, Decision, Evidence, Flip, Need
 
 
@@ -64,6 +65,7 @@ def decide(
         post_hoc=tuple(post_hoc),
         confirmations=_confirmations(evidence),
         repeats=repeats(evidence),
+        wordings=wordings(evidence),
         forgotten=forgotten(evidence),
         test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,

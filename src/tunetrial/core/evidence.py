@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from tunetrial.core.findings import Forgotten, Repeats
+from tunetrial.core.findings import Forgotten, Repeats, Wordings
 from tunetrial.core.records import Record, added, digest
 from tunetrial.core.study import Folding, Kind, Lock, Trial, whole
 from tunetrial.core.work import Part
@@ -341,8 +341,8 @@ class Decision(Record):
     `confirmations` are of arms whose rates were searched for on another base than they were trained on. `test_openings`
     counts by task how often the test rows have been opened, by any study of this user, this one included; empty where
     nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
-    budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `repeats` and
-    `forgotten` decide nothing.
+    budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `repeats`, `wordings`
+    and `forgotten` decide nothing.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -363,6 +363,7 @@ class Decision(Record):
     predictions: tuple[Scored, ...] = ()
     memory: tuple[Held, ...] = ()
     repeats: tuple[Repeats, ...] = ()
+    wordings: tuple[Wordings, ...] = added(())
     forgotten: tuple[Forgotten, ...] = added(())
     study_digest: str
     record_digests: dict[str, str]

@@ -70,3 +70,35 @@ class Forgotten(Record):
     def overall(self) -> Loss | None:
         """The loss on all texts together."""
         return next(iter(self.losses), None)
+
+
+class Wordings(Record):
+    """How far one arm's answers to a task's test rows change with the wording of the inputs alone.
+
+    `scores` are the task's metric by variant, the rows as they are first, means over seeds; `worst` names the lowest of
+    them, and `worst_score` is the score of whichever variant is worst in truth. `same` is the share of (two variants,
+    row) that are answered alike, or of numbers the standard deviation between variants on a row. `right` is the share
+    of rows answered right as they are, `right_everywhere` of those right under every variant; None of numbers and of
+    metrics without a right answer. `sources` are the variances that seeds, variants and rows give scores, and what they
+    do together, squared units, unbiased, so that chance may make one negative; none from a single seed.
+
+    `worst_gap` and `right_gap` are the arm minus `against`, positive is better, over the seeds that both have; None
+    where the two do not differ anywhere, or for the reference itself.
+    """
+
+    task: str
+    arm: str
+    scores: dict[str, float]
+    worst: str
+    worst_score: Ends
+    measure: Literal["agreement", "SD between variants"]
+    same: Ends
+    right: float | None = None
+    right_everywhere: Ends | None = None
+    sources: dict[str, float] = {}
+    against: str | None = None
+    worst_gap: Ends | None = None
+    right_gap: Ends | None = None
+    level: float
+    seeds: int
+    examples: int

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from tunetrial.core.folding import Folding, fold_name, whole
 from tunetrial.core.pins import BasePin, DataPin, Reduction, for_finals_alone
 from tunetrial.core.records import Record, added, digest
+from tunetrial.core.variants import Variant
 
 Setting = bool | int | float | str | tuple[str, ...]
 Kind = Literal["classify", "regress", "generate"]
@@ -53,7 +54,7 @@ class TaskSpec(Record):
     `generate` asks for text: `input` is the prompt and `target` the field of the completion, or `messages` is the field
     of a conversation whose last assistant turn is the target. `max_new_tokens` bounds a completion; `json_schema` is
     the JSON of a schema that completions are held against, `tests` the field of Python code that they are executed
-    against.
+    against. `variants` are other wordings of the test rows' inputs, which finals answer besides.
     """
 
     name: str
@@ -72,6 +73,7 @@ class TaskSpec(Record):
     id: str | None = None
     cluster: str | None = None
     epochs: int | None = Field(default=None, ge=1)
+    variants: tuple[Variant, ...] = added(())
 
     @property
     def kept_share(self) -> float | None:

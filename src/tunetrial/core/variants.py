@@ -6,13 +6,15 @@ from pydantic import Field
 
 from tunetrial.core.records import Record
 
+PLAIN = "plain"  # the input as it is, which no variant may be called
+
 
 class Template(Record):
     """Another wording of the prompt's frame: a Jinja template that asks for the same fields as the task's own."""
 
     name: str
     kind: Literal["template"] = "template"
-    input: str
+    input: str = Field(description="template that asks for the same fields", examples=["Which desk? {{ message }}"])
 
 
 class Order(Record):
@@ -20,8 +22,8 @@ class Order(Record):
 
     name: str
     kind: Literal["order"] = "order"
-    field: str
-    separator: str | None = None
+    field: str = Field(description="field whose parts change places", examples=["options"])
+    separator: str | None = Field(None, min_length=1, description="text between the parts", examples=[", "])
 
 
 class Noise(Record):
@@ -33,7 +35,7 @@ class Noise(Record):
     name: str
     kind: Literal["case", "typos", "whitespace"]
     rate: float = Field(gt=0, le=1)
-    fields: tuple[str, ...] = ()
+    fields: tuple[str, ...] = Field((), description="fields that change, if not all", examples=[["message"]])
 
 
 class Paraphrase(Record):
@@ -42,9 +44,9 @@ class Paraphrase(Record):
 
     name: str
     kind: Literal["paraphrase"] = "paraphrase"
-    field: str
-    column: str | None = None
-    file: str | None = None
+    field: str = Field(description="field that is said otherwise", examples=["message"])
+    column: str | None = Field(None, description="field of the rows with the other text", examples=["reworded"])
+    file: str | None = Field(None, description="file of ids and other texts", examples=["reworded.jsonl"])
 
 
 Variant = Annotated[Template | Order | Noise | Paraphrase, Field(discriminator="kind")]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from tunetrial import methods
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import TaskData
+from tunetrial.core.pins import VARIANT
 from tunetrial.core.speed import Observed, Range, Speed, exactly
 from tunetrial.core.study import Arm, Lock, TaskSpec
 from tunetrial.core.work import Counted, Kernel
@@ -174,6 +175,11 @@ def rows_of(lock: Lock, task: str) -> Mapping[str, int]:
     return lock.data[lock.parts(task)[0]].counts
 
 
+def tested(rows: Mapping[str, int]) -> int:
+    """How many rows finals alone answer: the test rows, and as often again as there are variants of them."""
+    return sum(count for split, count in rows.items() if split == "test" or split.startswith(VARIANT))
+
+
 def _counted(lock: Lock, spec: TaskSpec, arm: Arm, own: Sizes, known: Known) -> Timed | None:
     """From what was counted; None where that, or the device's speed at it, is not known."""
     method, gauge = methods.find(arm), known.gauge
@@ -221,7 +227,7 @@ def _timed(
     how = {"steps": steps, "batch_s": row_s, "prepare_s": prepare_s, "checkpoint_every_s": CHECKPOINT_EVERY_S}
     seen = rows.get("validation", 0)
     tune = duration(tune_s or exactly(0), save_s=exactly(0), batches=seen, **how)
-    final = duration(final_s or exactly(0), save_s=save_s, batches=seen + rows["test"], **how)
+    final = duration(final_s or exactly(0), save_s=save_s, batches=seen + tested(rows), **how)
     return Timed(step_s=tune_s, tune=tune, final=final, rough=False)
 
 
@@ -296,7 +302,7 @@ def _rough(lock: Lock, spec: TaskSpec, arm: Arm, own: Sizes, known: Known) -> Ti
     steps = -(-rows["train"] // controls.batch_examples) if methods.find(arm).tuned else 0
     step_s = Range(low=estimate.STEP_S[0], high=estimate.STEP_S[1])
     train = taken(rows["train"] * estimate.train_operations(arm, own.shape)) + exactly(steps) * step_s
-    scored = [rows.get("validation", 0), rows.get("validation", 0) + rows["test"]]
+    scored = [rows.get("validation", 0), rows.get("validation", 0) + tested(rows)]
     tune, final = (
         Duration(
             prepare_s=exactly(0),

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import forgetting, headline, memory, plots, provenance, tables, words
+from tunetrial.report import forgetting, headline, memory, plots, provenance, tables, wordings, words
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -48,6 +48,9 @@ def html(evidence: Evidence, decision: Decision) -> str:
             memory_parts=memory.TITLES,
             coverage=tables.coverage(decision),
             again=tables.again(decision),
+            worded=wordings.section(evidence, decision),
+            worded_heads=wordings.HEADS,
+            source_names=tuple(wordings.SOURCES.values()),
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
             failures=tables.failures(evidence, decision),

@@ -29,7 +29,7 @@ _WORDS = {
     "too_short": "must hold at least {min_length}",
     "too_long": "must hold at most {max_length}",
     "string_too_long": "must have at most {max_length} characters",
-    "union_tag_not_found": "has no method",
+    "union_tag_not_found": "has no {discriminator}",
 }
 _SHARE = "a share from '50% of gain' to below 100%"
 _NAME = "must have 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit"
@@ -63,8 +63,13 @@ def _place(tree: Tree, part: dict) -> Keys:
         keys = (*keys, key) if (*keys, key) in tree.lines else keys
     if part["type"] == "missing":
         return (*keys, part["loc"][-1])
-    method = (*keys, "method")
-    return method if part["type"] == "union_tag_invalid" and method in tree.lines else keys
+    tag = (*keys, _discriminator(part))
+    return tag if part["type"] == "union_tag_invalid" and tag in tree.lines else keys
+
+
+def _discriminator(part: dict) -> str:
+    """The key that says which of several forms a mapping has: an arm's method, a variant's kind."""
+    return part.get("ctx", {}).get("discriminator", "").strip("'")
 
 
 def _put(tree: Tree, schema: dict, keys: Keys, parts: list[dict]) -> Fault:
@@ -78,10 +83,12 @@ def _put(tree: Tree, schema: dict, keys: Keys, parts: list[dict]) -> Fault:
         return Fault(keys, f"unknown key; {nearest(str(keys[-1]), known)}")
     if kind == "union_tag_invalid":
         known = re.findall("'([^']*)'", context["expected_tags"])
-        return Fault(keys, f"unknown method, got {show(context['tag'])}; {nearest(context['tag'], known)}")
+        return Fault(
+            keys, f"unknown {_discriminator(part)}, got {show(context['tag'])}; {nearest(context['tag'], known)}"
+        )
     remedy = _remedy(_subschema(schema, part["loc"]), part)
     if kind in ("missing", "union_tag_not_found"):
-        return Fault(keys, f"{_WORDS[kind]}; {remedy}")
+        return Fault(keys, f"{_WORDS[kind].format(discriminator=_discriminator(part))}; {remedy}")
     if kind == "value_error" and ", got " in str(context["error"]):
         return Fault(keys, str(context["error"]))
     got = keys[-1] if part["loc"][-1] == "[key]" else tree.at(keys)

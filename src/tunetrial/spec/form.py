@@ -14,6 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from tunetrial.core.records import Record
 from tunetrial.core.study import GainMargin, Kind, Precision
+from tunetrial.core.variants import USUAL, Noise, Order, Paraphrase, Template
 from tunetrial.methods import METHODS
 
 Absent = SkipJsonSchema[None]
@@ -43,6 +44,31 @@ def _arms_by_method(value: object) -> object:
     if twice:
         raise ValueError(f"the same method twice, got {sorted(twice)[0]!r}; write a mapping of names to settings")
     return {item: {"method": item} for item in value}
+
+
+def _usual_by_name(value: object) -> object:
+    """`typos` is short for `{name: typos, kind: typos}`."""
+    usual = [variant.name for variant in USUAL]
+    if isinstance(value, str) and value not in usual:
+        raise ValueError(f"no variant of its own, got {value!r}; use one of {', '.join(usual)}, or describe it")
+    return {"name": value, "kind": value} if isinstance(value, str) else value
+
+
+_RATE = Field(None, description="share of words that are altered", examples=[0.1])
+_VARIANTS: list[type] = [
+    create_model(
+        f"{variant.__name__}Variant",
+        __base__=variant,
+        __doc__=variant.__doc__,
+        name=(Name, Field(description="name of the variant", examples=["reworded"])),
+        kind=(variant.model_fields["kind"].annotation, Field(description="kind of the variant", examples=[example])),
+        **({"rate": (Rate | Absent, _RATE)} if variant is Noise else {}),
+        **{key: (str | Absent, field) for key, field in variant.model_fields.items() if field.default is None},
+    )
+    for variant, example in ((Template, "template"), (Order, "order"), (Noise, "case"), (Paraphrase, "paraphrase"))
+]
+Varied = Annotated[reduce(operator.or_, _VARIANTS), Discriminator("kind")]
+Usual = Literal[tuple(variant.name for variant in USUAL)]
 
 
 class TaskForm(Record):
@@ -78,6 +104,14 @@ class TaskForm(Record):
         examples=[0.02, "95% of gain"],
     )
     epochs: Count | Absent = Field(None, description="passes over the training rows of this task", examples=[3])
+    variants: tuple[Annotated[Varied, BeforeValidator(_usual_by_name, json_schema_input_type=Usual | Varied)], ...] = (
+        Field(
+            (),
+            max_length=16,
+            description="other wordings of the test rows, by name or described",
+            examples=[["case", "typos", "whitespace"]],
+        )
+    )
 
 
 class RuleForm(Record):

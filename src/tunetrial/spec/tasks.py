@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from jinja2 import TemplateError, nodes
@@ -13,6 +14,7 @@ from tunetrial.core.records import canonical
 from tunetrial.core.study import TaskSpec
 from tunetrial.spec.faults import Fault, nearest, show
 from tunetrial.spec.form import TaskForm
+from tunetrial.spec.variants import check_variants, resolve_variants
 from tunetrial.tasks import prompt
 
 # chrF for texts: it needs no words and so suits every language and code, and gives part of the credit for part of a
@@ -26,7 +28,7 @@ _UNITS = {
     "nats a token": "in nats a token",
     "bits a byte": "in bits a byte",
 }
-_OVER_BUILT_IN = {"name", "metric", "margin", "epochs"}
+_OVER_BUILT_IN = {"name", "metric", "margin", "epochs", "variants"}
 
 
 def resolve_tasks(forms: tuple[TaskForm, ...], root: Path) -> tuple[tuple[TaskSpec, ...], list[Fault]]:
@@ -37,9 +39,13 @@ def resolve_tasks(forms: tuple[TaskForm, ...], root: Path) -> tuple[tuple[TaskSp
         spec, wrong = _built_in(form) if form.name in tasks.BUILT_IN else _own(form, root)
         if form.name in names[:number]:
             wrong = {"name": f"given twice, got {show(form.name)}; remove one, or choose another name"}
-        faults += [Fault(("tasks", number, *field.split()), what) for field, what in wrong.items()]
+        faults += [Fault(("tasks", number, *_keys(field)), what) for field, what in wrong.items()]
         specs += [spec] if spec and not wrong else []
     return tuple(specs), faults
+
+
+def _keys(field: str) -> Iterator[str | int]:
+    return (int(key) if key.isdecimal() else key for key in field.split())
 
 
 def _filled(form: TaskForm) -> TaskForm:
@@ -75,14 +81,14 @@ def _built_in(form: TaskForm) -> tuple[TaskSpec | None, dict[str, str]]:
         spec = tasks.built_in(form.name)
     except DataError as error:
         return None, {"": str(error).removeprefix("tasks: ")}
-    given = form.model_dump(exclude_none=True)
-    spec = spec.model_copy(update=given)
+    given = form.model_dump(exclude_none=True, exclude={"variants"})
+    spec = spec.model_copy(update=given | {"variants": resolve_variants(form.variants)})
     wrong = _check_metric(spec.kind, spec.metric) or _check_measured(spec, spec.metric)
     if wrong:
         return None, {"metric": wrong}
     if form.metric is not None and form.margin is None:
         return None, {"margin": _choose_margin(spec.metric)}
-    return spec, _check_margin(spec.metric, spec.margin)
+    return spec, _check_margin(spec.metric, spec.margin) | check_variants(spec)
 
 
 def _own(form: TaskForm, root: Path) -> tuple[TaskSpec | None, dict[str, str]]:
@@ -111,7 +117,10 @@ def _own(form: TaskForm, root: Path) -> tuple[TaskSpec | None, dict[str, str]]:
     if unread:
         wrong["json_schema"] = unread
     settled = {"metric": metric, **({"json_schema": schema} if schema else {})}
-    return (None, wrong) if wrong else (TaskSpec(**form.model_dump(exclude_none=True) | settled), {})
+    if wrong:
+        return None, wrong
+    spec = TaskSpec(**form.model_dump(exclude_none=True) | settled | {"variants": resolve_variants(form.variants)})
+    return spec, check_variants(spec)
 
 
 def _check_asked(form: TaskForm) -> dict[str, str]:

@@ -63,4 +63,4 @@ def _task(task: TaskSpec) -> dict:
     fields = {name: value for name, value in task.model_dump(exclude_none=True).items() if value != ""}
     if task.data is not None or task.name not in tasks.BUILT_IN:
         return fields
-    return {key: fields[key] for key in ("name", "metric", "margin", "epochs") if key in fields}
+    return {key: fields[key] for key in ("name", "metric", "margin", "epochs", "variants") if key in fields}

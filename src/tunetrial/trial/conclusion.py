@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from tunetrial import analysis, plan
 from tunetrial.core.errors import IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, Held, Scored
-from tunetrial.core.study import Lock, Study
+from tunetrial.core.study import Lock, Study, TaskSpec
 from tunetrial.store import StudyFolder
 from tunetrial.trial.openings import count_openings
 from tunetrial.trial.spending import spent
@@ -88,5 +88,6 @@ def _changes(
     tasks = {task["name"]: task for task in old["tasks"]}
     for task in new["tasks"]:
         for name in task_names if task["name"] in tasks else ():
-            if tasks[task["name"]][name] != task[name]:
-                yield f"tasks.{task['name']}.{name}", tasks[task["name"]][name], task[name]
+            was, now_is = (one.get(name, TaskSpec.model_fields[name].default) for one in (tasks[task["name"]], task))
+            if was != now_is:
+                yield f"tasks.{task['name']}.{name}", was, now_is

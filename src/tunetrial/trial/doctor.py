@@ -10,10 +10,13 @@ from typing import Literal
 
 from tunetrial import models, tasks
 from tunetrial.core.evidence import Example, TaskData, example_row
+from tunetrial.core.pins import VARIANT
 from tunetrial.core.records import Record
 from tunetrial.core.study import Folding, Study, TaskSpec
 from tunetrial.models import ModelShape, PinnedModel
-from tunetrial.trial.pinning import OVER_LONG_SHARE, Survey, resolve_bases
+from tunetrial.trial import rows as study_rows
+from tunetrial.trial.pinning import Survey, resolve_bases
+from tunetrial.trial.rows import OVER_LONG_SHARE
 
 SHOWN = 3
 RARE_LABEL = 5
@@ -60,7 +63,7 @@ def diagnose(study: Study, root: Path, *, engine: str = "torch") -> Diagnosis:
         ModelError, IntegrityError, DataError: Base or rows cannot be read at all.
     """
     bases = resolve_bases(study, root)
-    loaded = {spec.name: tasks.load(spec, root, folds=study.folds) for spec in study.tasks}
+    loaded = study_rows.load(study, root)
     with TemporaryDirectory() as folder:
         survey = Survey(Path(folder) / "worker.log", engine=engine, precision=study.precision)
         with closing(survey):
@@ -156,7 +159,7 @@ def _rows(spec: TaskSpec, data: TaskData, cut: Folding | None) -> Finding:
 
 def _task(data: TaskData, lengths: dict[str, list[int]], limit: int, controls: dict[str, int]) -> Iterator[Finding]:
     """What the rows of a task are like."""
-    every = sorted(n for one in lengths.values() for n in one)
+    every = sorted(n for split, one in lengths.items() if not split.startswith(VARIANT) for n in one)
     over = sum(n > limit for n in every)
     bad = any(sum(n > limit for n in one) > OVER_LONG_SHARE * len(one) for one in lengths.values())
     yield Finding(

@@ -14,12 +14,11 @@ from tunetrial.core.work import Counted
 from tunetrial.plan import Gauge, Known, Sizes, first_packs
 from tunetrial.plan.tuning import tuning_seeds
 from tunetrial.store import home
+from tunetrial.trial import rows
 from tunetrial.trial.calibration import gauge
 from tunetrial.trial.execution import Terms
 from tunetrial.trial.pool import Worker, cores
 from tunetrial.trial.preflight import attempts
-
-OVER_LONG_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -86,24 +85,24 @@ def pin(
     bases = resolve_bases(study, root)
     shapes = {name: models.shape(base.folder) for name, base in bases.items()}
     _check_arms(study, shapes)
-    loaded = {spec.name: tasks.load(spec, root, folds=study.folds) for spec in study.tasks}
+    loaded = rows.load(study, root)
     texts = _held_out(study, root, shapes)
     survey = Survey(log, engine=engine, precision=study.precision)
     try:
         machines, lengths = {}, {}
         for name, base in bases.items():
             machines[name] = survey.open(base.folder)
-            lengths[name] = {task: survey.lengths(rows, study.readout_of(task)) for task, rows in loaded.items()}
+            lengths[name] = {task: survey.lengths(own, study.readout_of(task)) for task, own in loaded.items()}
         machine = machines[study.base_model]
         limits = {name: min(study.max_tokens, shape.context) for name, shape in shapes.items()}
         fitting = {
-            task: _fitting(rows, {name: counts[task] for name, counts in lengths.items()}, limits, study.max_tokens)
-            for task, rows in loaded.items()
+            task: rows.fitting(own, {name: counts[task] for name, counts in lengths.items()}, limits, study.max_tokens)
+            for task, own in loaded.items()
         }
-        whole = {task: rows for task, (rows, _) in fitting.items()}
-        data = {part: rows for task in whole for part, rows in _parts(study, whole[task]).items()}
-        data = {part: replace(rows, splits={**rows.splits, **texts}) for part, rows in data.items()}
-        whole = {task: rows if rows.folds else data[task] for task, rows in whole.items()}
+        whole = {task: own for task, (own, _) in fitting.items()}
+        data = {part: own for task in whole for part, own in _parts(study, whole[task]).items()}
+        data = {part: replace(own, splits={**own.splits, **texts}) for part, own in data.items()}
+        whole = {task: own if own.folds else data[task] for task, own in whole.items()}
         pins = {name: _base_pin(base, shapes[name], machines[name]) for name, base in bases.items()}
         lock = _lock(study, pins, whole | data, machine)
         counted = {name: {task: tokens[name] for task, (_, tokens) in fitting.items()} for name in bases}
@@ -165,11 +164,11 @@ def _lock(study: Study, pins: Mapping[str, BasePin], data: Mapping[str, TaskData
         parameters=own.parameters,
         precision=machine["precision"],
         template_digest=own.template_digest,
-        data={name: _data_pin(rows) for name, rows in data.items()},
+        data={name: _data_pin(own) for name, own in data.items()},
         engine="sim" if machine["synthetic"] else "torch",
         revision=own.revision,
         others={arm: pins[name] for arm, name in _elsewhere(study).items()},
-        folds={name: rows.folds for name, rows in data.items() if rows.folds},
+        folds={name: own.folds for name, own in data.items() if own.folds},
     )
 
 
@@ -299,39 +298,6 @@ class Survey:
 
     def close(self) -> None:
         self._worker.close()
-
-
-def _fitting(
-    data: TaskData, lengths: Mapping[str, Mapping[str, list[int]]], limits: Mapping[str, int], max_tokens: int
-) -> tuple[TaskData, dict[str, tuple[int, ...]]]:
-    """Leave out the rows that are too long for any base: positions beyond its context are none that it was made for.
-
-    `lengths` are the tokens of each row by base and split, `limits` the most of each base. Returns besides, by base,
-    the tokens of each training row that is kept; of each row, of a task in folds.
-    """
-    splits, counted, remarks = {}, {}, list(data.remarks)
-    for split, rows in data.splits.items():
-        kept = list(range(len(rows)))
-        for base, limit in limits.items():
-            tokens, before = lengths[base][split], len(kept)
-            kept = [row for row in kept if tokens[row] <= limit]
-            whose = "" if len(limits) == 1 else f" under {base}"
-            within = limit == max_tokens
-            if len(rows) - len(kept) > OVER_LONG_SHARE * len(rows):
-                name = "max_tokens" if within else "the base's context"
-                remedy = "raise max_tokens or shorten the input" if within else "shorten the input or use another base"
-                raise DataError(
-                    f"{data.name}: {split}: more than 10 % of the rows are longer than {name}, got "
-                    f"{len(rows) - len(kept)} of {len(rows)} above {limit} tokens{whose} (longest {max(tokens)}); "
-                    f"{remedy}"
-                )
-            if len(kept) < before:
-                left, of_what = f"{before - len(kept)} of {len(rows)}", "" if within else "the base's context of "
-                remarks.append(f"{split}: {left} rows left out: longer than {of_what}{limit} tokens{whose}")
-        splits[split] = tuple(rows[row] for row in kept)
-        if split in ("train", "all"):
-            counted = {base: tuple(lengths[base][split][row] for row in kept) for base in limits}
-    return replace(data, splits=splits, remarks=tuple(remarks)), counted
 
 
 def _data_pin(data: TaskData) -> DataPin:
