@@ -1,21 +1,24 @@
 """Searches whose runs stop at a rung: what is asked for, what goes on, what falls, and what is kept for it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from test_kill import finished, kill_again_and_again
 from test_plan import TOP, a_lock, add, bell, empty, follow, of
 from trial_study import differences, load, write_study
-from tunetrial import plan, report
+from tunetrial import Study, cli, plan, report
 from tunetrial.analysis import compare, decide, rates
+from tunetrial.core.errors import StoreError
 from tunetrial.core.evidence import Measurement, TrialRecord
 from tunetrial.core.study import Trial, Tuning
 from tunetrial.plan.halving import SHARE
-from tunetrial.report import plots
+from tunetrial.report import plots, words
 
 SEEDS = [901, 902, 903]
 
@@ -58,7 +61,67 @@ def test_the_report_draws_rungs_and_says_what_they_saved():
     assert len(panel.lines) == 2 and len(panel.marks) == len(rungs) + len(ends)
     assert sum("of its steps" in mark.text for mark in panel.marks) == len(rungs)
     page = report.html(evidence, decide(evidence))
-    assert "stopped its runs at a rung" in page and "at rungs; no step is on record" in page
+    assert "stopped its runs at a rung" in page and "at rungs: no step is on record" in page
+    assert "rung" not in report.summary(evidence, decide(evidence))
+
+
+def with_curves(evidence, *, steps=32, seconds=0.5, timed=True):
+    """The same evidence with every step that a run took on record; what goes on from a rung says so."""
+    curves, records = {}, []
+    for record in evidence.records:
+        step = {"steps": steps} | ({"seconds": seconds} if timed else {})
+        curves[record.trial.id] = (step,) * record.trial.stop(steps)
+        if record.trial.purpose == "tune":
+            taken_up = {"taken_up": Measurement(value=8, unit="steps")}
+            record = record.model_copy(update={"measurements": record.measurements | taken_up})
+        records.append(record)
+    return replace(evidence, records=tuple(records), curves=curves)
+
+
+def test_the_decision_keeps_what_each_search_saved_and_the_summary_says_it():
+    """Of 32 steps a rung has 8: counted by hand over rungs and over those runs that went on."""
+    bare, _ = follow(a_study(), unfinished(bell(TOP)))
+    evidence = with_curves(bare)
+    decision = decide(evidence)
+    assert [(one.task, one.arm) for one in decision.searches] == [("mail", "full"), ("mail", "lora")]
+    for one in decision.searches:
+        rungs, ends = (len(evidence.of(purpose=purpose, arm=one.arm)) for purpose in ("rung", "tune"))
+        assert (one.runs, one.steps, one.whole_steps) == (rungs, 8 * rungs + 24 * ends, 32 * rungs)
+        assert (one.train_s, one.whole_s) == (one.steps / 2, pytest.approx(one.whole_steps / 2))
+    steps, whole = (sum(getattr(one, name) for one in decision.searches) for name in ("steps", "whole_steps"))
+    said, share = f"{steps} of the {whole} steps of {whole // 32} runs", f"{100 * (1 - steps / whole):.0f}"
+    summary = report.summary(evidence, decision)
+    assert f"The search of rates stopped runs at a rung: {said}, {share}{words.THIN}% saved, about " in summary
+    assert summary.count("\n") <= 12
+    assert said in report.html(evidence, decision) and said in report.markdown(evidence, decision)
+    untimed = decide(with_curves(bare, timed=False))
+    assert {one.train_s for one in untimed.searches} == {one.whole_s for one in untimed.searches} == {None}
+    assert "saved." in report.summary(evidence, untimed) and "of training" not in report.summary(evidence, untimed)
+
+
+def test_an_exhaustive_study_says_nothing_of_what_a_search_saved():
+    evidence = with_curves(follow(a_lock(), bell(TOP))[0])
+    decision = decide(evidence)
+    assert decision.searches == () and "searches" not in decision.model_dump()
+    assert "saved" not in report.summary(evidence, decision)
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_the_switch_overrides_the_file_and_nothing_else_in_it(verb, tmp_path, monkeypatch):
+    path, loaded = written(tmp_path / "study"), []
+    monkeypatch.setattr(cli.Study, verb, lambda study, **how: loaded.append(study) or study)
+    monkeypatch.setattr(cli, "_run", lambda study, **how: loaded.append(study))
+    for switch in ([], ["--exhaustive"]):
+        CliRunner().invoke(cli.app, [verb, str(path), *switch])
+    plain, exhaustive = (study.asked for study in loaded)
+    assert not plain.tuning.exhaustive and exhaustive.tuning.exhaustive and plain.exhaustively() == exhaustive
+    changed = {name for name in type(plain).model_fields if getattr(plain, name) != getattr(exhaustive, name)}
+    assert changed == {"tuning"}
+
+
+def test_a_plan_without_a_study_has_no_search_to_make_exhaustive():
+    wrong = CliRunner().invoke(cli.app, ["plan", "--model", "embedded", "--exhaustive"])
+    assert wrong.exit_code == 2 and "--exhaustive: not with --model" in wrong.output
 
 
 def test_a_study_that_does_not_ask_for_it_has_no_rungs_and_keeps_its_digest():
@@ -181,6 +244,18 @@ def written(folder):
     path = write_study(folder)
     path.write_text(path.read_text().replace("max_points: 5}", "max_points: 5, exhaustive: false}"))
     return path
+
+
+@pytest.mark.slow
+def test_the_switch_stands_in_the_lock_and_what_is_decided_later_goes_by_that(tmp_path):
+    path = written(tmp_path / "study")
+    study = Study.load(path, engine="sim", exhaustive=True).run()
+    evidence = study.outcome.evidence
+    assert evidence.lock.study.tuning.exhaustive and not evidence.of(purpose="rung") and evidence.of(purpose="tune")
+    assert Study.load(path, engine="sim").decide().study_digest == evidence.lock.digest
+    path.write_text(path.read_text().replace("max_points: 5", "max_points: 6"))
+    with pytest.raises(StoreError, match="tuning: was"):
+        Study.load(path, engine="sim").decide()
 
 
 @pytest.mark.slow

@@ -48,25 +48,32 @@ class Study:
     `tunetrial.core.errors.TunetrialError`, one line that says where, what and what to do.
     """
 
-    def __init__(self, path: str | Path, *, folder: str | Path | None = None, engine: str = "torch") -> None:
+    def __init__(
+        self, path: str | Path, *, folder: str | Path | None = None, engine: str = "torch", exhaustive: bool = False
+    ) -> None:
         from tunetrial import spec
 
         self.path = Path(path)
         self.folder = Path(folder) if folder else self.path.with_name(f"{self.path.stem}-results")
         self.engine = engine
-        self.asked = spec.read(self.path)
+        asked = spec.read(self.path)
+        self.asked = asked.exhaustively() if exhaustive else asked
         self.outcome: Outcome | None = None
         self._concluded: tuple[Evidence, Decision] | None = None
 
     @classmethod
-    def load(cls, path: str | Path, *, folder: str | Path | None = None, engine: str = "torch") -> Study:
+    def load(
+        cls, path: str | Path, *, folder: str | Path | None = None, engine: str = "torch", exhaustive: bool = False
+    ) -> Study:
         """Read a study file.
 
         Args:
             folder: Where the results are; if not said `<name>-results` beside `<name>.yaml`.
             engine: "torch", "sim", or "package.module:attribute".
+            exhaustive: Search for rates by whole runs, whatever the file says. The lock then says so; give it again
+                to go on with such a study.
         """
-        return cls(path, folder=folder, engine=engine)
+        return cls(path, folder=folder, engine=engine, exhaustive=exhaustive)
 
     def plan(self) -> Plan:
         """Say what it will take, before anything is spent: trials, memory, time, and the smallest effect shown."""

@@ -38,6 +38,7 @@ Folder = Annotated[Path | None, typer.Option(help="Folder of results [STUDY-resu
 Engine = Annotated[str, typer.Option(help="torch, sim (synthetic), or package.module:attribute.")]
 Margin = Annotated[float | None, typer.Option(help="Smallest difference that matters.", min=0, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Exhaustive = Annotated[bool, typer.Option("--exhaustive", help="Search rates by whole runs.", show_default=False)]
 
 
 @app.command()
@@ -69,6 +70,7 @@ def plan(
     rows: Annotated[int | None, typer.Option(help="With --model: rows of a run.", show_default=False)] = None,
     test: Annotated[str | None, typer.Option(help="With --model: test rows:margin.", show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="SVG of memory to write.", show_default=False)] = None,
+    exhaustive: Exhaustive = False,
     folder: Folder = None,
     json: Json = False,
     engine: Engine = "torch",
@@ -77,16 +79,13 @@ def plan(
     if (study is None) == (model is None):
         _misused("give a study file or --model, and not both")
     of_model = {"--method": method, "--step": step, "--rows": rows, "--test": test}
-    given = {
-        name for name, value in (of_model if study is not None else {"--folder": folder}).items() if value is not None
-    }
-    if given:
-        _misused(
-            f"{', '.join(sorted(given))}: not with {'a study file' if study is not None else '--model'}; leave it out"
-        )
+    of_study = {"--folder": folder, "--exhaustive": exhaustive or None}
+    wrong, other = (of_model, "a study file") if study is not None else (of_study, "--model")
+    if given := sorted(name for name, value in wrong.items() if value is not None):
+        _misused(f"{', '.join(given)}: not with {other}; leave it out")
     with _exit_status():
         if study is not None:
-            loaded = Study.load(study, folder=folder, engine=engine)
+            loaded = Study.load(study, folder=folder, engine=engine, exhaustive=exhaustive)
             made = loaded.plan() if gpu is None else loaded.forecast(gpu.split(","))
         else:
             from tunetrial.trial.forecast import forecast
@@ -167,12 +166,13 @@ def run(
     study: StudyFile,
     folder: Folder = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another run of it.", min=0)] = 0.0,
+    exhaustive: Exhaustive = False,
     json: Json = False,
     engine: Engine = "torch",
 ) -> None:
     """Carry a study out, or go on with it, and decide."""
     with _exit_status():
-        _run(Study.load(study, folder=folder, engine=engine), wait_s=wait, json=json)
+        _run(Study.load(study, folder=folder, engine=engine, exhaustive=exhaustive), wait_s=wait, json=json)
 
 
 @app.command()

@@ -67,6 +67,7 @@ def decide(
         repeats=repeats(evidence),
         wordings=wordings(evidence),
         forgotten=forgotten(evidence),
+        searches=rates.search_costs(evidence),
         test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,
         record_digests={r.trial.id: r.digest for r in evidence.records},

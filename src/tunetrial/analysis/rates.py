@@ -15,6 +15,7 @@ import numpy as np
 from tunetrial.analysis import metrics
 from tunetrial.analysis.stats import Floats
 from tunetrial.core.evidence import Confirmation, Evidence, TrialRecord
+from tunetrial.core.findings import SearchCost
 from tunetrial.core.records import Record
 
 HALF_DECADE = 10**0.5
@@ -150,23 +151,14 @@ def held_to_end(curve: Sequence[Point], place: int, ends: Sequence[TrialRecord],
     return held | dict.fromkeys(at_end.failed, False)
 
 
-class SearchCost(Record):
-    """Optimiser steps of an arm's search on a task, that of a confirmation left out.
-
-    `steps` were taken, `whole_steps` is what the same `runs` take when each goes to its end; one that diverged counts
-    in both as far as it came. Whether an exhaustive search would have tried the same runs, nobody knows.
-    """
-
-    task: str
-    arm: str
-    runs: int
-    steps: int
-    whole_steps: int
-
-    @property
-    def saved(self) -> float:
-        """The share of the steps that was saved, between 0 and 1; 0 of an exhaustive search."""
-        return 1 - self.steps / self.whole_steps
+def search_costs(evidence: Evidence) -> tuple[SearchCost, ...]:
+    """What the searches that stopped runs at a rung took, by task and arm; none of an exhaustive study."""
+    lock = evidence.lock
+    if lock.study.tuning.exhaustive:
+        return ()
+    parts = [part for task in lock.study.tasks for part in lock.parts(task.name)]
+    found = (search_cost(evidence, arm.name, part) for part in parts for arm in lock.study.arms)
+    return tuple(one for one in found if one)
 
 
 def search_cost(evidence: Evidence, arm: str, task: str) -> SearchCost | None:
@@ -177,19 +169,38 @@ def search_cost(evidence: Evidence, arm: str, task: str) -> SearchCost | None:
     by_course: dict[str, list[TrialRecord]] = {}
     for record in (*evidence.searching(arm=arm, task=task), *evidence.of(purpose="tune", arm=arm, task=task)):
         by_course.setdefault(record.trial.course, []).append(record)
-    steps = whole = runs = 0
-    for records in by_course.values():
-        one = {r.trial.id: r for r in records if evidence.curves.get(r.trial.id)}
-        if not one:
-            continue
-        taken = {name: len(evidence.curves[name]) for name in one}
-        longest = max(one, key=taken.get)
-        again = one[longest].status == "ok" and "taken_up" not in one[longest].measurements
-        steps += sum(taken.values()) if again else taken[longest]
-        ended = all(record.status == "ok" for record in one.values())
-        whole += evidence.curves[longest][-1]["steps"] if ended else taken[longest]
-        runs += 1
-    return SearchCost(task=task, arm=arm, runs=runs, steps=steps, whole_steps=whole) if runs else None
+    courses = [_course(evidence, records) for records in by_course.values()]
+    courses = [course for course in courses if course]
+    if not courses:
+        return None
+    steps, whole, train_s, whole_s = (list(column) for column in zip(*courses, strict=True))
+    timed = None not in train_s
+    return SearchCost(
+        task=task,
+        arm=arm,
+        runs=len(courses),
+        steps=sum(steps),
+        whole_steps=sum(whole),
+        train_s=math.fsum(train_s) if timed else None,
+        whole_s=math.fsum(whole_s) if timed else None,
+    )
+
+
+def _course(evidence: Evidence, records: Sequence[TrialRecord]) -> tuple[int, int, float | None, float | None] | None:
+    """Steps that a run took and would have taken to its end, and the seconds of both; None before its first step."""
+    curves = {r.trial.id: evidence.curves.get(r.trial.id, ()) for r in records}
+    longest = max(records, key=lambda r: len(curves[r.trial.id]))
+    curve = curves[longest.trial.id]
+    if not curve:
+        return None
+    again = longest.status == "ok" and "taken_up" not in longest.measurements
+    taken = [step for one in (curves.values() if again else (curve,)) for step in one]
+    ended = all(record.status == "ok" for record in records if curves[record.trial.id])
+    whole = curve[-1]["steps"] if ended else len(curve)
+    if not all("seconds" in step for step in taken):
+        return len(taken), whole, None, None
+    train_s = math.fsum(step["seconds"] for step in taken)
+    return len(taken), whole, train_s, train_s * whole / len(taken)
 
 
 def confirmation(evidence: Evidence, arm: str, task: str) -> Confirmation | None:

@@ -102,3 +102,21 @@ class Wordings(Record):
     level: float
     seeds: int
     examples: int
+
+
+class SearchCost(Record):
+    """Optimiser steps of an arm's search on a task, that of a confirmation left out.
+
+    `steps` were taken, `whole_steps` is what the same `runs` take when each goes to its end; one that diverged counts
+    in both as far as it came. Whether an exhaustive search would have tried the same runs, nobody knows. `train_s` are
+    the seconds of the steps taken, without evaluation, and `whole_s` an estimate: each run's whole steps at the pace of
+    those it took; absent where a step has no time.
+    """
+
+    task: str
+    arm: str
+    runs: int
+    steps: int
+    whole_steps: int
+    train_s: float | None = None
+    whole_s: float | None = None

@@ -116,8 +116,8 @@ class Tuning(Record):
     `on` "nf4" searches for the rates of arms with a frozen base while it is stored in NF4; each is then chosen from a
     confirmation: runs as the finals are, with all seeds, at the rate found and its neighbours (`Study.tuned_as`).
 
-    Unless it is `exhaustive`, runs stop at a rung of their schedule, and of the rate found alone one goes on to the
-    end (`plan.halving`).
+    Unless it is `exhaustive`, runs stop at a rung of their schedule, and those at the best rate and its neighbours
+    alone go on to the end (`plan.halving`).
     """
 
     learning_rate: Literal["auto"] | tuple[float, ...] = "auto"
@@ -224,6 +224,10 @@ class Study(Record):
         if self.tuning.on is None or arm.method != "lora" or arm.settings.get("base") == "int8":
             return arm
         return arm.model_copy(update={"method": "qlora", "settings": {**arm.settings, "base": "nf4"}})
+
+    def exhaustively(self) -> "Study":
+        """The same study with rates searched for by whole runs."""
+        return self.model_copy(update={"tuning": self.tuning.model_copy(update={"exhaustive": True})})
 
     def task(self, name: str) -> TaskSpec:
         """The task of this name, or that a fold of this name belongs to."""

@@ -226,6 +226,20 @@ def spending(evidence: Evidence) -> str:
     return f"{words.duration(seconds)} of machine time for {runs}{price}"
 
 
+def searched(decision: Decision) -> str:
+    """What the search of rates took where it stopped runs at rungs, of all steps that its runs have."""
+    found = decision.searches
+    if not found:
+        return "no step is on record"
+    steps, whole = sum(one.steps for one in found), sum(one.whole_steps for one in found)
+    of = f"{words.number(steps, 0)} of the {words.number(whole, 0)} steps of {sum(one.runs for one in found)} runs"
+    if steps >= whole:
+        return f"{of}, nothing saved"
+    seconds = [one.whole_s - one.train_s for one in found if one.train_s is not None and one.whole_s is not None]
+    time = f", about {words.duration(sum(seconds))} of training" if len(seconds) == len(found) else ""
+    return f"{of}, {words.percent(round(1 - steps / whole, 2))} saved{time}"
+
+
 def verdicts(decision: Decision) -> tuple[Verdict, ...]:
     """Every comparison, in the decision's order: never sorted by effect."""
     return tuple(_verdict(c) for c in decision.verdicts)

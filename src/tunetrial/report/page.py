@@ -53,6 +53,7 @@ def html(evidence: Evidence, decision: Decision) -> str:
             source_names=tuple(wordings.SOURCES.values()),
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
+            searched=headline.searched(decision),
             failures=tables.failures(evidence, decision),
             provenance=provenance.gather(evidence, decision),
             flips=tuple(headline.flip(point) for point in decision.flips),

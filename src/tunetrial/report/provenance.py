@@ -3,21 +3,9 @@
 from collections.abc import Iterable, Iterator
 
 from tunetrial import methods
-from tunetrial.analysis import rates
 from tunetrial.core.evidence import Confirmation, Decision, Evidence, TrialRecord
 from tunetrial.core.study import Lock, TaskSpec
-from tunetrial.report import words
-
-
-def _search(evidence: Evidence) -> str:
-    """What a search at rungs took of the steps that its runs have."""
-    study = evidence.lock.study
-    parts = [part for task in study.tasks for part in evidence.lock.parts(task.name)]
-    found = [cost for part in parts for arm in study.arms if (cost := rates.search_cost(evidence, arm.name, part))]
-    steps, whole = sum(cost.steps for cost in found), sum(cost.whole_steps for cost in found)
-    if not whole:
-        return "at rungs; no step is on record"
-    return f"at rungs: {steps} of the {whole} steps of its {sum(cost.runs for cost in found)} runs"
+from tunetrial.report import headline, words
 
 
 def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
@@ -46,7 +34,7 @@ def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tup
         for c in decision.confirmations
     ]
     runs += [
-        *([] if study.tuning.exhaustive else [("search", _search(evidence))]),
+        *([] if study.tuning.exhaustive else [("search", f"at rungs: {headline.searched(decision)}")]),
         ("settings", _settings(evidence)),
         *((words.name(name), said) for name, said in _remarks(lock)),
         ("records", f"{len(decision.record_digests)} digests in the JSON report"),

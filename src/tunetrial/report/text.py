@@ -57,6 +57,8 @@ def summary(evidence: Evidence, decision: Decision) -> str:
     held = f"Fairness: {len(decision.fairness) - len(broken)} of {len(decision.fairness)} checks hold"
     said = f"; broken: {', '.join(words.clean(check.what, 60) for check in broken[:3])}" if broken else ""
     last = [f"{held}{said}. Study {decision.study_digest[:12]}."]
+    if decision.searches:
+        last.insert(0, f"The search of rates stopped runs at a rung: {headline.searched(decision)}.")
     if decision.post_hoc:
         last.insert(0, f"Post hoc: {'; '.join(words.clean(change, 60) for change in decision.post_hoc[:3])}.")
     return "\n".join([*first, *_verdict_lines(evidence, decision, LINES - len(first) - len(last)), *last]) + "\n"

@@ -29,6 +29,8 @@ def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
     """
     store = StudyFolder(folder)
     current = store.read_lock()
+    if current.study.tuning.exhaustive:  # whatever the file says: a switch may have overridden it
+        study = study.exhaustively()
     with store.hold():
         store.write_lock(_relock(current, plan.reduced(study, current.reductions), folder))
         evidence = store.evidence()
