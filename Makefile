@@ -1,7 +1,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 DEMO := tunetrial-demo
+
+# Else each of hundreds of processes compiles the package, and each worker all tests, anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow test-gpu lint clean
 
@@ -26,10 +30,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check src tools tests benchmarks
 
 # torch comes first and by exact number, so that an index that serves a CPU build of it is asked for just that one.
+# Modules are compiled at the end by all cores, where pip would do it by one.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold files that are not meant to compile
 	touch $@
 
 clean:

@@ -1,5 +1,6 @@
 """Shared fixtures: the path of the outside data, and a copy of the embedded base that a test may damage."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,14 @@ from tunetrial import models
 # A busy machine is no fault, and a run must find the same cases as the last one.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
+
+gc.disable()  # until all test modules are there: what they import is no garbage
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the test modules imported out of the collections that sessions ask for."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

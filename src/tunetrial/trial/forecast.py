@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tunetrial import methods, models
 from tunetrial.core.errors import ConfigError, EvidenceError
+from tunetrial.core.loading import load
 from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Controls, Hardware, Precision
 from tunetrial.core.work import Traced
@@ -279,8 +280,7 @@ def _counter(
     kept: dict[tuple, Traced],
 ) -> Callable[..., Traced]:
     """Counts arms on a device, each asked so once; `kept` is shared by devices that compute alike."""
-    from tunetrial.engine.trace import elsewhere, trace
-
+    tracing = load("tunetrial.engine.trace")
     precision, cuda, own = precision_of(place), place.kind == "cuda", capability(place)
     like = AS_THEY_LIE if own >= AS_THEY_LIE else own
     where = {"device": "cuda", "capability": like} if cuda else {"device": "cpu"}
@@ -298,7 +298,7 @@ def _counter(
                 batch_examples=steps.batch,
                 max_tokens=max(lengths),
             )
-            kept[key] = trace(
+            kept[key] = tracing.trace(
                 config,
                 arm,
                 controls,
@@ -310,7 +310,7 @@ def _counter(
                 outputs=1 if decoder else LABELS,
                 **where,
             )
-        return elsewhere(kept[key], like, own) if cuda else kept[key]
+        return tracing.elsewhere(kept[key], like, own) if cuda else kept[key]
 
     return count
 

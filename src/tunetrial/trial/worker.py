@@ -5,7 +5,6 @@ what was stdout, a JSON object a line; stdout itself is joined to stderr, so tha
 """
 
 import contextlib
-import importlib
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from threading import Event, Thread
 from tunetrial.core.engine import Engine, Session, Step
 from tunetrial.core.errors import DoesNotFitError, SpecError, TunetrialError
 from tunetrial.core.evidence import Example, Fact, TaskData
+from tunetrial.core.loading import load
 from tunetrial.core.study import Arm, Controls, Trial
 from tunetrial.store import StudyFolder
 from tunetrial.trial.execution import Interrupted, Terms, carry_out
@@ -38,7 +38,7 @@ def find_engine(name: str) -> Engine:
     """
     module, _, attribute = ENGINES.get(name, name).partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)()
+        return getattr(load(module), attribute)()
     except (ImportError, AttributeError, ValueError) as error:
         known = ", ".join(ENGINES)
         raise SpecError(f"engine: not found, got {name!r} ({error}); use {known} or package.module:attribute") from None
@@ -54,7 +54,7 @@ class Service:
 
     def load(self, order: dict) -> None:
         """Load the engine's libraries, and touch no device yet."""
-        importlib.import_module(ENGINES.get(order["engine"], order["engine"]).partition(":")[0])
+        load(ENGINES.get(order["engine"], order["engine"]).partition(":")[0])
         self._report({"event": "loaded"})
 
     def open(self, order: dict) -> None:
