@@ -52,7 +52,8 @@ def test_a_torch_worker_loads_nothing_that_only_some_arms_need():
 
 def test_a_module_is_loaded_without_collections_and_is_left_out_of_later_ones():
     code = (
-        "import gc; from tunetrial.core.loading import load; seen = []; gc.callbacks.append(lambda *_: seen.append(_)); "
+        "import gc; from tunetrial.core.loading import load; seen = []; "
+        "gc.callbacks.append(lambda *told: seen.append(told)); "
         "assert load('tunetrial.spec').__name__ == 'tunetrial.spec' and not seen; "
         "print(gc.isenabled(), gc.get_freeze_count() > 10_000)"
     )
