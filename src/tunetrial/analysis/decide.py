@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from tunetrial.analysis import costs, fairness, need, rates, reasons, scoring
 from tunetrial.analysis.board import Board, lay_out
 from tunetrial.analysis.compare import comparison, review
+from tunetrial.analysis.layers import moved
 from tunetrial.analysis.repeats import repeats
 from tunetrial.analysis.retention import forgotten
+from tunetrial.analysis.weights import updated
 from tunetrial.analysis.wordings import wordings
 from tunetrial.core.evidence import Abstention, Confirmation, Decision, Evidence, Flip, Need
 
@@ -68,6 +70,8 @@ def decide(
         wordings=wordings(evidence),
         forgotten=forgotten(evidence),
         searches=rates.search_costs(evidence),
+        moved=moved(evidence, results),
+        updated=updated(evidence),
         test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,
         record_digests={r.trial.id: r.digest for r in evidence.records},

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from tunetrial.core.findings import Forgotten, Repeats, SearchCost, Wordings
+from tunetrial.core.findings import Forgotten, Moved, Repeats, SearchCost, Updated, Wordings
 from tunetrial.core.records import Record, added, digest
 from tunetrial.core.study import Folding, Kind, Lock, Trial, whole
 from tunetrial.core.work import Part
@@ -341,9 +341,9 @@ class Decision(Record):
     `confirmations` are of arms whose rates were searched for on another base than they were trained on. `test_openings`
     counts by task how often the test rows have been opened, by any study of this user, this one included; empty where
     nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
-    budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `repeats`, `wordings`
-    and `forgotten` decide nothing; `searches` are those that stopped runs
-    at a rung.
+    budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `searches` are those
+    that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, and how far states `moved` and weights were
+    `updated`, decide nothing.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -367,6 +367,8 @@ class Decision(Record):
     wordings: tuple[Wordings, ...] = added(())
     forgotten: tuple[Forgotten, ...] = added(())
     searches: tuple[SearchCost, ...] = added(())
+    moved: tuple[Moved, ...] = added(())
+    updated: tuple[Updated, ...] = added(())
     study_digest: str
     record_digests: dict[str, str]
     synthetic: bool

@@ -120,3 +120,65 @@ class SearchCost(Record):
     whole_steps: int
     train_s: float | None = None
     whole_s: float | None = None
+
+
+class Moved(Record):
+    """How far an arm's states lie from its base's: of one source, by one pooling and measure, over seeds.
+
+    `source` is the split that the rows are of ("test", or a held-out text "text~wiki"). `by_layer` begins with the
+    embeddings; a layer without a value in some run is None. Values have the ends of their interval over new seeds at
+    `level`, None where there is one seed or seeds do not differ; intervals are each its own, of layers too. `overall`
+    is the mean over layers, `difference` that mean less the reference's on the same seeds, `apart` the layers in which
+    the two differ with at most 5 % of false ones expected among them. `at_equal_score` is the difference left at no
+    difference in score; `unequal` says why there is none.
+
+    What is no drift: `floors` are the base against itself one row at a time ("batch") and in another dtype ("dtype"),
+    by layer; `chance`, of rows that do not belong together, mean and SD. `between_seeds` holds the arm's runs against
+    each other, `between_arms` against the reference's run of the same seed, means by layer.
+    """
+
+    task: str
+    arm: str
+    source: str
+    pooling: Literal["mean", "last", "tokens"]
+    measure: Literal["1 - CKA", "change", "1 - cosine", "angle", "1 - RSA"]
+    by_layer: tuple[Ends | None, ...]
+    overall: Ends
+    difference: Ends | None = None
+    apart: tuple[int, ...] = ()
+    at_equal_score: Ends | None = None
+    unequal: Literal["few seeds", "scores apart", "no spread"] | None = None
+    floors: dict[str, tuple[float | None, ...]] = {}
+    chance: tuple[float, float] | None = None
+    between_seeds: tuple[float | None, ...] | None = None
+    between_arms: tuple[float | None, ...] | None = None
+    level: float
+    seeds: int
+    rows: int
+
+
+class Updated(Record):
+    """What an arm's training did to the matrices that it changes: means over `matrices`, then over seeds, with the ends
+    of an interval over new seeds at `level`, None as in `Moved`.
+
+    `size` and `spectral` are the update's norms over the base's, Frobenius and spectral; `stable` and `effective` its
+    ranks, None of updates that are 0. `rounding` is what storing the base in few bits cost it, None of a plain one.
+    `intruders` are singular vectors of a tuned matrix, of its first k, that are less than epsilon like any of the
+    base's, by side ("left", "right"), k in `tops` and epsilon in `epsilons`; a vector drawn at random would be as like
+    as `chance`, from the matrix where that is least to that where it is most.
+    """
+
+    task: str
+    arm: str
+    size: Ends
+    spectral: Ends
+    stable: Ends | None
+    effective: Ends | None
+    rounding: float | None
+    intruders: dict[str, tuple[tuple[Ends | None, ...], ...]]
+    tops: tuple[int, ...]
+    epsilons: tuple[float, ...]
+    chance: tuple[float, float]
+    matrices: int
+    level: float
+    seeds: int

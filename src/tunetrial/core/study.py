@@ -15,7 +15,7 @@ Kind = Literal["classify", "regress", "generate"]
 Readout = Literal["head", "labels", "text"]
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 Purpose = Literal["tune", "rung", "confirm", "final", "probe", "anchor"]
-Observed = Literal["forgetting", "states", "weights"]
+Observed = Literal["forgetting", "states", "grams", "floors", "weights"]
 GainMargin = Annotated[str, Field(pattern=r"^([5-9][0-9](\.[0-9]{1,3})?)% of gain$")]
 Margin = Annotated[float, Field(gt=0)] | GainMargin
 
@@ -235,8 +235,11 @@ class Study(Record):
 
     @property
     def observed(self) -> tuple[Observed, ...]:
-        """What of finals is observed besides their answers."""
-        return (*(("forgetting",) if self.retention else ()), *self.drift)
+        """What of finals is observed besides their answers: of states how they differ from the base's, their products,
+        by which finals are held against each other, and how far the base differs from itself."""
+        of_states = ("states", "grams", "floors") if "states" in self.drift else ()
+        of_weights = ("weights",) if "weights" in self.drift else ()
+        return (*(("forgetting",) if self.retention else ()), *of_states, *of_weights)
 
     def untuned(self, arm: str) -> str | None:
         """The untuned base that an arm's gain is counted from: the first `none` arm on its base; None without one."""

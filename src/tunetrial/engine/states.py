@@ -57,15 +57,18 @@ def passages(
     Raises:
         DataError: A row has no content.
     """
-    before, after = max(template[0], 1), template[1]
-    special, made = set(special), []
-    for number, row in enumerate(tokens):
-        places = [at for at in range(before, len(row) - after) if row[at] not in special]
-        if not places:
-            got = f"got {len(row)} tokens"
+    made = [Passage(row, content(row, special=special, template=template)) for row in tokens]
+    for number, row in enumerate(made):
+        if not len(row.content):
+            got = f"got {len(row.tokens)} tokens"
             raise DataError(f"row {number}: no token but the first, special and template ones, {got}; leave it out")
-        made.append(Passage(row, np.array(places)))
     return made
+
+
+def content(row: Sequence[int], *, special: Collection[int], template: tuple[int, int] = (0, 0)) -> NDArray[np.int64]:
+    """The places of a row's content, as `passages` has it; there may be none."""
+    before, after, special = max(template[0], 1), template[1], set(special)
+    return np.array([at for at in range(before, len(row) - after) if row[at] not in special], dtype=np.int64)
 
 
 def shared_ends(tokens: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -172,6 +175,27 @@ def compare(
             for (one, other), own in zip(pairs, kept, strict=True):
                 own.add(made[one], made[other], at)
     return [own.value(stream(seed, "shuffled")) for own in kept]
+
+
+@torch.no_grad()
+def mean_states(view: View, rows: Sequence[Passage]) -> dict[int, Floats]:
+    """The mean of each row's content by layer, (rows, dimensions), fp64 on the host.
+
+    Raises:
+        DoesNotFitError: Not even one row fits in memory.
+    """
+    chosen, parts = [], []
+
+    def read(part: list[int]) -> _Pooled:
+        own = [rows[n] for n in part]
+        return _pooled(view, own, [row.content for row in own], ["mean"])
+
+    for batch in batches_of([row.tokens for row in rows], 1, view.model.device):
+        for some, made in in_parts(batch, read):
+            chosen += some
+            parts.append(made)
+    order = np.argsort(chosen)
+    return {layer: np.concatenate([made[pooling, layer] for made in parts])[order] for pooling, layer in parts[0]}
 
 
 _Pooled = dict[tuple[Pooling, int], Floats]

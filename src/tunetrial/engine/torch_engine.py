@@ -305,7 +305,7 @@ class TorchPack:
     def likelihoods(self, examples: Sequence[Example]) -> list[list[tuple[float, int]]]:
         return self.reader.likelihoods(examples)
 
-    def observe(self, member: int, data: TaskData, what: Observed) -> Table:
+    def observe(self, member: int, data: TaskData, what: Observed) -> Table | None:
         from tunetrial.engine import observed  # not by workers of studies that ask for none
 
         return observed.observe(self, member, data, what)

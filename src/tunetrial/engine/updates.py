@@ -28,7 +28,8 @@ VECTORS = 20
 
 @dataclass(frozen=True)
 class MatrixUpdate:
-    """One matrix of one member of a pack, by its path in the model; K singular values or vectors, largest first.
+    """One matrix of one member of a pack, by its path in the model, outputs by inputs; K singular values or vectors,
+    largest first.
 
     `update_K` are the singular values of dW, for a low-rank update no more than its rank; `base_K` those of W. `left_K`
     and `right_K` belong to the first singular vectors of W + dW: the largest |cosine| of each with any singular vector
@@ -37,6 +38,7 @@ class MatrixUpdate:
 
     member: int
     name: str
+    shape: tuple[int, int]
     update_K: Floats
     base_K: Floats
     left_K: Floats
@@ -45,9 +47,9 @@ class MatrixUpdate:
 
 
 @torch.no_grad()
-def updates(pack: "TorchPack", *, vectors: int = VECTORS) -> Iterator[MatrixUpdate]:
-    """Look at every matrix that a pack trains, of all members: those adapted, or, where the base's own weights are
-    trained, all linear layers of its blocks.
+def updates(pack: "TorchPack", *, member: int | None = None, vectors: int = VECTORS) -> Iterator[MatrixUpdate]:
+    """Look at every matrix that a pack trains, of one member or of all: those adapted, or, where the base's own weights
+    are trained, all linear layers of its blocks.
 
     An adapter is taken as it is saved, in fp32; a full model as it is scored, rounded to the dtype that it is saved in.
     A full model's base, and the exact one of a base in few bits, is read from disk once more. It takes two singular
@@ -69,12 +71,15 @@ def updates(pack: "TorchPack", *, vectors: int = VECTORS) -> Iterator[MatrixUpda
         if exact is not None and pack.adapter is not None:
             stored = matrix(exact[name]).to(base)
             rounding = float((base - stored).norm() / stored.norm())
-        for member, change in changes:
+        for number, change in changes:
+            if member not in (None, number):
+                continue
             delta = change.dense(base)
             tuned_left, _, tuned_right = torch.linalg.svd(base + delta, full_matrices=False)
             yield MatrixUpdate(
-                member=member,
+                member=number,
                 name=name,
+                shape=tuple(base.shape),
                 update_K=_host(change.singular(delta)),
                 base_K=_host(base_K),
                 left_K=_host((left.T @ tuned_left[:, :vectors]).abs().amax(0)),

@@ -1,5 +1,6 @@
 """Tables of what was observed of a model besides its answers, as Parquet files: columns of one length."""
 
+import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,8 +26,16 @@ def settle(table: Mapping[str, object], where: str) -> dict[str, np.ndarray]:
 
 
 def table_digest(table: Table) -> str:
-    """SHA-256 of a settled table, independent of file format and of the order of its columns."""
-    return digest({name: [None if value != value else value for value in table[name].tolist()] for name in table})
+    """SHA-256 of a settled table, independent of file format and of the order of its columns: of numbers, by their
+    bytes, since some tables have hundreds of thousands."""
+    return digest({name: _content(column) for name, column in table.items()})
+
+
+def _content(column: np.ndarray) -> list[str]:
+    if column.dtype == object:
+        return column.tolist()
+    little = np.where(np.isnan(column), np.nan, column) if column.dtype.kind == "f" else column
+    return [hashlib.sha256(little.astype(f"<{column.dtype.kind}8").tobytes()).hexdigest()]
 
 
 def to_parquet(table: Table) -> bytes:
@@ -39,8 +48,12 @@ def to_parquet(table: Table) -> bytes:
         for name, column in table.items()
     }
     buffer = io.BytesIO()
-    parquet.write_table(pa.table(columns), buffer)
+    parquet.write_table(pa.table(columns), buffer, compression="zstd", use_dictionary=_texts(table))
     return buffer.getvalue()
+
+
+def _texts(table: Table) -> list[str]:
+    return [name for name, column in table.items() if column.dtype == object]
 
 
 def read_parquet(path: Path, expected: str) -> dict[str, np.ndarray]:
@@ -66,9 +79,7 @@ def read_parquet(path: Path, expected: str) -> dict[str, np.ndarray]:
 def _column(column: object) -> object:
     import pyarrow as pa
 
-    if pa.types.is_floating(column.type):
-        return np.array([np.nan if value is None else value for value in column.to_pylist()], dtype=np.float64)
-    return column.to_pylist()
+    return column.to_pylist() if pa.types.is_string(column.type) else column.to_numpy()
 
 
 def _settle(column: object, where: str) -> np.ndarray:

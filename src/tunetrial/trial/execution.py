@@ -15,7 +15,7 @@ import numpy as np
 
 from tunetrial.analysis import metrics, texts
 from tunetrial.core.engine import Pack, Session, Step
-from tunetrial.core.errors import DivergedError, DoesNotFitError
+from tunetrial.core.errors import DivergedError, DoesNotFitError, ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, Scores, Table, TaskData, TrialRecord
 from tunetrial.core.pins import TEXT, for_finals_alone
 from tunetrial.core.study import Observed, Purpose, Trial
@@ -37,7 +37,8 @@ class Terms:
     """On what terms a trial is carried out: the task's metric, whose contributions are kept with the scores; whether
     the engine is a simulator; how many examples of how many members of a pack may be computed at once, if less than the
     engine would; the JSON of the schema that completions are held against; the seed whose runs are kept at a rung, to
-    go on from there; what of finals is observed besides their answers."""
+    go on from there; what of finals is observed besides their answers, and the seed whose finals show the floors of
+    drift, which are the base's."""
 
     metric: str
     synthetic: bool
@@ -46,6 +47,7 @@ class Terms:
     json_schema: str | None = None
     kept_seed: int | None = None
     observe: tuple[Observed, ...] = ()
+    floor_seed: int | None = None
 
 
 def seen(data: TaskData, purpose: Purpose) -> tuple[str, ...]:
@@ -175,14 +177,16 @@ def _train(
 
 
 def _observed(run: Pack, number: int, data: TaskData, ended: Ended, terms: Terms) -> Ended:
-    """Look at what was tuned, one thing after the other. What finds no room in memory is absent, and the record says
-    so: it is no fault of the arm, which was trained and scored."""
+    """Look at what was tuned, one thing after the other. What finds no room in memory, or cannot be told of such an
+    adapter, is absent, and the record says so: it is no fault of the arm, which was trained and scored."""
     tables, found, said = {}, {}, {}
     for what in terms.observe:
+        if what == "floors" and ended.record.trial.seed != terms.floor_seed:
+            continue
         started_s = time.monotonic()
         try:
             table = run.observe(number, data, what)
-        except DoesNotFitError as error:
+        except (DoesNotFitError, ModelError) as error:
             said[f"{what}.not_observed"] = str(error)
             continue
         if table is not None:

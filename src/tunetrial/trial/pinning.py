@@ -63,6 +63,7 @@ class Pinned:
             json_schema=spec.json_schema,
             kept_seed=tuning_seeds(self.lock)[0],
             observe=self.lock.study.observed,
+            floor_seed=self.lock.final_seeds(1)[0],
         )
 
 
