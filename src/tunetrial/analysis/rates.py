@@ -22,7 +22,7 @@ HALF_DECADE = 10**0.5
 FIT_STEPS = 2
 FIT_SDS = 2.5
 COMPLETED = 2
-# How far the best rate at a rung may lie from that at the end: a prior that is stated, not measured.
+# How far the best rate at a rung may lie from that at the end: a prior; tiny real runs moved as far (B11).
 SHIFT_SD_DECADES = 0.3
 
 
