@@ -12,12 +12,12 @@ from tiny import make_data, make_model, make_trial
 from tunetrial import models
 from tunetrial.core.errors import IntegrityError
 from tunetrial.core.evidence import Example
+from tunetrial.core.pins import given
 from tunetrial.engine.heldout import contrast
 from tunetrial.engine.pairs import open_pair
 from tunetrial.engine.torch_engine import TorchEngine
 from tunetrial.store import StudyFolder
 from tunetrial.store.observed import read_parquet, settle, table_digest, to_parquet
-from tunetrial.trial.execution import seen
 from tunetrial.trial.pinning import pin
 
 TEXTS = ["The courier came late.", "A gold watch, repaired; a clock that was not.", "Bread, and then more bread."]
@@ -80,12 +80,14 @@ def test_members_of_a_pack_are_looked_at_apart(tmp_path):
 def test_only_finals_are_given_held_out_texts():
     data = with_texts(make_data("classify"))
     data = replace(data, splits={**data.splits, "test": (), "test~typos": ()})
-    assert seen(data, "tune") == ("train", "validation")
-    assert seen(data, "final") == ("train", "validation", "text~notes", "test", "test~typos")
+    every = ("train", "validation", "text~notes", "test", "test~typos")
+    assert given(data.splits, final=False, texts=False) == every[:2]
+    assert given(data.splits, final=False, texts=True) == every[:3]
+    assert given(data.splits, final=True, texts=True) == given(data.splits, final=True, texts=False) == every
 
 
 def test_a_study_keeps_what_was_seen_and_says_what_was_not(tmp_path):
-    more = "retention: {notes: notes.txt}\ndrift: [states, weights]\nreplicates: {looks: [2]}"
+    more = "retention: {notes: notes.txt}\nfrontier: true\ndrift: [states, weights]\nreplicates: {looks: [2]}"
     path = trial_study.write_study(tmp_path, more=more)
     (tmp_path / "notes.txt").write_text("\n<|endoftext|>\n".join(TEXTS))
     study = trial_study.load(path, "Observing")
@@ -99,7 +101,10 @@ def test_a_study_keeps_what_was_seen_and_says_what_was_not(tmp_path):
         assert evidence.tables[record.trial.id, "forgetting"]["kl"].tolist() == [0.5] * 3
         assert record.resolved["states.not_observed"] == "states: does not fit, got 1 example; use a smaller model"
         assert record.measurements["forgetting.observe_s"].value >= 0
-    assert not any(record.tables for record in evidence.records if record.trial.purpose != "final")
+    others = {r.trial.purpose: list(r.tables) for r in evidence.records if r.trial.purpose != "final"}
+    assert others == {"tune": ["forgetting"], "probe": []}, "only the search's runs are asked too, by a frontier"
+    assert not any(("test" in split) for trial, split in evidence.scores if trial not in {r.trial.id for r in finals})
+    assert study.decide().frontiers
     kept = store.trial(finals[0].trial).path / "forgetting.parquet"
     kept.write_bytes(to_parquet(settle({"id": ["1"], "kl": [0.1]}, "here")))
     with pytest.raises(IntegrityError, match="forgetting.parquet"):

@@ -168,6 +168,25 @@ def test_a_limit_without_texts_names_what_to_add():
     assert study.limits == {"forgetting_nats": 0.05} and spec.parse(spec.write(study)) == study
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("frontier: true", r"frontier: needs held-out texts, got no retention; add retention: \{wiki: "),
+        (
+            "frontier: true\ntuning: {exhaustive: false}\nretention: {a: a.txt}",
+            "frontier: needs a search by whole",
+        ),
+        (
+            "frontier: true\ntuning: {on: nf4}\nretention: {a: a.txt}",
+            "needs a search on the base that is trained",
+        ),
+    ],
+)
+def test_a_frontier_that_cannot_be_had_is_refused(more, message):
+    with pytest.raises(SpecError, match=message):
+        spec.parse(f"base_model: embedded\ntasks: [newsletter]\narms: [full, lora]\n{more}\n")
+
+
 def test_studies_without_held_out_texts_say_nothing_of_it():
     found = planted.evidence(planted.lock(tuple(QUALITY)), QUALITY, rows=60)
     decision = decide(found)

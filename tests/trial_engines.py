@@ -195,7 +195,13 @@ class Observing(Hook):
         def observe(data, what):
             if what == "states":
                 raise DoesNotFitError("states: does not fit, got 1 example; use a smaller model")
-            texts = data.splits["text~notes"]
-            return {"id": [text.id for text in texts], "kl": [0.5] * len(texts)} if what == "forgetting" else None
+            return _told(data.splits["text~notes"]) if what == "forgetting" else None
 
         run.observe = observe
+
+
+def _told(texts):
+    """What every model forgot: half a nat of each token's three, and ten tokens a text."""
+    names = {"text": ["notes"] * len(texts), "id": [t.id for t in texts], "cluster": [t.cluster for t in texts]}
+    numbers = {"tokens": 10, "bytes": 40, "base_nats": 30.0, "tuned_nats": 35.0, "kl": 0.5, "reverse_kl": 0.5}
+    return names | {name: [value] * len(texts) for name, value in (numbers | {"agreed": 8}).items()}

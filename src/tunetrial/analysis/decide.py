@@ -22,6 +22,7 @@ from tunetrial.analysis.compare import comparison, review
 from tunetrial.analysis.layers import moved
 from tunetrial.analysis.repeats import repeats
 from tunetrial.analysis.retention import forgotten
+from tunetrial.analysis.tradeoff import frontiers
 from tunetrial.analysis.weights import updated
 from tunetrial.analysis.wordings import wordings
 from tunetrial.core.evidence import Abstention, Confirmation, Decision, Evidence, Flip, Need
@@ -72,6 +73,7 @@ def decide(
         searches=rates.search_costs(evidence),
         moved=moved(evidence, results),
         updated=updated(evidence),
+        frontiers=frontiers(evidence),
         test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,
         record_digests={r.trial.id: r.digest for r in evidence.records},

@@ -64,7 +64,12 @@ def forgotten(evidence: Evidence) -> tuple[Forgotten, ...]:
 def lost_by_run(evidence: Evidence, task: str, arm: str) -> dict[Run, float]:
     """Nats a token that each observed final lost on all texts together."""
     tables = _finals(evidence, task, arm).tables
-    return {run: float((t["tuned_nats"] - t["base_nats"]).sum() / t["tokens"].sum()) for run, t in tables.items()}
+    return {run: lost_by_token(table) for run, table in tables.items()}
+
+
+def lost_by_token(table: Table) -> float:
+    """Nats a token that one run lost on all texts together."""
+    return float((table["tuned_nats"] - table["base_nats"]).sum() / table["tokens"].sum())
 
 
 def usable(table: Table | None) -> bool:

@@ -72,6 +72,38 @@ class Forgotten(Record):
         return next(iter(self.losses), None)
 
 
+class Point(Record):
+    """A run: what it learnt, in units of the task's metric, above what was not tuned; nats a token that it forgot."""
+
+    learnt: float
+    forgotten: float
+    rate: float | None
+    seed: int
+    final: bool
+
+
+class Frontier(Record):
+    """What an arm's runs forgot for what they learnt on validation rows of a task, `above` what the base lies at.
+
+    `line` is the frontier over the rates of the search, the mean of its seeds', from the base on; empty where the study
+    did not ask for it or no rate came through with all seeds. `equal` is by how many nats a token more than the
+    reference the arm forgets where both learnt `learning`, the most that all `seeds` runs of both reached, and `apart`
+    the same on average from the base up to there; with ends at `level`, over new seeds on these texts and rows.
+    """
+
+    task: str
+    arm: str
+    reference: str
+    above: Literal["the untuned base", "the best constant answer"]
+    points: tuple[Point, ...]
+    line: tuple[tuple[float, float], ...] = ()
+    learning: float | None = None
+    equal: Ends | None = None
+    apart: Ends | None = None
+    seeds: int | None = None
+    level: float
+
+
 class Wordings(Record):
     """How far one arm's answers to a task's test rows change with the wording of the inputs alone.
 

@@ -1,5 +1,6 @@
 """What a lock pins: rows and bases as they were, and what of the study was made smaller for its budget."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from tunetrial.core.records import Record
@@ -9,8 +10,13 @@ VARIANT, TEXT = "test~", "text~"
 
 def for_finals_alone(split: str) -> bool:
     """Whether only final trials are given a split: the test rows, variants of them ("test~typos"), and held-out text
-    of no task ("text~wiki")."""
+    of no task ("text~wiki"), which runs of a search are given too where the study asks for their frontier."""
     return split == "test" or split.startswith((VARIANT, TEXT))
+
+
+def given(splits: Iterable[str], *, final: bool, texts: bool) -> tuple[str, ...]:
+    """The splits that a trial is given; `texts` of one that is no final, but is asked what it forgot."""
+    return tuple(s for s in splits if final or not for_finals_alone(s) or (texts and s.startswith(TEXT)))
 
 
 class DataPin(Record):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tunetrial.core.folding import Folding, fold_name, whole
-from tunetrial.core.pins import BasePin, DataPin, Reduction, for_finals_alone
+from tunetrial.core.pins import BasePin, DataPin, Reduction, given
 from tunetrial.core.records import Record, added, digest
 from tunetrial.core.variants import Variant
 
@@ -179,7 +179,8 @@ class Study(Record):
 
     A task of one file is cut into `folds`, `repeats` times, if they are a number; "auto" does so where rows are few,
     "none" never. `retention` are files of texts, by name, whose likelihood under a tuned model is held against that
-    under its base; `drift` says what else is: the "states" of its layers, its "weights". As many trials of the LoRA
+    under its base; with `frontier` that of every run of the search for a rate, too. `drift` says what else of finals
+    is: the "states" of their layers, their "weights". As many trials of the LoRA
     family as `pack` says, where they may (`plan.packs`), train together.
     """
 
@@ -206,6 +207,7 @@ class Study(Record):
     budget: Budget = Budget()
     costs: Costs = added(Costs())
     retention: dict[str, str] = added({})
+    frontier: bool = added(False)
     drift: tuple[Literal["states", "weights"], ...] = added(())
     keep: Literal["median", "all"] = "median"
     pack: Literal["auto"] | int = added("auto")
@@ -233,13 +235,14 @@ class Study(Record):
         """The task of this name, or that a fold of this name belongs to."""
         return next(task for task in self.tasks if task.name == whole(name))
 
-    @property
-    def observed(self) -> tuple[Observed, ...]:
-        """What of finals is observed besides their answers: of states how they differ from the base's, their products,
-        by which finals are held against each other, and how far the base differs from itself."""
-        of_states = ("states", "grams", "floors") if "states" in self.drift else ()
-        of_weights = ("weights",) if "weights" in self.drift else ()
-        return (*(("forgetting",) if self.retention else ()), *of_states, *of_weights)
+    def observed(self, purpose: Purpose) -> tuple[Observed, ...]:
+        """What of a trial's model is observed besides its answers: of a final's states how they differ from the base's,
+        their products, by which finals are held against each other, and how far the base differs from itself."""
+        asked = purpose == "final" or (purpose == "tune" and self.frontier)
+        drift = self.drift if purpose == "final" else ()
+        of_states = ("states", "grams", "floors") if "states" in drift else ()
+        of_weights = ("weights",) if "weights" in drift else ()
+        return (*(("forgetting",) if self.retention and asked else ()), *of_states, *of_weights)
 
     def untuned(self, arm: str) -> str | None:
         """The untuned base that an arm's gain is counted from: the first `none` arm on its base; None without one."""
@@ -335,11 +338,11 @@ class Lock(Record):
         purpose: Purpose,
         share: float | None = None,
     ) -> "Trial":
-        """The trial of one arm on one task. Only a final is known by what it alone is given, such as the test split:
-        nothing else may depend on that."""
+        """The trial of one arm on one task, known by the splits that it is given: nothing but a final may depend on
+        the test split."""
         digests = self.data[task].digests
-        if purpose != "final":
-            digests = {split: digests[split] for split in digests if not for_finals_alone(split)}
+        seen = given(digests, final=purpose == "final", texts=bool(self.study.observed(purpose)))
+        digests = {split: digests[split] for split in seen}
         asked = self.study.tuned_as(arm) if purpose in ("tune", "rung") else self.study.arm(arm)
         return Trial(
             arm=asked.model_copy(update={"base_model": None}),

@@ -1,11 +1,12 @@
-"""What was forgotten: a sentence for each task, and a table of arms and held-out texts."""
+"""What was forgotten: a sentence for each task, a table of arms and texts, and runs beside what they learnt."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tunetrial.core.evidence import Decision
-from tunetrial.core.findings import Ends, Forgotten, Loss
+from tunetrial.core.evidence import Decision, Evidence
+from tunetrial.core.findings import Ends, Forgotten, Frontier, Loss, Point
 from tunetrial.report import words
+from tunetrial.report.plots import Frame, Line, Mark, Panel, Tick, padded, ticks, value_ticks
 
 
 @dataclass(frozen=True)
@@ -114,3 +115,58 @@ def _decimals(found: Ends) -> int:
 def _shares(found: Ends) -> str:
     value, *ends = (None if part is None else words.percent(part) for part in found)
     return value if None in ends else f"{value} ({ends[0]} to {ends[1]})"
+
+
+def panels(evidence: Evidence, decision: Decision) -> tuple[Panel, ...]:
+    """What runs forgot against what they learnt, one panel a task; faint marks are runs of the search, lines frontiers.
+
+    A run that forgot far more than the others lies at the frame's edge.
+    """
+    arms = [arm.name for arm in evidence.lock.study.arms]
+    tasks = dict.fromkeys(one.task for one in decision.frontiers)
+    return tuple(_panel(evidence, arms, [o for o in decision.frontiers if o.task == task]) for task in tasks)
+
+
+def _panel(evidence: Evidence, arms: list[str], shown: list[Frontier]) -> Panel:
+    points = [(one, point) for one in shown for point in one.points]
+    drawn = [0.0, *(p.forgotten for one, p in points if p.final), *(y for one in shown for _, y in one.line)]
+    frame = Frame(padded([0.0, *(p.learnt for _, p in points)]), padded(drawn))
+    metric = words.metric(evidence.lock.study.task(shown[0].task).metric)
+    return Panel(
+        task=shown[0].task,
+        x_label=f"learnt: validation {metric} above {shown[0].above}",
+        y_label="forgotten, nats a token",
+        frame=frame,
+        x_ticks=tuple(Tick(frame.across(at), words.plain(at)) for at in ticks(*frame.x)),
+        y_ticks=value_ticks(frame),
+        lines=tuple(Line(frame.path(one.line), arms.index(one.arm), faint=False) for one in shown if one.line),
+        alt=f"Forgetting against learning, {len(points)} runs of {len(shown)} arms; the untuned base lies at 0 and 0.",
+        arms=tuple((arms.index(one.arm), one.arm) for one in shown),
+        marks=tuple(_mark(frame, arms.index(one.arm), one.arm, point) for one, point in points),
+        clamped=any(point.forgotten > frame.y[1] for _, point in points),
+        base=(frame.across(0.0), frame.down(0.0)),
+    )
+
+
+def _mark(frame: Frame, index: int, arm: str, point: Point) -> Mark:
+    text = f"{words.clean(arm, 40)}, {'final' if point.final else 'search'}, rate {words.rate(point.rate)}"
+    text += f", seed {point.seed}: learnt {words.figure(point.learnt)}, forgot {words.figure(point.forgotten)}"
+    return Mark(frame.across(point.learnt), frame.down(point.forgotten), index, text, faint=not point.final)
+
+
+def frontier_sentences(decision: Decision) -> tuple[str, ...]:
+    """How much arms forget where they learnt the same as the reference."""
+    return tuple(_at_equal_learning(one) for one in decision.frontiers if one.equal is not None)
+
+
+def _at_equal_learning(one: Frontier) -> str:
+    arm, reference = words.name(one.arm), words.name(one.reference)
+    value, low, high = one.equal
+    how = f"{words.figure(abs(value), 2)} nats a token {'more' if value >= 0 else 'less'} than {reference}"
+    ends = " to ".join(words.signed(end, _decimals(one.equal)) for end in (low, high))
+    shown = "" if low > 0 or high < 0 else "; a difference is not shown"
+    where = f"On {words.name(one.task)}, where both learnt {words.figure(one.learning)} above {one.above}"
+    along = f"{_ends(one.apart)} on average up to there"
+    return (
+        f"{where}, {arm} forgets {how} ({words.percent(one.level)} interval {ends}, {one.seeds} seeds{shown}); {along}."
+    )

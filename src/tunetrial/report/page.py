@@ -54,6 +54,8 @@ def html(evidence: Evidence, decision: Decision) -> str:
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
             searched=headline.searched(decision),
+            equal_learning=forgetting.frontier_sentences(decision),
+            frontiers=forgetting.panels(evidence, decision),
             failures=tables.failures(evidence, decision),
             provenance=provenance.gather(evidence, decision),
             flips=tuple(headline.flip(point) for point in decision.flips),

@@ -57,10 +57,13 @@ class Forest:
 
 @dataclass(frozen=True)
 class Mark:
+    """A run; a `faint` one stands beside those that count."""
+
     x: float
     y: float
     arm: int
     text: str
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot inside `frame`; `alt` says in words what it shows."""
+    """One small plot inside `frame`; `alt` says in words what it shows, `base` where the untuned base lies."""
 
     task: str
     x_label: str
@@ -100,6 +103,7 @@ class Panel:
     crosses: tuple[Mark, ...] = ()
     chosen: tuple[Chosen, ...] = ()
     clamped: bool = False
+    base: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,7 @@ def _rate_panel(
     settled = {arm: chosen[task, arm] for arm in present if (task, arm) in chosen}
     logs = [math.log10(r.trial.learning_rate) for r in [*(r for r, _ in valued), *failed]]
     logs += [math.log10(rate) for rate, _ in settled.values()]
-    frame = Frame(_padded(logs, least=0.5), _padded([value for _, value in valued]))
+    frame = Frame(padded(logs, least=0.5), padded([value for _, value in valued]))
     lines = []
     confirmed = {r.trial.arm.name for r, _ in valued if r.trial.purpose == "confirm"}
     search = "tune" if evidence.lock.study.tuning.exhaustive else "rung"
@@ -236,7 +240,7 @@ def _rate_panel(
         y_label=f"validation {metric}",
         frame=frame,
         x_ticks=_rate_ticks(frame),
-        y_ticks=_value_ticks(frame),
+        y_ticks=value_ticks(frame),
         lines=tuple(lines),
         arms=tuple((arms.index(arm), arm) for arm in present),
         marks=tuple(_rate_mark(frame, arms, record, value) for record, value in valued),
@@ -290,7 +294,7 @@ def _loss_panel(evidence: Evidence, task: str, kind: str, drawn: list[tuple[Tria
     sound = [points for record, points in drawn if record.status == "ok"] or [points for _, points in drawn]
     losses = [loss for _, points in drawn for _, loss in points]
     steps = [step for _, points in drawn for step, _ in points]
-    frame = Frame((0, max(steps)), _padded([loss for points in sound for _, loss in points]))
+    frame = Frame((0, max(steps)), padded([loss for points in sound for _, loss in points]))
     lines = [Line(frame.path(points), arms.index(r.trial.arm.name), faint=True) for r, points in drawn]
     present = [arm for arm in arms if any(r.trial.arm.name == arm for r, _ in drawn)]
     for arm in present:
@@ -304,7 +308,7 @@ def _loss_panel(evidence: Evidence, task: str, kind: str, drawn: list[tuple[Tria
         y_label=f"training loss, {unit}",
         frame=frame,
         x_ticks=tuple(Tick(frame.across(at), words.number(at, 0)) for at in ticks(*frame.x) if at == int(at)),
-        y_ticks=_value_ticks(frame),
+        y_ticks=value_ticks(frame),
         lines=tuple(lines),
         arms=tuple((arms.index(arm), arm) for arm in present),
         alt=f"Training loss by optimiser step, {len(drawn)} final runs of {len(present)} arms, and each arm's mean.",
@@ -373,13 +377,13 @@ def _bar(
     return Bar(index, arm, task, None, why)
 
 
-def _padded(values: list[float], least: float = 0.0) -> tuple[float, float]:
+def padded(values: list[float], least: float = 0.0) -> tuple[float, float]:
     low, high = min(values), max(values)
     pad = 0.06 * (high - low) or least / 2 or abs(high) / 2 or 1.0
     return low - pad, high + pad
 
 
-def _value_ticks(frame: Frame) -> tuple[Tick, ...]:
+def value_ticks(frame: Frame) -> tuple[Tick, ...]:
     marked = ticks(*frame.y)
     decimals = _decimals(marked)
     return tuple(Tick(frame.down(at), words.number(at, decimals)) for at in marked)

@@ -34,6 +34,7 @@ def markdown(evidence: Evidence, decision: Decision) -> str:
             worded_heads=wordings.HEADS,
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
+            equal_learning=forgetting.frontier_sentences(decision),
             predictions=tables.predictions(decision),
             coverage=tables.coverage(decision),
             failures=tables.failures(evidence, decision),

@@ -271,6 +271,9 @@ class StudyForm(Record):
     retention: dict[Name, Text] = Field(
         {}, description="files of held-out texts that must stay likely, by name", examples=[{"wiki": "texts.jsonl"}]
     )
+    frontier: bool = Field(
+        False, description="word true to ask every run of the search what it forgot, too", examples=[True]
+    )
     drift: tuple[Literal["states", "weights"], ...] = Field(
         (),
         max_length=2,

@@ -30,6 +30,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         *floor_faults,
         *tuning_faults,
         *_cost_faults(form, tasks),
+        *_forgetting_faults(form),
     ]
     if faults:
         return None, faults
@@ -43,6 +44,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         "precision",
         "readout",
         "retention",
+        "frontier",
         "keep",
         "pack",
         "seed",
@@ -199,15 +201,26 @@ def _cost_faults(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> Iterator[Fault
         if getattr(form, part).cost_usd is not None and form.hardware.usd_per_hour is None:
             what = "needs a price, got no hardware.usd_per_hour; give the price of the machine, or remove this"
             yield Fault((part, "cost_usd"), what)
-    if form.limits.forgetting_nats is not None and not form.retention:
-        what = "needs held-out texts, got no retention; add retention: {wiki: texts.jsonl}, or remove this"
-        yield Fault(("limits", "forgetting_nats"), what)
     if form.budget.usd is not None and not form.hardware.usd_per_hour:
         what = "needs a price, got no hardware.usd_per_hour; give the price of the machine, or a budget of gpu_hours"
         yield Fault(("budget", "usd"), what)
     primary = form.rule.primary or form.tasks[0].name
     metric = next((metrics.METRICS[task.metric] for task in tasks if task.name == primary), None)
     yield from _anchor_faults(form.criteria, quality_rises=metric.higher_is_better if metric else None)
+
+
+def _forgetting_faults(form: StudyForm) -> Iterator[Fault]:
+    """What is asked of forgetting needs texts, and a frontier whole runs of the arms themselves."""
+    keys = [("limits", "forgetting_nats")] if form.limits.forgetting_nats is not None else []
+    keys += [("frontier",)] if form.frontier else []
+    for where in keys if not form.retention else ():
+        yield Fault(where, "needs held-out texts, got no retention; add retention: {wiki: texts.jsonl}, or remove this")
+    if form.frontier and not form.tuning.exhaustive:
+        what = "needs a search by whole runs, got tuning.exhaustive false; remove one of the two"
+        yield Fault(("frontier",), what)
+    if form.frontier and form.tuning.on is not None:
+        what = f"needs a search on the base that is trained, got tuning.on {show(form.tuning.on)}"
+        yield Fault(("frontier",), f"{what}; remove one of the two")
 
 
 def _anchor_faults(criteria: CriteriaForm, *, quality_rises: bool | None) -> Iterator[Fault]:

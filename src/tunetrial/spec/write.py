@@ -9,8 +9,8 @@ from tunetrial import tasks
 from tunetrial.core.study import Arm, Setting, Study, TaskSpec
 from tunetrial.spec.text import NUMBER
 
-_SHARED = ("epochs", "batch_examples", "max_tokens", "weight_decay", "precision", "readout", "retention", "drift")
-_SHARED += ("keep", "pack", "seed")
+_SHARED = ("epochs", "batch_examples", "max_tokens", "weight_decay", "precision", "readout", "retention", "frontier")
+_SHARED += ("drift", "keep", "pack", "seed")
 
 
 class _Dumper(yaml.SafeDumper):

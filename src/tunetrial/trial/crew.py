@@ -8,9 +8,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from tunetrial.core.errors import TunetrialError
+from tunetrial.core.pins import given
 from tunetrial.core.study import Trial
 from tunetrial.store import StudyFolder
-from tunetrial.trial.execution import record_infeasible, seen
+from tunetrial.trial.execution import record_infeasible
 from tunetrial.trial.pinning import Pinned
 from tunetrial.trial.pool import Worker, cores
 from tunetrial.trial.progress import Running, label
@@ -158,8 +159,9 @@ class Crew:
             worker.open(pinned.folder(trial.arm.name), engine=pinned.engine, precision=pinned.lock.precision)
             self._busy[worker] = assignment
             data = self._pinned.data[trial.task]
-            worker.send_data(data, seen(data, trial.purpose))
             terms = self._pinned.terms(trial, micro_batch=assignment.micro_batch, at_once=assignment.at_once)
+            final = trial.purpose == "final"
+            worker.send_data(data, given(data.splits, final=final, texts=bool(terms.observe)))
             trials = [trial.model_dump(mode="json") for trial in assignment.pack]
             worker.send({"do": "trials", "trials": trials, "study": str(self._folder), "terms": asdict(terms)})
 

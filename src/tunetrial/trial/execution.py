@@ -17,8 +17,8 @@ from tunetrial.analysis import metrics, texts
 from tunetrial.core.engine import Pack, Session, Step
 from tunetrial.core.errors import DivergedError, DoesNotFitError, ModelError
 from tunetrial.core.evidence import Example, Fact, Measurement, Scores, Table, TaskData, TrialRecord
-from tunetrial.core.pins import TEXT, for_finals_alone
-from tunetrial.core.study import Observed, Purpose, Trial
+from tunetrial.core.pins import TEXT, given
+from tunetrial.core.study import Observed, Trial
 from tunetrial.store import TrialFolder, begin_together
 from tunetrial.store.speeds import processor
 from tunetrial.tasks import sandbox
@@ -37,7 +37,7 @@ class Terms:
     """On what terms a trial is carried out: the task's metric, whose contributions are kept with the scores; whether
     the engine is a simulator; how many examples of how many members of a pack may be computed at once, if less than the
     engine would; the JSON of the schema that completions are held against; the seed whose runs are kept at a rung, to
-    go on from there; what of finals is observed besides their answers, and the seed whose finals show the floors of
+    go on from there; what is observed of the model besides its answers, and the seed whose finals show the floors of
     drift, which are the base's."""
 
     metric: str
@@ -48,11 +48,6 @@ class Terms:
     kept_seed: int | None = None
     observe: tuple[Observed, ...] = ()
     floor_seed: int | None = None
-
-
-def seen(data: TaskData, purpose: Purpose) -> tuple[str, ...]:
-    """The splits that a trial of this purpose is given."""
-    return tuple(split for split in data.splits if purpose == "final" or not for_finals_alone(split))
 
 
 def scored(splits: Iterable[str]) -> tuple[str, ...]:
@@ -89,8 +84,8 @@ def carry_out(
         DoesNotFitError: It did not fit. That is a result only if it was alone: whoever knows says `record_infeasible`.
         StoreError: Another process still has a trial in hand after a minute, or the disk is full.
     """
-    purpose = pack[0].purpose
-    given = replace(data, splits={name: data.splits[name] for name in seen(data, purpose)})
+    final = pack[0].purpose == "final"
+    seen = {name: data.splits[name] for name in given(data.splits, final=final, texts=bool(terms.observe))}
     with ExitStack() as held:
         due = {number: folder for number, folder in enumerate(folders) if not folder.done}
         for folder in due.values():
@@ -100,7 +95,7 @@ def carry_out(
             for number, folder in due.items():
                 folder.take_up(pack[number].course)
             begin_together(list(due.values()), [trial.id for trial in pack], afresh=len(due) < len(pack))
-            ended = _attempt(pack, given, session, due, terms, watch)
+            ended = _attempt(pack, replace(data, splits=seen), session, due, terms, watch)
             for number, (record, scores, tables) in ended.items():
                 record = record.model_copy(update={"synthetic": terms.synthetic, "provenance": provenance()})
                 if record.status == "ok" and pack[number].share and pack[number].seed == terms.kept_seed:
@@ -171,7 +166,7 @@ def _train(
         number: _concluded(run, number, pack[number], folder, data, answers, evaluate_s, terms)
         for number, folder in due.items()
     }
-    if pack[0].purpose != "final" or not terms.observe:
+    if not terms.observe:
         return ended
     return {n: _observed(run, n, data, one, terms) if one.record.status == "ok" else one for n, one in ended.items()}
 

@@ -62,7 +62,7 @@ class Pinned:
             at_once=at_once,
             json_schema=spec.json_schema,
             kept_seed=tuning_seeds(self.lock)[0],
-            observe=self.lock.study.observed,
+            observe=self.lock.study.observed(trial.purpose),
             floor_seed=self.lock.final_seeds(1)[0],
         )
 
