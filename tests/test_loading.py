@@ -66,3 +66,13 @@ def test_what_is_loaded_already_freezes_nothing_more_and_a_failure_leaves_collec
     with pytest.raises(ImportError):
         load("tunetrial.no_such_module")
     assert gc.get_freeze_count() == frozen and gc.isenabled()
+
+
+def test_what_checks_a_record_is_built_when_one_is_made():
+    code = (
+        "from tunetrial.core.evidence import TrialRecord; from tunetrial.core.study import Arm; "
+        "print(Arm.__pydantic_complete__); Arm(name='a', method='full'); "
+        "print(Arm.__pydantic_complete__, TrialRecord.__pydantic_complete__)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert said == ["False", "True", "False"]

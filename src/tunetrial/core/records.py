@@ -8,9 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
-    """An immutable value; an unknown field is an error, so that a typo never passes silently."""
+    """An immutable value; an unknown field is an error, so that a typo never passes silently.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    What checks it is built at its first use: of a hundred kinds a process meets a few.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @property
     def digest(self) -> str:
