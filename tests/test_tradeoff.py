@@ -8,6 +8,7 @@ import pytest
 import planted
 from tunetrial import report
 from tunetrial.analysis import decide, metrics
+from tunetrial.analysis.explained import explained
 from tunetrial.analysis.tradeoff import frontiers
 from tunetrial.core.evidence import Measurement
 
@@ -131,3 +132,33 @@ def test_runs_of_the_search_are_known_by_the_texts_and_nothing_else_by_more_than
     for purpose, same in (("tune", False), ("confirm", True), ("probe", True), ("final", True)):
         ids = {lock.trial("lora", "mail", purpose=purpose, **asked).id for lock in (held, plain)}
         assert (len(ids) == 1) == same, purpose
+
+
+def drifted(*, within, arms=("full", "lora"), seeds=8):
+    """Finals whose drift goes with their forgetting within arms, or only because arms differ in both."""
+    held = planted.lock(arms, retention={"wiki": "wiki.txt"}, drift=("states",), looks=(seeds,))
+    found = planted.evidence(held, dict.fromkeys(arms, 0.8), rows=60, seeds=seeds)
+    rng, tables = np.random.default_rng(3), {}
+    for record in found.of(purpose="final"):
+        of_arm, own, other = 0.3 * (record.trial.arm.name == "full"), *rng.uniform(0, 0.1, 2)
+        tables[record.trial.id, "forgetting"] = table(of_arm + own)
+        cka = 1 - (of_arm + (own if within else other)) * np.array([0.5, 1.5, np.nan, 9.0])
+        layer = np.array([0, 1, 2, 0])
+        names = {"source": ["test"] * 4, "pooling": ["mean", "mean", "mean", "last"]}
+        columns = {name: np.array(values, dtype=object) for name, values in names.items()}
+        numbers = dict.fromkeys(("change", "cosine", "angle", "rsa", "shuffled_mean", "shuffled_sd"), cka)
+        tables[record.trial.id, "states"] = {**columns, "layer": layer, "cka": cka, **numbers, "rows": layer + 9}
+    return replace(found, tables=tables)
+
+
+def test_drift_and_forgetting_are_correlated_over_runs_and_within_arms():
+    together, apart = (explained(drifted(within=within))[0] for within in (True, False))
+    assert together.within[0] > 0.99 and together.within_line[0] == pytest.approx(1)
+    assert (together.runs, together.arms, together.source) == (16, ("full", "lora"), "test")
+    assert apart.pooled[1] > 0 and apart.within[1] < 0 < apart.within[2]
+    found = drifted(within=False)
+    decision = decide(found).model_copy(update={"moved": ()})
+    said = "arms differ in both, but within arms the one is not shown to go with the other"
+    assert said in report.markdown(found, decision) and said in report.html(found, decision)
+    assert explained(drifted(within=True, arms=("full", "lora"), seeds=2)) == ()
+    assert explained(replace(found, tables={})) == ()

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from tunetrial.analysis import costs, fairness, need, rates, reasons, scoring
 from tunetrial.analysis.board import Board, lay_out
 from tunetrial.analysis.compare import comparison, review
+from tunetrial.analysis.explained import explained
 from tunetrial.analysis.layers import moved
 from tunetrial.analysis.repeats import repeats
 from tunetrial.analysis.retention import forgotten
@@ -74,6 +75,7 @@ def decide(
         moved=moved(evidence, results),
         updated=updated(evidence),
         frontiers=frontiers(evidence),
+        explained=explained(evidence),
         test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,
         record_digests={r.trial.id: r.digest for r in evidence.records},

@@ -104,6 +104,25 @@ class Frontier(Record):
     level: float
 
 
+class Explained(Record):
+    """Whether runs that drifted further forgot more: correlations over `runs` finals of `arms`, one number each a run.
+
+    `source` is the split whose states drifted. `pooled` is Spearman's over all runs, to which differences between arms
+    add, `within` after taking out each arm's mean; `pooled_line` and `within_line` are Pearson's. Ends at `level` are
+    None where runs lie in perfect order.
+    """
+
+    task: str
+    source: str
+    pooled: Ends
+    within: Ends
+    pooled_line: Ends
+    within_line: Ends
+    runs: int
+    arms: tuple[str, ...]
+    level: float
+
+
 class Wordings(Record):
     """How far one arm's answers to a task's test rows change with the wording of the inputs alone.
 

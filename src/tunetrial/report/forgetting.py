@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.core.findings import Ends, Forgotten, Frontier, Loss, Point
+from tunetrial.core.findings import Ends, Explained, Forgotten, Frontier, Loss, Point
+from tunetrial.core.pins import TEXT
 from tunetrial.report import words
 from tunetrial.report.plots import Frame, Line, Mark, Panel, Tick, padded, ticks, value_ticks
 
@@ -170,3 +171,29 @@ def _at_equal_learning(one: Frontier) -> str:
     return (
         f"{where}, {arm} forgets {how} ({words.percent(one.level)} interval {ends}, {one.seeds} seeds{shown}); {along}."
     )
+
+
+def explanations(decision: Decision) -> tuple[str, ...]:
+    """Whether runs that drifted further forgot more, over all runs and within arms."""
+    return tuple(_explanation(one) for one in decision.explained)
+
+
+def _explanation(one: Explained) -> str:
+    shown = {name: _side(getattr(one, name)) for name in ("pooled", "within")}
+    if shown["within"] == 1:
+        meaning = "within arms, runs that drifted further forgot more"
+    elif shown["within"] == -1:
+        meaning = "within arms, runs that drifted further forgot less"
+    elif shown["pooled"]:
+        meaning = "arms differ in both, but within arms the one is not shown to go with the other"
+    else:
+        meaning = "drift is not shown to go with forgetting"
+    rows = "test rows" if one.source == "test" else f"the text {words.name(one.source.removeprefix(TEXT))}"
+    told = f"Spearman {_ends(one.within)} within arms, {_ends(one.pooled)} over all"
+    return f"Drift on {rows}, tuned on {words.name(one.task)}: {meaning} ({told}; {one.runs} runs)."
+
+
+def _side(found: Ends) -> int:
+    """1 or -1 where an interval lies on one side of 0, else 0."""
+    _, low, high = found
+    return 0 if low is None or high is None else (low > 0) - (high < 0)

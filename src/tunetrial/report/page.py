@@ -55,6 +55,7 @@ def html(evidence: Evidence, decision: Decision) -> str:
             forgetting=forgetting.sentences(decision, *limit),
             searched=headline.searched(decision),
             equal_learning=forgetting.frontier_sentences(decision),
+            explanations=forgetting.explanations(decision),
             frontiers=forgetting.panels(evidence, decision),
             failures=tables.failures(evidence, decision),
             provenance=provenance.gather(evidence, decision),

@@ -35,6 +35,7 @@ def markdown(evidence: Evidence, decision: Decision) -> str:
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
             equal_learning=forgetting.frontier_sentences(decision),
+            explanations=forgetting.explanations(decision),
             predictions=tables.predictions(decision),
             coverage=tables.coverage(decision),
             failures=tables.failures(evidence, decision),
