@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from planted import RATES, evidence, lock
 from tunetrial import models
 from tunetrial.analysis import ladder, prospects
-from tunetrial.analysis.ladder import Ladder
 from tunetrial.core.errors import ConfigError, DataError, EvidenceError
 from tunetrial.core.evidence import Evidence, Example, Scores, TaskData, TrialRecord
+from tunetrial.core.ladder import Ladder
 from tunetrial.core.study import DataPin, Tuning
 from tunetrial.engine.sim import SimEngine, Truth, World
 from tunetrial.plan.ladder import ladder_trials
@@ -30,9 +30,9 @@ def rows(split, count, per_cluster=1):
 DATA = TaskData("mail", "classify", ("a", "b", "c"), {"train": rows("t", 80), "validation": rows("v", 200)})
 
 
-def begun(**settings) -> Evidence:
+def begun(asked=ASKED, **settings) -> Evidence:
     """A study whose rates are known (1e-3), with rows pinned for each rung and no finals."""
-    held = lock(tuning=Tuning(learning_rate=RATES), **settings)
+    held = lock(tuning=Tuning(learning_rate=RATES), ladder=asked, **settings)
     arms = [
         a.model_copy(update={"settings": {"rank": 16, "alpha": 32.0}}) if a.name == "lora" else a
         for a in held.study.arms
@@ -77,34 +77,34 @@ def learns(trial):
 
 
 def whole_study(quality=learns, asked=ASKED, **settings):
-    found = begun(**settings)
-    return carry_out(found, [*finals(found), *ladder_trials(asked, found)], quality)
+    found = begun(asked, **settings)
+    return carry_out(found, [*finals(found), *ladder_trials(found)], quality)
 
 
 def test_rungs_are_asked_for_once_the_rate_is_known_and_until_they_are_there():
     found = begun()
-    assert ladder_trials(ASKED, replace(found, records=())) == ()
-    trials = ladder_trials(ASKED, found)
+    assert ladder_trials(replace(found, records=())) == ()
+    trials = ladder_trials(found)
     names = [f"mail@{name}" for name in ("rows=0.25", "rows=0.5", "rank=8", "rank=32", "rank=64")]
     assert [t.task for t in trials] == [name for name in names for _ in range(5)]
     assert {t.seed for t in trials} == set(found.lock.final_seeds(5)) and {t.learning_rate for t in trials} == {1e-3}
     assert {t.purpose for t in trials} == {"confirm"} and len({t.id for t in trials}) == len(trials)
     after = carry_out(found, trials[:7], learns)
-    assert ladder_trials(ASKED, after) == trials[7:]
-    assert ladder_trials(ASKED, carry_out(found, trials, learns)) == ()
+    assert ladder_trials(after) == trials[7:]
+    assert ladder_trials(carry_out(found, trials, learns)) == ()
 
 
 def test_alpha_goes_with_the_rank():
     found = begun()
-    scales = {t.arm.settings["rank"]: t.arm.settings["alpha"] for t in ladder_trials(ASKED, found)}
+    scales = {t.arm.settings["rank"]: t.arm.settings["alpha"] for t in ladder_trials(found)}
     assert scales == {8: 16.0, 16: 32.0, 32: 64.0, 64: 128.0}
 
 
 def test_a_rung_that_does_not_fit_is_left():
     found = begun()
-    first = next(t for t in ladder_trials(ASKED, found) if t.task == "mail@rank=64")
+    first = next(t for t in ladder_trials(found) if t.task == "mail@rank=64")
     record = TrialRecord(trial=first, status="infeasible", reason="out of memory")
-    after = ladder_trials(ASKED, replace(found, records=(*found.records, record)))
+    after = ladder_trials(replace(found, records=(*found.records, record)))
     assert "mail@rank=64" not in {t.task for t in after} and len(after) == 20
 
 
@@ -117,22 +117,22 @@ def test_rungs_are_nothing_to_the_rest_of_the_study():
 
 def test_what_cannot_be_asked_is_refused():
     with pytest.raises(EvidenceError, match="no such arm"):
-        ladder_trials(Ladder(arm="dora", rows=(0.25, 0.5, 1)), begun())
+        ladder_trials(begun(Ladder(arm="dora", rows=(0.25, 0.5, 1))))
     with pytest.raises(EvidenceError, match="not pinned"):
-        ladder_trials(Ladder(arm="lora", rows=(0.1, 0.5, 1)), begun())
+        ladder_trials(begun(Ladder(arm="lora", rows=(0.1, 0.5, 1))))
     with pytest.raises(EvidenceError, match="rank of lora, 16"):
-        ladder_trials(Ladder(arm="lora", ranks=(8, 32, 64)), begun())
+        ladder_trials(begun(Ladder(arm="lora", ranks=(8, 32, 64))))
     folded = begun()
     folded = replace(folded, lock=folded.lock.model_copy(update={"folds": {"mail": 5}}))
     with pytest.raises(ConfigError, match="folds"):
-        ladder_trials(ASKED, folded)
+        ladder_trials(folded)
     for asked in ({"rows": (0.5, 0.25, 1)}, {"rows": (0.5, 1)}, {"rows": (0.2, 0.4, 0.8)}, {"ranks": (0, 8, 16)}):
         with pytest.raises(ValidationError):
             Ladder(arm="lora", **asked)
 
 
 def test_gains_are_read_off_the_rungs_and_priced():
-    labels, rank, full = ladder.outlook(whole_study(), ASKED, run_usd=RUN_USD)
+    labels, rank, full = ladder.outlook(whole_study(), run_usd=RUN_USD).prospects
     assert (labels.what, rank.what, full.what) == ("more labels", "more rank", "full fine-tuning")
     assert labels.low < 0.1 * 2 / 3 < labels.high and 0.03 < labels.gain < 0.11 and labels.chance > 0.9
     assert labels.usd == pytest.approx(80 * 0.01 + 2 * 0.5) and (rank.usd, full.usd) == (0.5, 1.0)
@@ -153,23 +153,25 @@ def test_more_rank_is_measured_where_the_next_rung_is_there_and_else_forecast():
             by_rank[record.trial.arm.settings["rank"]].append(np.mean(scores.target_E == scores.prediction_E))
     own = [found.scores[r.trial.id, "validation"] for r in found.of(purpose="final", arm="lora")]
     own = np.mean([np.mean(s.target_E == s.prediction_E) for s in own])
-    measured = ladder.outlook(found, ASKED, run_usd=RUN_USD)[1]
+    measured = ladder.outlook(found, run_usd=RUN_USD).prospects[1]
     assert measured.gain == pytest.approx(np.mean(by_rank[32]) - own)
     top = Ladder(arm="lora", ranks=(4, 8, 16))
-    forecast = ladder.outlook(whole_study(asked=top), top, run_usd=RUN_USD)[0]
+    forecast = ladder.outlook(whole_study(asked=top), run_usd=RUN_USD).prospects[0]
     assert forecast.low <= 0 <= forecast.high and forecast.net_usd is None and "worth" in forecast.why
 
 
 def test_an_ascent_counts_every_rung_from_the_arm_as_it_is():
     found = whole_study()
-    by_rank = ladder.ascent(found, ladder.rank_rungs(ASKED, found.lock))
+    by_rank = ladder.ascent(found, "ranks", ladder.rank_rungs(found.lock))
     assert [gain is None for gain in by_rank.gains] == [False, True, False, False]
-    assert by_rank.gains[2].expected == pytest.approx(ladder.outlook(found, ASKED, run_usd=RUN_USD)[1].gain)
+    assert by_rank.gains[2].expected == pytest.approx(ladder.outlook(found, run_usd=RUN_USD).prospects[1].gain)
     assert by_rank.beyond.high - by_rank.beyond.low > by_rank.gains[3].high - by_rank.gains[3].low
-    by_rows = ladder.ascent(found, ladder.row_rungs(ASKED, found.lock))
+    by_rows = ladder.ascent(found, "rows", ladder.row_rungs(found.lock))
     assert by_rows.gains[0].expected < by_rows.gains[1].expected < by_rows.gains[1].high < 0
     assert by_rows.gains[2] is None
-    assert "0 of 5 runs" in ladder.ascent(begun(), ladder.row_rungs(ASKED, begun().lock))
+    both = ladder.outlook(found, run_usd=RUN_USD)
+    assert both.ascents == (by_rows, by_rank) and both.unread == {}
+    assert "0 of 5 runs" in ladder.outlook(begun(), run_usd=RUN_USD).unread["rows"]
 
 
 def test_what_is_missing_is_said():
@@ -177,19 +179,19 @@ def test_what_is_missing_is_said():
     lost = next(r for r in found.records if r.trial.task == "mail@rows=0.5")
     diverged = TrialRecord(trial=lost.trial, status="diverged", reason="loss nan")
     found = replace(found, records=tuple(diverged if r is lost else r for r in found.records))
-    labels, rank, _ = ladder.outlook(found, ASKED, run_usd=RUN_USD)
+    labels, rank, _ = ladder.outlook(found, run_usd=RUN_USD).prospects
     assert labels.gain is None and "diverged" in labels.why and rank.gain is not None
     none = replace(none, records=tuple(r for r in none.records if r.trial.task != "mail@rank=32"))
-    assert "0 of 5 runs" in ladder.outlook(none, ASKED, run_usd=RUN_USD)[1].why
-    unpriced = ladder.outlook(whole_study(), ASKED, run_usd={})
+    assert "0 of 5 runs" in ladder.outlook(none, run_usd=RUN_USD).prospects[1].why
+    unpriced = ladder.outlook(whole_study(), run_usd={}).prospects
     assert all(p.gain is not None and p.usd is None and p.net_usd is None for p in unpriced)
     assert prospects.best(unpriced) is None
 
 
 def test_nothing_to_gain_means_stop():
     asked = ASKED.model_copy(update={"margin_usd": 0.1})
-    found = ladder.outlook(whole_study(lambda trial: 0.7), asked, run_usd=RUN_USD)
-    assert prospects.best(found).what == "stop"
+    found = ladder.outlook(whole_study(lambda trial: 0.7, asked), run_usd=RUN_USD)
+    assert found.best == "stop" and ladder.outlook(begun(None), run_usd=RUN_USD) is None
 
 
 @given(st.floats(0.05, 1), st.floats(0.05, 1), st.integers(1, 5))

@@ -183,7 +183,7 @@ def curves_of(arms, *, steps=40, hours=None):
     curves = {}
     for record in found.of(purpose="final"):
         falls = 1 + np.exp(-np.arange(1, steps + 1) / arms[record.trial.arm.name])
-        lost = record.trial.arm.name == "lora" and record.trial.seed == 3
+        lost = record.trial.arm.name == "lora" and record.trial.seed == 3 and steps > 30
         curves[record.trial.id] = tuple(
             line(n + 1, loss=None if lost and n == 29 else float(falls[n]), tokens=10 + n % 2) | {"steps": steps}
             for n in range(30 if lost else steps)
@@ -191,29 +191,47 @@ def curves_of(arms, *, steps=40, hours=None):
     return replace(found, curves=curves)
 
 
-def test_the_finals_of_a_study_are_gathered_by_arm_and_axis():
-    full, lora = learning.learnt(curves_of({"full": 3, "lora": 6}, hours=3.6), "mail")
-    assert (full.arm, lora.arm) == ("full", "lora") and lora.loss_RS.shape == (3, 40)
-    assert np.isnan(lora.loss_RS[2, 29:]).all() and np.isfinite(lora.loss_RS[:2]).all()
-    steps = full.reached["steps"][0.9].median
-    assert full.reached["seconds"][0.9].median == 2 * steps and full.reached["usd"][0.9].median == 0.002 * steps
-    # 100 rows in steps of 16: the seventh step of an epoch has 4.
-    assert full.reached["examples"][0.9].median == 100 * (steps // 7) + 16 * (steps % 7)
-    assert full.reached["tokens"][0.9].median == 10 * steps + steps // 2
-    assert lora.reached["steps"][0.9].never == 1 and lora.reached["steps"][0.9].high is None
+def test_a_study_says_how_soon_each_arm_learns():
+    found = curves_of({"full": 3, "lora": 6}, hours=3.6)
+    full, lora = learning.learned(found)
+    assert (full.task, full.arm, lora.arm) == ("mail", "full", "lora") and list(full.steps) == [0.9, 0.95]
+    falls = np.exp(-np.arange(1, 41) / 3)
+    share = (falls[0] - falls) / (falls[0] - falls[-8:].mean())
+    for asked, reached in full.steps.items():
+        assert reached.median == 1 + np.flatnonzero(share >= asked)[0] and reached.never == 0
+    assert full.mean_loss is None, "three runs that are all equal have no interval"
+    assert lora.steps[0.9].never == 1 and lora.steps[0.9].high is None and lora.mean_loss is None
+    assert full.usd_per_step is None, "without a probe no step has a price"
+
+
+def test_the_mean_loss_is_the_mean_height_over_seeds():
+    found = curves_of({"full": 3, "lora": 6})
+    higher = {
+        r.trial.id: tuple(row | {"loss": row["loss"] + 0.1 * r.trial.seed} for row in found.curves[r.trial.id])
+        for r in found.of(purpose="final", arm="full")
+    }
+    (full, *_) = learning.learned(replace(found, curves=higher))
+    middle = 1.2 + np.trapezoid(np.exp(-np.arange(1, 41) / 3)) / 39
+    assert full.mean_loss[0] == pytest.approx(middle)
+    assert full.mean_loss[2] - middle == pytest.approx(0.1 * 4.302653 / 3**0.5, rel=1e-5)
+
+
+def test_a_step_is_priced_by_the_probe():
+    held = lock(hardware=Hardware(usd_per_hour=3.6))
+    found = evidence(held, {"full": 0.8, "lora": 0.8}, seeds=3, costs={"full": {"step_s": 0.5}})
+    found = replace(found, curves=curves_of({"full": 3, "lora": 6}, hours=3.6).curves)
+    assert [one.usd_per_step for one in learning.learned(found)] == [pytest.approx(0.0005), None]
 
 
 def test_runs_that_all_ended_early_never_got_there():
     """A run that diverges alone has no line of the step at which it did."""
     found = curves_of({"full": 3, "lora": 6})
     cut = replace(found, curves={name: curve[:20] for name, curve in found.curves.items()})
-    for arm in learning.learnt(cut, "mail"):
-        assert arm.reached["steps"][0.9].never == 3 and arm.loss_RS.shape == (3, 40)
+    assert [one.steps[0.9].never for one in learning.learned(cut)] == [3, 3]
 
 
-def test_curves_without_a_price_or_in_folds():
+def test_what_shows_no_curve_is_left_out():
     found = curves_of({"full": 3, "lora": 6})
-    assert "usd" not in learning.learnt(found, "mail")[0].reached
-    assert learning.learnt(replace(found, curves={}), "mail") == ()
-    with pytest.raises(EvidenceError, match="folds"):
-        learning.learnt(replace(found, lock=found.lock.model_copy(update={"folds": {"mail": 5}})), "mail")
+    assert learning.learned(replace(found, curves={})) == ()
+    assert learning.learned(curves_of({"full": 3, "lora": 6}, steps=4)) == ()
+    assert learning.learned(replace(found, lock=found.lock.model_copy(update={"folds": {"mail": 5}}))) == ()

@@ -1,4 +1,4 @@
-"""Pictures of learning: to scale, text that stays text, nothing that a page's policy forbids; the table of spends."""
+"""Learning in the report: pictures to scale, text that stays text, nothing that a page's policy forbids; tables."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -7,24 +7,12 @@ import numpy as np
 import pytest
 
 from tunetrial.analysis import learning
-from tunetrial.analysis.ladder import Ascent, Rung
-from tunetrial.analysis.prospects import Gain, Prospect, measured, prospect
+from tunetrial.analysis.prospects import Gain, prospect
 from tunetrial.analysis.stats import Estimate
-from tunetrial.core.errors import EvidenceError
-from tunetrial.core.study import Arm
-from tunetrial.report.learning import LEFT, RIGHT, Courses, courses_svg, ladder_svg, said_of, spend_rows, spend_sentence
+from tunetrial.core.findings import Ascent, Gained, Outlook, Prospect
+from tunetrial.report.learning import _reached, ladder_svg, spend_rows, spend_sentence
 
 SPACE = "{http://www.w3.org/2000/svg}"
-STEPS = np.arange(1.0, 201.0)
-
-
-def courses(name="lora", *, runs=5, diverged=0, arm=1):
-    value_RS = np.stack([1 + np.exp(-STEPS / (15 + 5 * run)) for run in range(runs)])
-    value_RS[:diverged, 100:] = np.nan
-    found = {
-        s: learning.over_seeds([learning.to_plateau(STEPS, -row, share=s) for row in value_RS]) for s in (0.9, 0.95)
-    }
-    return Courses(name, arm, STEPS, value_RS, found)
 
 
 def drawn(svg):
@@ -32,44 +20,15 @@ def drawn(svg):
     return root, [e.get("d") for e in root.iter(f"{SPACE}path")]
 
 
-def curves(*arms):
-    return courses_svg("Curves", arms, x_label="optimiser step", y_label="loss")
-
-
-def ascent(**gains):
+def ascent(beyond=None, **gains):
     """Rungs of 20, 40 and 80 rows; gains over the last."""
-    arm = Arm(name="lora", method="lora")
-    rungs = tuple(Rung("mail", arm, size, size == 80) for size in (20, 40, 80))
-    of = {name: measured(Estimate(effect=value, se=0.01, df=8.0)) for name, value in gains.items()}
-    return Ascent(rungs, (of["quarter"], of["half"], None), of.get("beyond"))
+    of = {name: Gained(expected=value, low=value - 0.02, high=value + 0.02) for name, value in gains.items()}
+    further = None if beyond is None else Gained(expected=beyond, low=beyond - 0.05, high=beyond + 0.05)
+    return Ascent(of="rows", sizes=(20, 40, 80), gains=(of["quarter"], of["half"], None), beyond=further)
 
 
 def steps_up(found, margin=0.05):
-    return ladder_svg("More rows", found, arm=1, x_label="rows", y_label="accuracy", margin=margin)
-
-
-def test_every_run_is_drawn_and_a_mean_of_those_that_ended():
-    lines = [d for d in drawn(curves(courses()))[1] if d.count(" ") > 30]
-    assert len(lines) == 6
-    broken = [d for d in drawn(curves(courses(diverged=2)))[1] if d.count(" ") > 10]
-    assert sorted(d.count(" ") for d in broken)[:2] == [24, 24] and len(broken) == 6
-    assert len([d for d in drawn(curves(courses(diverged=5)))[1] if d.count(" ") > 10]) == 5
-
-
-def test_intervals_lie_where_their_ends_are_and_point_beyond_what_was_seen():
-    whole, lost = courses(), courses(diverged=3)
-    at = {share: LEFT + (RIGHT - LEFT) * found.low / 200 for share, found in whole.reached.items()}
-    _, paths = drawn(curves(whole))
-    for share in (0.9, 0.95):
-        assert any(d.startswith(f"M{round(at[share], 2)} ") and f"H{RIGHT}" not in d for d in paths)
-    assert lost.reached[0.9].median is None and lost.reached[0.9].high is None
-    text = curves(lost)
-    assert f"H{RIGHT}M" in text and "3 of 5 not within it" in text and "3 of 5 runs never got there" in text
-
-
-def test_a_median_is_said_with_its_interval():
-    found = learning.over_seeds([30, None, 10, 20, None])
-    assert said_of(found) == "30 (93.8\u202f% interval 10 to beyond the run; 2 of 5 runs never got there)"
+    return ladder_svg(found, arm=1, y_label="gain in accuracy", margin=margin)
 
 
 def test_a_ladder_shows_its_rungs_and_one_step_beyond():
@@ -82,20 +41,22 @@ def test_a_ladder_shows_its_rungs_and_one_step_beyond():
     y = [float(y) for _, y in spots]
     assert (y[0] - y[2]) / (y[2] - y[3]) == pytest.approx(4, rel=0.01)
     texts = [e.text for e in root.iter(f"{SPACE}text")]
-    assert {"20", "40", "80", "160"} <= set(texts)
+    assert {"20", "40", "80", "160", "More rows", "training rows"} <= set(texts)
     assert "no forecast" in steps_up(ascent(quarter=-0.2, half=-0.1))
     assert "margin" not in steps_up(ascent(quarter=-0.2, half=-0.1), margin=None)
 
 
 def test_text_stays_text_and_nothing_is_loaded_or_styled():
-    for svg in (
-        curves(courses("<script>&"), courses("full", arm=0)),
-        steps_up(ascent(quarter=-0.2, half=-0.1, beyond=0.1)),
-    ):
-        ElementTree.fromstring(svg)
-        assert "<script" not in svg and "style=" not in svg and "href" not in svg and "<polyline" not in svg
-    with pytest.raises(EvidenceError, match="nothing to draw"):
-        curves()
+    svg = ladder_svg(ascent(quarter=-0.2, half=-0.1, beyond=0.1), arm=1, y_label="<script>&", margin=0.05)
+    ElementTree.fromstring(svg)
+    assert "<script" not in svg and "style=" not in svg and "href" not in svg and "<polyline" not in svg
+
+
+def test_a_median_is_said_with_its_interval_and_its_price():
+    found = learning.over_seeds([30, None, 10, 20, None])
+    assert _reached(found, None) == "30 (10 to beyond the run)"
+    assert _reached(found, 0.1) == "30 (10 to beyond the run); $3.00"
+    assert _reached(learning.over_seeds([None, None, 10]), 0.1) == "beyond the run (10 to beyond the run)"
 
 
 def a_prospect(what, gain, usd, worth=400.0) -> Prospect:
@@ -120,11 +81,29 @@ def test_no_chance_is_called_certain():
     assert [row[3] for row in spend_rows([sure, hopeless], margin=0.05)[1:]] == ["over 99\u202f%", "under 1\u202f%"]
 
 
-def test_the_sentence_names_the_best_spend_or_says_stop():
+def outlook(*prospects, best):
+    return Outlook(task="mail", arm="lora", level=0.95, ascents=(), unread={}, prospects=prospects, best=best)
+
+
+def test_the_sentence_names_the_best_spend_or_says_stop_and_why():
     labels, full = a_prospect("more labels", 0.1, 1.8), a_prospect("full fine-tuning", 0.02, None)
-    assert spend_sentence([labels, full]) == (
-        "Spend on more labels: its expected gain is worth $38.20 more than its price; "
+    assert spend_sentence(outlook(labels, full, best="more labels"), margin=0.05) == (
+        "Spend on more labels, because the expected gain of +0.100 is worth $38.20 more than its price; "
         "full fine-tuning could not be weighed."
     )
-    assert spend_sentence([a_prospect("more labels", 0.001, 1.8)]).startswith("Stop: no further spend")
-    assert spend_sentence([full]).startswith("What to spend on next cannot be said")
+    little = a_prospect("more labels", 0.001, 1.8)
+    assert spend_sentence(outlook(little, best="stop"), margin=0.05) == (
+        "Stop, because no further spend is expected to gain more than it costs; most is expected of more labels: "
+        "+0.001 (\N{MINUS SIGN}0.099 to +0.101)."
+    )
+
+
+def test_without_prices_the_sentence_leaves_the_weighing_to_the_user():
+    full, lost = a_prospect("full fine-tuning", 0.02, None), a_prospect("more rank", -0.02, None)
+    said = spend_sentence(outlook(lost, full, best=None), margin=0.05)
+    assert said.startswith("What to spend on next is yours to weigh") and "full fine-tuning: +0.020" in said
+    assert spend_sentence(outlook(lost, best=None), margin=0.05).startswith(
+        "Stop, because no further spend is expected"
+    )
+    none = a_prospect("more rank", None, 0.5)
+    assert "cannot be said" in spend_sentence(outlook(none, best=None), margin=0.05)

@@ -16,7 +16,7 @@ Other tasks than the primary decide nothing; where their verdicts differ, `becau
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tunetrial.analysis import costs, fairness, need, rates, reasons, scoring
+from tunetrial.analysis import costs, fairness, ladder, learning, need, rates, reasons, scoring
 from tunetrial.analysis.board import Board, lay_out
 from tunetrial.analysis.compare import comparison, review
 from tunetrial.analysis.explained import explained
@@ -76,11 +76,18 @@ def decide(
         updated=updated(evidence),
         frontiers=frontiers(evidence),
         explained=explained(evidence),
+        learned=learning.learned(evidence, level=evidence.lock.study.rule.level),
+        outlook=ladder.outlook(evidence, run_usd=_run_usd(board)),
         test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,
         record_digests={r.trial.id: r.digest for r in evidence.records},
         synthetic=evidence.lock.engine == "sim" or any(r.synthetic for r in evidence.records),
     )
+
+
+def _run_usd(board: Board) -> dict[str, float]:
+    """The price of one training run by arm, where it is known."""
+    return {arm: own["cost_usd"].value for arm, own in board.costs.items() if "cost_usd" in own}
 
 
 def _confirmations(evidence: Evidence) -> tuple[Confirmation, ...]:

@@ -6,47 +6,22 @@ too low, and what the ladder says of going up is then rather too much. All is re
 stays shut. Intervals are each at the study's level, for planning: they are not adjusted for looks or for one another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Self
+from typing import TypeVar
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from tunetrial.analysis import arms, metrics, stats
 from tunetrial.analysis.contrasts import Means, means
-from tunetrial.analysis.prospects import FEWEST_RUNGS, Gain, Prospect, doubled, measured, prospect
+from tunetrial.analysis.prospects import Gain, best, doubled, measured, prospect
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import Evidence, Scores
-from tunetrial.core.records import Record
+from tunetrial.core.findings import Ascent, Gained, Outlook, Prospect
+from tunetrial.core.ladder import Ladder, on_rung, rank_rung, rows_rung
 from tunetrial.core.study import Arm, Lock
 
-
-class Ladder(Record):
-    """What a study asks about more rows, more rank and full fine-tuning, on the task that decides.
-
-    `rows` are shares of the training rows, nested; `ranks` those of `arm`, its own among them. `label_usd` is the price
-    of a labelled row, `margin_usd` what a gain of one margin is worth to the user: both are the user's to say, and
-    without them nothing is priced or advised.
-    """
-
-    arm: str
-    rows: tuple[float, ...] = ()
-    ranks: tuple[int, ...] = ()
-    label_usd: float | None = Field(default=None, ge=0)
-    margin_usd: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _rungs_rise(self) -> Self:
-        for name, rungs in (("rows", self.rows), ("ranks", self.ranks)):
-            if rungs and not all(a < b for a, b in pairwise((0, *rungs))):
-                raise ValueError(f"{name}: must rise from above 0, got {list(rungs)}; write the smallest first")
-            if rungs and len(rungs) < FEWEST_RUNGS:
-                raise ValueError(f"{name}: needs {FEWEST_RUNGS} or more rungs, got {list(rungs)}; add one below")
-        if self.rows and self.rows[-1] != 1:
-            raise ValueError(f"rows: must end with 1, all rows, got {list(self.rows)}; the finals are that rung")
-        return self
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -55,48 +30,46 @@ class Rung:
 
     task: str
     arm: Arm
-    size: float
+    size: int
     own: bool
 
 
-def row_rungs(ladder: Ladder, lock: Lock) -> tuple[Rung, ...]:
-    """The rungs of rows, the last of them the arm as it is.
+def row_rungs(lock: Lock) -> tuple[Rung, ...]:
+    """The rungs of rows of a study with a ladder, the last of them the arm as it is.
 
     Raises:
-        EvidenceError: The rows of a rung are not pinned.
+        EvidenceError: There is no such arm, or the rows of a rung are not pinned.
     """
-    task, arm = lock.study.rule.primary, _arm(ladder, lock)
-    names = {share: task if share == 1 else f"{task}@rows={share:g}" for share in ladder.rows}
-    for name in names.values():
+    (task, arm), found = _climber(lock), []
+    for share in lock.study.ladder.rows:
+        name = rows_rung(task, share)
         if name not in lock.data:
             raise EvidenceError(f"ladder.rows: rows of {name} are not pinned; lock the study with its ladder")
-    return tuple(Rung(name, arm, lock.data[name].counts["train"], share == 1) for share, name in names.items())
-
-
-def rank_rungs(ladder: Ladder, lock: Lock) -> tuple[Rung, ...]:
-    """The rungs of ranks; alpha goes with the rank so that the scale of the update, and hence the rate, stays.
-
-    Raises:
-        EvidenceError: The arm has no rank, or its own is not among them.
-    """
-    task, arm = lock.study.rule.primary, _arm(ladder, lock)
-    own, alpha = arm.settings.get("rank"), arm.settings.get("alpha")
-    if ladder.ranks and own not in ladder.ranks:
-        raise EvidenceError(f"ladder.ranks: must hold the rank of {arm.name}, {own}, got {list(ladder.ranks)}; add it")
-    power = 0.5 if arm.settings.get("rslora") else 1.0
-    found = []
-    for rank in ladder.ranks:
-        settings = {**arm.settings, "rank": rank, "alpha": alpha * (rank / own) ** power}
-        there = arm if rank == own else arm.model_copy(update={"settings": settings})
-        found.append(Rung(task if rank == own else f"{task}@rank={rank}", there, rank, rank == own))
+        found.append(Rung(name, arm, lock.data[name].counts["train"], share == 1))
     return tuple(found)
 
 
-def _arm(ladder: Ladder, lock: Lock) -> Arm:
-    names = [arm.name for arm in lock.study.arms]
+def rank_rungs(lock: Lock) -> tuple[Rung, ...]:
+    """The rungs of ranks of a study with a ladder.
+
+    Raises:
+        EvidenceError: There is no such arm, or its own rank, if it has one, is not among them.
+    """
+    (task, arm), ranks = _climber(lock), lock.study.ladder.ranks
+    own = arm.settings.get("rank")
+    if ranks and own not in ranks:
+        raise EvidenceError(f"ladder.ranks: must hold the rank of {arm.name}, {own}, got {list(ranks)}; add it")
+    names = {rank: rank_rung(task, rank, own) for rank in ranks}
+    there = {name: arm.model_copy(update={"settings": on_rung(arm.settings, name)}) for name in names.values()}
+    return tuple(Rung(name, there[name], rank, rank == own) for rank, name in names.items())
+
+
+def _climber(lock: Lock) -> tuple[str, Arm]:
+    """The task and the arm that a ladder is of."""
+    names, ladder = [arm.name for arm in lock.study.arms], lock.study.ladder
     if ladder.arm not in names:
         raise EvidenceError(f"ladder.arm: no such arm, got {ladder.arm!r}; use {' or '.join(names)}")
-    return lock.study.arm(ladder.arm)
+    return lock.study.rule.primary, lock.study.arm(ladder.arm)
 
 
 def read(evidence: Evidence, rungs: tuple[Rung, ...]) -> Means | str:
@@ -128,31 +101,8 @@ def read(evidence: Evidence, rungs: tuple[Rung, ...]) -> Means | str:
     return means(np.stack([stats.cluster_values(np.stack(own), first.cluster_E) for own in score_KRE]))
 
 
-@dataclass(frozen=True)
-class Ascent:
-    """A ladder as measured: what each rung gains over the arm as it is (None for that one), and what the last one
-    doubled would; `beyond` is None where the rungs refute diminishing returns."""
-
-    rungs: tuple[Rung, ...]
-    gains: tuple[Gain | None, ...]
-    beyond: Gain | None
-
-
-def ascent(evidence: Evidence, rungs: tuple[Rung, ...]) -> Ascent | str:
-    """Gather a whole ladder, each interval at the study's level; or say why it cannot be read."""
-    found, level = read(evidence, rungs), evidence.lock.study.rule.level
-    if isinstance(found, str):
-        return found
-    unit_KK, own = np.eye(len(rungs)), next(k for k, rung in enumerate(rungs) if rung.own)
-    gains = tuple(
-        None if k == own else measured(found.contrast(unit_KK[k] - unit_KK[own]), level=level)
-        for k in range(len(rungs))
-    )
-    return Ascent(rungs, gains, doubled(found, [rung.size for rung in rungs], over=own, level=level))
-
-
-def outlook(evidence: Evidence, ladder: Ladder, *, run_usd: Mapping[str, float]) -> tuple[Prospect, ...]:
-    """What more labels, more rank and full fine-tuning are expected to gain over the ladder's arm as it is.
+def outlook(evidence: Evidence, *, run_usd: Mapping[str, float]) -> Outlook | None:
+    """What the study's ladder found, and what there is to spend on next; None without a ladder.
 
     More labels is twice the rows, at the price of as many labels again and a run over all of them. More rank is twice
     the rank: as measured, if the ladder has that rung, else the forecast; its price is a run. Full fine-tuning is as
@@ -161,28 +111,78 @@ def outlook(evidence: Evidence, ladder: Ladder, *, run_usd: Mapping[str, float])
     Args:
         run_usd: By arm, the price of one training run, where it is known.
     """
-    lock, study = evidence.lock, evidence.lock.study
-    rule, arm = study.rule, _arm(ladder, lock)
-    margin, found = study.task(rule.primary).margin, []
-    worth = ladder.margin_usd / margin if ladder.margin_usd and not isinstance(margin, str) else None
-    run = run_usd.get(arm.name)
+    lock, ladder = evidence.lock, evidence.lock.study.ladder
+    if ladder is None:
+        return None
+    rungs = {"rows": row_rungs(lock), "ranks": rank_rungs(lock)}
+    ascents = {of: _sure(lambda own=own, of=of: ascent(evidence, of, own)) for of, own in rungs.items() if own}
+    prospects = tuple(_prospects(evidence, ladder, rungs, run_usd))
+    chosen = best(prospects)
+    return Outlook(
+        task=lock.study.rule.primary,
+        arm=ladder.arm,
+        level=lock.study.rule.level,
+        ascents=tuple(found for found in ascents.values() if not isinstance(found, str)),
+        unread={of: why for of, why in ascents.items() if isinstance(why, str)},
+        prospects=prospects,
+        best=chosen and chosen.what,
+    )
 
-    def add(what: str, gain: Gain | None | str, usd: float | None) -> None:
+
+def ascent(evidence: Evidence, of: str, rungs: tuple[Rung, ...]) -> Ascent | str:
+    """Gather a whole ladder, each interval at the study's level; or say why it cannot be read.
+
+    Raises:
+        EvidenceError: Seeds and examples do not differ in a gain at all.
+    """
+    found, level = read(evidence, rungs), evidence.lock.study.rule.level
+    if isinstance(found, str):
+        return found
+    unit_KK, own = np.eye(len(rungs)), next(k for k, rung in enumerate(rungs) if rung.own)
+    gains = [
+        None if k == own else measured(found.contrast(unit_KK[k] - unit_KK[own]), level=level)
+        for k in range(len(rungs))
+    ]
+    beyond = doubled(found, [rung.size for rung in rungs], over=own, level=level)
+    sizes = tuple(rung.size for rung in rungs)
+    return Ascent(of=of, sizes=sizes, gains=tuple(map(_gained, gains)), beyond=_gained(beyond))
+
+
+def _gained(gain: Gain | None) -> Gained | None:
+    return None if gain is None else Gained(expected=gain.expected, low=gain.low, high=gain.high)
+
+
+def _sure(function: Callable[[], Found]) -> Found | str:
+    """What a function finds, or in words why nothing can be estimated."""
+    try:
+        return function()
+    except EvidenceError as error:
+        return str(error)
+
+
+def _prospects(
+    evidence: Evidence, ladder: Ladder, rungs: Mapping[str, tuple[Rung, ...]], run_usd: Mapping[str, float]
+) -> list[Prospect]:
+    study, found = evidence.lock.study, []
+    rule, arm = study.rule, study.arm(ladder.arm)
+    margin, run = study.task(rule.primary).margin, run_usd.get(arm.name)
+    worth = ladder.margin_usd / margin if ladder.margin_usd and not isinstance(margin, str) else None
+
+    def add(what: str, gained: Callable[[], Gain | None | str], usd: float | None) -> None:
+        gain = _sure(gained)
         why = gain if isinstance(gain, str) else None
         found.append(prospect(what, None if why else gain, usd=usd, usd_per_unit=worth, why=why))
 
-    if ladder.rows:
-        rungs = row_rungs(ladder, lock)
-        price = None if None in (run, ladder.label_usd) else rungs[-1].size * ladder.label_usd + 2 * run
-        add("more labels", _beyond(evidence, rungs, rule.level), price)
-    if ladder.ranks:
-        add("more rank", _more_rank(evidence, rank_rungs(ladder, lock), rule.level), run)
+    if rungs["rows"]:
+        price = None if None in (run, ladder.label_usd) else rungs["rows"][-1].size * ladder.label_usd + 2 * run
+        add("more labels", lambda: _beyond(evidence, rungs["rows"], rule.level), price)
+    if rungs["ranks"]:
+        add("more rank", lambda: _more_rank(evidence, rungs["ranks"], rule.level), run)
     full = next((a for a in study.arms if a.method == "full" and study.base_of(a.name) == study.base_of(arm.name)), arm)
     if full != arm:
-        both = read(evidence, tuple(Rung(rule.primary, one, 0, True) for one in (arm, full)))
-        gain = both if isinstance(both, str) else measured(both.contrast(np.array([-1.0, 1.0])), level=rule.level)
-        add("full fine-tuning", gain, run_usd.get(full.name))
-    return tuple(found)
+        two = tuple(Rung(rule.primary, one, 0, True) for one in (arm, full))
+        add("full fine-tuning", lambda: _between(evidence, two, rule.level), run_usd.get(full.name))
+    return found
 
 
 def _beyond(evidence: Evidence, rungs: tuple[Rung, ...], level: float) -> Gain | None | str:
@@ -195,7 +195,10 @@ def _more_rank(evidence: Evidence, rungs: tuple[Rung, ...], level: float) -> Gai
     twice = next((rung for rung in rungs if rung.size == 2 * own.size), None)
     if twice is None and own is rungs[-1]:
         return _beyond(evidence, rungs, level)
-    if twice is None:
-        return f"no rung at twice the rank, {2 * own.size:g}"
-    found = read(evidence, (own, twice))
+    return _between(evidence, (own, twice), level) if twice else f"no rung at twice the rank, {2 * own.size}"
+
+
+def _between(evidence: Evidence, two: tuple[Rung, ...], level: float) -> Gain | str:
+    """What the second of two rungs gains over the first."""
+    found = read(evidence, two)
     return found if isinstance(found, str) else measured(found.contrast(np.array([-1.0, 1.0])), level=level)

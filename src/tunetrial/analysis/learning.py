@@ -16,7 +16,7 @@ from tunetrial.analysis import stats
 from tunetrial.analysis.stats import Estimate, Floats
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import Evidence
-from tunetrial.core.records import Record
+from tunetrial.core.findings import Learned, Reached
 
 FEWEST_POINTS = 5
 # The last fifth: with it a straight line, which never levels off, is told from a plateau at any share from 0.9 on.
@@ -130,22 +130,6 @@ def _checked(x_S: Floats, value_S: Floats) -> tuple[Floats, Floats]:
     return x_S, value_S
 
 
-class Reached(Record):
-    """Where half of all runs of an arm have reached a level, with its interval; None lies beyond what was seen.
-
-    `level` is what the interval's ends hold: at least what was asked where there are runs enough (6 for 0.95), else
-    what that of the least and greatest of so many runs does. `never` counts the runs that did not get there: they are
-    later than all that did.
-    """
-
-    median: float | None
-    low: float | None
-    high: float | None
-    level: float
-    runs: int
-    never: int
-
-
 def over_seeds(reached_R: Sequence[float | None], *, level: float = 0.95) -> Reached:
     """Estimate the median over seeds of where runs reach a level, runs that never did (None) counted as latest.
 
@@ -169,51 +153,55 @@ def over_seeds(reached_R: Sequence[float | None], *, level: float = 0.95) -> Rea
     return Reached(median=median, low=low, high=high, level=held[left_out], runs=runs, never=never)
 
 
-@dataclass(frozen=True)
-class Learnt:
-    """The finals of an arm by optimiser step: losses (NaN from where a run diverged), and where runs have a share of
-    what they gain, by axis ("steps", "examples", "tokens", "seconds", and "usd" at a price of the hour) and share."""
-
-    arm: str
-    steps_S: Floats
-    loss_RS: Floats
-    reached: Mapping[str, Mapping[float, Reached]]
-
-
-def learnt(evidence: Evidence, task: str, *, shares: Sequence[float] = (0.9, 0.95)) -> tuple[Learnt, ...]:
-    """Gather the finals' curves of a task by arm; arms with fewer than 2 runs that took steps are left out.
-
-    Raises:
-        EvidenceError: The task is cut into folds, which differ in rows and steps.
-    """
+def learned(evidence: Evidence, *, shares: Sequence[float] = (0.9, 0.95), level: float = 0.95) -> tuple[Learned, ...]:
+    """How soon arms learn, task by task: of finals that take steps; arms with fewer than 2 of them are left out, as are
+    runs of fewer steps than a plateau can be told from, and tasks in folds, which differ in rows and steps."""
     lock, study, found = evidence.lock, evidence.lock.study, []
-    if lock.folding(task):
-        raise EvidenceError(
-            f"{task}: curves of folds are not of the same steps, got {lock.folding(task)}; take no folds"
-        )
-    rows, price = lock.data[task].counts["train"], study.hardware.usd_per_hour
-    axes = ("steps", "examples", "tokens", "seconds", *(() if price is None else ("usd",)))
-    for arm in (arm.name for arm in study.arms):
-        runs = [evidence.curves.get(r.trial.id) for r in evidence.of(purpose="final", task=task, arm=arm)]
-        runs = [run for run in runs if run]
-        if len(runs) < 2:
-            continue
-        steps = runs[0][0]["steps"]
-        taken = [course(run, rows=rows, batch_examples=study.batch_examples, usd_per_hour=price) for run in runs]
-        loss_RS = np.full((len(runs), steps), np.nan)
-        for row, one in enumerate(taken):
-            loss_RS[row, : len(one.loss_S)] = one.loss_S
-        reached = {axis: {share: over_seeds(_along(taken, steps, axis, share)) for share in shares} for axis in axes}
-        found.append(Learnt(arm, np.arange(1.0, steps + 1), loss_RS, reached))
+    for task in (task.name for task in study.tasks if lock.folding(task.name) is None):
+        rows = lock.data[task].counts["train"]
+        for arm in (arm.name for arm in study.arms):
+            curves = [evidence.curves.get(r.trial.id) for r in evidence.of(purpose="final", task=task, arm=arm)]
+            curves = [lines for lines in curves if lines]
+            if len(curves) < 2 or curves[0][0]["steps"] < FEWEST_POINTS:
+                continue
+            runs = [course(lines, rows=rows, batch_examples=study.batch_examples) for lines in curves]
+            found.append(
+                Learned(
+                    task=task,
+                    arm=arm,
+                    steps={
+                        share: over_seeds(_places(runs, curves[0][0]["steps"], share), level=level) for share in shares
+                    },
+                    mean_loss=_mean_loss(runs, level),
+                    level=level,
+                    usd_per_step=_usd_per_step(evidence, task, arm),
+                )
+            )
     return tuple(found)
 
 
-def _along(taken: Sequence[Course], steps: int, axis: str, share: float) -> list[float | None]:
+def _places(runs: Sequence[Course], steps: int, share: float) -> list[float | None]:
     """Where each run has the share; one that ended before its last step diverged and so never has it."""
-    return [
-        to_plateau(getattr(one, f"{axis}_S"), -one.loss_S, share=share) if len(one.loss_S) == steps else None
-        for one in taken
-    ]
+    return [to_plateau(run.steps_S, -run.loss_S, share=share) if len(run.loss_S) == steps else None for run in runs]
+
+
+def _mean_loss(runs: Sequence[Course], level: float) -> tuple[float, float, float] | None:
+    """None where a run diverged, or all are equal."""
+    if len({len(run.loss_S) for run in runs}) > 1 or any(np.isnan(run.loss_S).any() for run in runs):
+        return None
+    loss_RS = np.stack([run.loss_S for run in runs])
+    if np.ptp(loss_RS, axis=0).max() == 0:
+        return None
+    height = mean_height(runs[0].steps_S, loss_RS)
+    return height.effect, *height.interval(level)
+
+
+def _usd_per_step(evidence: Evidence, task: str, arm: str) -> float | None:
+    """At the price of the hour, by the arm's probe: a run side by side with others, or in a pack, is no measure."""
+    price = evidence.lock.study.hardware.usd_per_hour
+    probes = evidence.of(purpose="probe", task=task, arm=arm)
+    step_s = next((r.measurements["step_s"].value for r in probes if "step_s" in r.measurements), None)
+    return None if price is None or step_s is None else step_s / 3600 * price
 
 
 def mean_height(x_S: Floats, value_RS: Floats) -> Estimate:

@@ -23,9 +23,9 @@ from scipy import special
 from tunetrial.analysis.contrasts import Means
 from tunetrial.analysis.stats import Estimate, Floats
 from tunetrial.core.errors import EvidenceError
-from tunetrial.core.records import Record
+from tunetrial.core.findings import Prospect
+from tunetrial.core.ladder import FEWEST_RUNGS
 
-FEWEST_RUNGS = 3
 RATIOS = tuple(k / 40 for k in range(1, 41))
 # Of the interval's error this share goes to the set of ratios, the rest to the interval at each of them.
 NUISANCE_SHARE = 0.2
@@ -119,27 +119,6 @@ def _density(residual: Estimate) -> float:
     t, df = residual.effect / residual.se, residual.df
     logs = special.gammaln((df + 1) / 2) - special.gammaln(df / 2) - math.log(df) / 2
     return math.exp(logs - (df + 1) / 2 * math.log1p(t * t / df)) / residual.se
-
-
-class Prospect(Record):
-    """One way to spend: what it is expected to gain, at what price, and whether that pays.
-
-    Gains are in units of the metric, higher is better; `chance` is that of a gain above 0. `usd` is the price,
-    `gain_per_usd` the expected gain over it, `net_usd` what the expected gain is worth less the price and
-    `chance_pays` the chance that the gain is worth more than its price. What is not known is None, and `why` says why.
-    """
-
-    what: str
-    gain: float | None = None
-    low: float | None = None
-    high: float | None = None
-    level: float | None = None
-    chance: float | None = None
-    usd: float | None = None
-    gain_per_usd: float | None = None
-    net_usd: float | None = None
-    chance_pays: float | None = None
-    why: str | None = None
 
 
 def prospect(

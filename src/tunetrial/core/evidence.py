@@ -4,7 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from tunetrial.core.findings import Explained, Forgotten, Frontier, Moved, Repeats, SearchCost, Updated, Wordings
+from tunetrial.core.findings import (
+    Explained,
+    Forgotten,
+    Frontier,
+    Learned,
+    Moved,
+    Outlook,
+    Repeats,
+    SearchCost,
+    Updated,
+    Wordings,
+)
 from tunetrial.core.records import Record, added, digest
 from tunetrial.core.study import Folding, Kind, Lock, Trial, whole
 from tunetrial.core.work import Part
@@ -342,8 +353,8 @@ class Decision(Record):
     counts by task how often the test rows have been opened, by any study of this user, this one included; empty where
     nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
     budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `searches` are those
-    that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, and how far states
-    `moved` and weights were `updated`, decide nothing.
+    that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`, and
+    how far states `moved` and weights were `updated`, decide nothing.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -371,6 +382,8 @@ class Decision(Record):
     searches: tuple[SearchCost, ...] = added(())
     moved: tuple[Moved, ...] = added(())
     updated: tuple[Updated, ...] = added(())
+    learned: tuple[Learned, ...] = ()
+    outlook: Outlook | None = added()
     study_digest: str
     record_digests: dict[str, str]
     synthetic: bool

@@ -233,3 +233,87 @@ class Updated(Record):
     matrices: int
     level: float
     seeds: int
+
+
+class Reached(Record):
+    """Where half of all runs of an arm have reached a level, with its interval; None lies beyond what was seen.
+
+    `level` is what the interval's ends hold: at least what was asked where there are runs enough (6 for 0.95), else
+    what that of the least and greatest of so many runs does. `never` counts the runs that did not get there: they are
+    later than all that did.
+    """
+
+    median: float | None
+    low: float | None
+    high: float | None
+    level: float
+    runs: int
+    never: int
+
+
+class Learned(Record):
+    """How soon the finals of an arm learn a task: after how many optimiser steps they have a share of what they gain in
+    all, by share; and their mean training loss over all steps with its interval, None where a run diverged.
+
+    `usd_per_step` is what a step of the arm's probe costs at the study's price of the hour; None without either.
+    """
+
+    task: str
+    arm: str
+    steps: dict[float, Reached]
+    mean_loss: tuple[float, float, float] | None
+    level: float
+    usd_per_step: float | None
+
+
+class Gained(Record):
+    """A gain in units of the metric, higher is better: what is expected, and the ends of its interval."""
+
+    expected: float
+    low: float
+    high: float
+
+
+class Ascent(Record):
+    """A ladder of "rows" or "ranks" as measured: what each size gains over the arm as it is (None at its own), and what
+    the last one doubled would; `beyond` is None where the rungs refute diminishing returns."""
+
+    of: Literal["rows", "ranks"]
+    sizes: tuple[int, ...]
+    gains: tuple[Gained | None, ...]
+    beyond: Gained | None
+
+
+class Prospect(Record):
+    """One way to spend: what it is expected to gain, at what price, and whether that pays.
+
+    Gains are in units of the metric, higher is better; `chance` is that of a gain above 0. `usd` is the price,
+    `gain_per_usd` the expected gain over it, `net_usd` what the expected gain is worth less the price and
+    `chance_pays` the chance that the gain is worth more than its price. What is not known is None, and `why` says why.
+    """
+
+    what: str
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    chance: float | None = None
+    usd: float | None = None
+    gain_per_usd: float | None = None
+    net_usd: float | None = None
+    chance_pays: float | None = None
+    why: str | None = None
+
+
+class Outlook(Record):
+    """What the ladder of one arm found on the task that decides, by validation rows: each ladder that could be read,
+    why one could not, and what there is to spend on next. `best` is the way that is expected to bring most beyond its
+    price, "stop" where none brings more than it costs; None where no way has both a forecast and a price."""
+
+    task: str
+    arm: str
+    level: float
+    ascents: tuple[Ascent, ...]
+    unread: dict[str, str]
+    prospects: tuple[Prospect, ...]
+    best: str | None

@@ -29,15 +29,16 @@ class DataPin(Record):
 
 
 class Reduction(Record):
-    """A field of the study that was made smaller, so that the study fits its budget."""
+    """A field of the study that was made smaller, so that the study fits its budget; of a ladder its further rungs."""
 
-    field: Literal["tuning.points", "tuning.max_points", "looks", "repeats"]
+    field: Literal["ladder", "tuning.points", "tuning.max_points", "looks", "repeats"]
     asked: int | tuple[int, ...]
     now: int | tuple[int, ...]
 
     def __str__(self) -> str:
         asked, now = (value if isinstance(value, int) else list(value) for value in (self.asked, self.now))
-        return f"{self.field}: {asked} asked, {now} within the budget"
+        what = " rungs" if self.field == "ladder" else ""
+        return f"{self.field}: {asked}{what} asked, {now} within the budget"
 
 
 class BasePin(Record):

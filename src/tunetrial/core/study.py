@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tunetrial.core.folding import Folding, fold_name, whole
+from tunetrial.core.ladder import Ladder, grounded, on_rung, rungs
 from tunetrial.core.pins import BasePin, DataPin, Reduction, given
+from tunetrial.core.prices import Budget, Costs, Hardware
 from tunetrial.core.records import Record, added, digest
 from tunetrial.core.variants import Variant
 
@@ -144,44 +146,14 @@ class Criterion(Record):
     best: float | None = None
 
 
-class Hardware(Record):
-    """What the user says of the machine; `usd_per_hour` prices the trials, and no price is assumed without it."""
-
-    gpu: str | None = None
-    usd_per_hour: float | None = Field(default=None, ge=0)
-
-
-class Budget(Record):
-    """What a study may take in all: US dollars at the hardware's price, hours of the machine's time, or both.
-
-    The hours are of wall time while the study runs, on whatever the machine has: a GPU, or none.
-    """
-
-    usd: float | None = Field(default=None, gt=0)
-    gpu_hours: float | None = Field(default=None, gt=0)
-
-
-class Costs(Record):
-    """What the user says of costs beside the trials': hours of engineers for the whole study; and of what is then used,
-    for how many months how many variants are kept, and how many requests each answers a month."""
-
-    engineer_hours: float | None = Field(default=None, ge=0)
-    usd_per_engineer_hour: float | None = Field(default=None, ge=0)
-    months: float | None = Field(default=None, ge=0)
-    variants: int = Field(default=1, ge=1)
-    usd_per_gb_month: float | None = Field(default=None, ge=0)
-    requests_per_month: float | None = Field(default=None, ge=0)
-    usd_per_request: float | None = Field(default=None, ge=0)
-
-
 class Study(Record):
     """One question, resolved: every default filled in, nothing yet looked up on disk.
 
     A task of one file is cut into `folds`, `repeats` times, if they are a number; "auto" does so where rows are few,
     "none" never. `retention` are files of texts, by name, whose likelihood under a tuned model is held against that
     under its base; with `frontier` that of every run of the search for a rate, too. `drift` says what else of finals
-    is: the "states" of their layers, their "weights". As many trials of the LoRA
-    family as `pack` says, where they may (`plan.packs`), train together.
+    is: the "states" of their layers, their "weights". A `ladder` asks what more rows or rank would gain. As many trials
+    of the LoRA family as `pack` says, where they may (`plan.packs`), train together.
     """
 
     question: str
@@ -209,6 +181,7 @@ class Study(Record):
     retention: dict[str, str] = added({})
     frontier: bool = added(False)
     drift: tuple[Literal["states", "weights"], ...] = added(())
+    ladder: Ladder | None = added()
     keep: Literal["median", "all"] = "median"
     pack: Literal["auto"] | int = added("auto")
     seed: int = Field(default=0, ge=0)
@@ -232,8 +205,8 @@ class Study(Record):
         return self.model_copy(update={"tuning": self.tuning.model_copy(update={"exhaustive": True})})
 
     def task(self, name: str) -> TaskSpec:
-        """The task of this name, or that a fold of this name belongs to."""
-        return next(task for task in self.tasks if task.name == whole(name))
+        """The task of this name, or that a fold or rung of this name belongs to."""
+        return next(task for task in self.tasks if task.name == grounded(whole(name)))
 
     def observed(self, purpose: Purpose) -> tuple[Observed, ...]:
         """What of a trial's model is observed besides its answers: of a final's states how they differ from the base's,
@@ -292,6 +265,12 @@ class Lock(Record):
             return (task,)
         return tuple(fold_name(task, r, k) for r in range(1, cut.repeats + 1) for k in range(1, cut.folds + 1))
 
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """The names of the ladder's rungs but the arm as it is; none without a ladder."""
+        study, ladder = self.study, self.study.ladder
+        return rungs(ladder, study.rule.primary, study.arm(ladder.arm).settings.get("rank")) if ladder else ()
+
     def looks(self, task: str) -> tuple[int, ...]:
         """Numbers of finals of an arm after which a task, or one fold, is looked at; of a fold there is one."""
         return self.study.looks if self.folding(task) is None else (1,)
@@ -340,12 +319,12 @@ class Lock(Record):
     ) -> "Trial":
         """The trial of one arm on one task, known by the splits that it is given: nothing but a final may depend on
         the test split."""
-        digests = self.data[task].digests
+        digests = (self.data.get(task) or self.data[grounded(task)]).digests
         seen = given(digests, final=purpose == "final", texts=bool(self.study.observed(purpose)))
         digests = {split: digests[split] for split in seen}
         asked = self.study.tuned_as(arm) if purpose in ("tune", "rung") else self.study.arm(arm)
         return Trial(
-            arm=asked.model_copy(update={"base_model": None}),
+            arm=asked.model_copy(update={"base_model": None, "settings": on_rung(asked.settings, task)}),
             controls=self.controls(task, arm),
             task=task,
             data_digest=digest(digests),

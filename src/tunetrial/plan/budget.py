@@ -1,12 +1,11 @@
 """Budgets that bind: a study is made smaller beforehand until it fits, and is refused where even the smallest cannot.
 
-What is reduced, in this order: points of the learning-rate search, down to three, and with them how far it may go
-beyond its ends; then looks, the last first; then repeats of the folds of few rows, down to one. Never the first look,
-the folds, the seeds of the search or an arm: the verdict's protocol needs them. A study fits if the most trials that
-it may come to, one after the other, end within the budget as they are likely to, or at the middle of the estimated
-speed (geometric). It is
-refused if the fewest trials of the smallest study do not at the highest speed. Between the two it begins, and stops
-when the budget is spent.
+What is reduced, in this order: a ladder, which no verdict needs, as a whole; points of the learning-rate search, down
+to three, and with them how far it may go beyond its ends; then looks, the last first; then repeats of the folds of few
+rows, down to one. Never the first look, the folds, the seeds of the search or an arm: the verdict's protocol needs
+them. A study fits if the most trials that it may come to, one after the other, end within the budget as they are likely
+to, or at the middle of the estimated speed (geometric). It is refused if the fewest trials of the smallest study do not
+at the highest speed. Between the two it begins, and stops when the budget is spent.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,12 +45,14 @@ def reduced(study: Study, reductions: tuple[Reduction, ...]) -> Study:
 
 def smaller(study: Study, *, folds: bool = False) -> Iterator[tuple[Reduction, ...]]:
     """What may be reduced, from nothing to all that may be; repeats only where there are folds."""
-    tuning, looks = study.tuning, study.looks
     steps: list[Study] = [study]
+    if study.ladder is not None:
+        steps.append(study.model_copy(update={"ladder": None}))
+    tuning, looks = study.tuning, study.looks
     for points in range(tuning.points - 1, FEWEST_POINTS - 1, -1) if tuning.learning_rate == "auto" else ():
         beyond = min(tuning.max_points, points + BEYOND_POINTS)
         fewer = tuning.model_copy(update={"points": points, "max_points": beyond})
-        steps.append(study.model_copy(update={"tuning": fewer}))
+        steps.append(steps[-1].model_copy(update={"tuning": fewer}))
     for left in range(len(looks) - 1, 0, -1):
         steps.append(steps[-1].model_copy(update={"looks": looks[:left]}))
     for left in range(study.repeats - 1, 0, -1) if folds else ():
@@ -89,6 +90,7 @@ def most_s(times: Times, counts: Counts) -> float:
     return sum(
         counts[key].tuning.high * middle(counts[key].searched(one.tune).seconds)
         + counts[key].finals.high * middle(one.final.seconds)
+        + middle(counts[key].laddered(one.tune).seconds)
         for key, one in times.items()
     )
 
@@ -98,6 +100,7 @@ def least_s(times: Times, counts: Counts) -> float:
     return sum(
         counts[key].tuning.low * counts[key].searched(one.tune).seconds.low
         + counts[key].finals.low * one.final.seconds.low
+        + counts[key].laddered(one.tune).seconds.low
         for key, one in times.items()
     )
 
@@ -119,11 +122,15 @@ def refuse(lock: Lock, needed_s: float) -> None:
 
 
 def _value(study: Study, field: str) -> int | tuple[int, ...]:
+    if field == "ladder":
+        return study.ladder.further if study.ladder else 0
     head, _, rest = field.partition(".")
     return getattr(getattr(study, head), rest) if rest else getattr(study, head)
 
 
 def _with(study: Study, field: str, value: int | tuple[int, ...]) -> Study:
+    if field == "ladder":
+        return study.model_copy(update={"ladder": None})
     head, _, rest = field.partition(".")
     new = getattr(study, head).model_copy(update={rest: value}) if rest else value
     return study.model_copy(update={head: new})

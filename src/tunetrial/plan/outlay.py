@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tunetrial.core.errors import ConfigError, DoesNotFitError
-from tunetrial.core.records import Record
+from tunetrial.core.records import Record, added
 from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Lock
 from tunetrial.plan import catalogue
@@ -17,16 +17,17 @@ PROBE_STEPS = {"cpu": exactly(24), "cuda": Range(low=44, high=224, likely=44)}
 
 
 class Stages(Record):
-    """Seconds of an arm's trials, one after the other: search, finals, and evaluation in both."""
+    """Seconds of an arm's trials, one after the other: search, finals, and evaluation in both; and all of a ladder."""
 
     tuning_s: Range
     finals_s: Range
     evaluation_s: Range
+    ladder_s: Range = added(exactly(0))
 
     @property
     def seconds(self) -> Range:
         """All of it."""
-        return self.tuning_s + self.finals_s + self.evaluation_s
+        return self.tuning_s + self.finals_s + self.evaluation_s + self.ladder_s
 
     def __add__(self, other: "Stages") -> "Stages":
         return Stages(**{name: getattr(self, name) + getattr(other, name) for name in Stages.model_fields})
@@ -96,6 +97,7 @@ def account(lock: Lock, time: Time) -> Account | None:
             "tuning": _part(stages.tuning_s, whole, time.wall_s),
             "finals": _part(stages.finals_s, whole, time.wall_s),
             "evaluation": _part(stages.evaluation_s, whole, time.wall_s),
+            **({"ladder": _part(stages.ladder_s, whole, time.wall_s)} if stages.ladder_s.high else {}),
         }
         for arm, stages in time.arms.items()
     }
@@ -121,6 +123,7 @@ def _stages(trials: Trials, one: Timed) -> Stages:
         tuning_s=trials.tuning * trained[0],
         finals_s=trials.finals * trained[1],
         evaluation_s=trials.tuning * one.tune.evaluate_s + trials.finals * one.final.evaluate_s,
+        ladder_s=trials.laddered(one.tune).seconds,
     )
 
 

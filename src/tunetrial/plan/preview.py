@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from tunetrial import methods
 from tunetrial.core.evidence import Evidence, Held, TaskData
-from tunetrial.core.records import Record
+from tunetrial.core.records import Record, added
 from tunetrial.core.spans import between, span
 from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
@@ -13,6 +13,7 @@ from tunetrial.core.work import Counted
 from tunetrial.models import ModelShape
 from tunetrial.plan import budget, catalogue, estimate
 from tunetrial.plan.estimate import GIB, Sizes
+from tunetrial.plan.ladder import runs_in_words
 from tunetrial.plan.machine import Machine, disk_bytes, side_by_side
 from tunetrial.plan.money import Account
 from tunetrial.plan.outlay import Time, account, time_of
@@ -36,7 +37,8 @@ class Plan(Record):
     holds, and `phases` bytes at the peak of each phase, where that was counted. `workers` trials go side by side.
     `disk_bytes` is the most that lies on the disk at any time, from what suffices to what is used where there is room.
     `refused` names arms that cannot fit, and why; `remarks` say of arms what their settings alone do not. `budget_s` is
-    the machine's time that the budget allows, and `reductions` what was made smaller for its sake.
+    the machine's time that the budget allows, and `reductions` what was made smaller for its sake. `ladder` says which
+    runs the study's ladder adds after the first look.
     """
 
     first_wave: tuple[Trial, ...]
@@ -62,6 +64,7 @@ class Plan(Record):
     budget_s: float | None = None
     reductions: tuple[str, ...] = ()
     folds: dict[str, str] = {}
+    ladder: str | None = added()
     assumptions: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -124,6 +127,7 @@ def preview(
         budget_s=budget.allowed_s(study),
         reductions=tuple(map(str, lock.reductions)),
         folds={task: _why_folds(lock, task) for task in lock.folds},
+        ladder=runs_in_words(lock),
         assumptions=_assumptions(lock, known, time),
     )
 
@@ -297,6 +301,7 @@ def _lines(plan: Plan) -> list[str]:
         lines.append(f"budget: {span(plan.budget_s)} of the machine")
     lines += [f"reduced: {one}" for one in plan.reductions]
     lines += [f"{task}: {how}" for task, how in plan.folds.items()]
+    lines += [] if plan.ladder is None else [f"ladder: {plan.ladder}"]
     lines += [f"{arm}: {said}" for arm, said in plan.remarks.items()]
     for arm, needed in plan.memory_bytes.items():
         how = "bounded by the shape" if needed.likely is None else f"counted; likely {needed.likely / GIB:.2g}"
@@ -324,6 +329,7 @@ def _time_lines(plan: Plan) -> list[str]:
         return []
     stages, time = plan.time.stages, plan.time
     parts = {"tuning": stages.tuning_s, "finals": stages.finals_s, "evaluation": stages.evaluation_s}
+    parts |= {"ladder": stages.ladder_s} if stages.ladder_s.high else {}
     said = ", ".join(f"{name} {_about(part)}" for name, part in parts.items())
     lines = [
         f"time: {_between(plan.seconds)} (estimate; {said})",

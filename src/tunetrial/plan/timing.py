@@ -21,9 +21,10 @@ from tunetrial.core.study import Arm, Lock, TaskSpec
 from tunetrial.core.work import Counted, Kernel
 from tunetrial.models import ModelShape
 from tunetrial.plan import estimate
-from tunetrial.plan.duration import Duration, decoding, duration, moving
+from tunetrial.plan.duration import Duration, decoding, duration, moving, total
 from tunetrial.plan.estimate import Sizes
 from tunetrial.plan.halving import COMPLETED, SHARE
+from tunetrial.plan.ladder import step_shares
 from tunetrial.plan.machine import first_and_last
 from tunetrial.plan.speed import corrected, correction
 from tunetrial.plan.speed import seconds as seconds_of
@@ -106,25 +107,36 @@ class Trials:
     to all that there may be.
 
     `share` is how much of a run's steps a trial of the search takes on average: less than all where it is not
-    exhaustive.
+    exhaustive. `ladder` says the same of each run of a ladder.
     """
 
     tuning: Range
     finals: Range
     share: float = 1.0
+    ladder: tuple[float, ...] = ()
 
     @property
     def all(self) -> Range:
-        return self.tuning + self.finals
+        return self.tuning + self.finals + exactly(len(self.ladder))
 
     @property
     def runs(self) -> Range:
         """How many whole runs' worth of steps they take."""
-        return exactly(self.share) * self.tuning + self.finals
+        return exactly(self.share) * self.tuning + self.finals + exactly(sum(self.ladder))
 
     def searched(self, tune: Duration) -> Duration:
         """What a trial of the search takes on average, given a whole one."""
-        return tune.model_copy(update={"train_s": exactly(self.share) * tune.train_s})
+        return part_of(tune, self.share)
+
+    def laddered(self, tune: Duration) -> Duration:
+        """What all runs of the ladder take, given a whole trial of the search, which sees the rows that they see. A
+        run at another rank is taken to be as long as one at the arm's own."""
+        return total([part_of(tune, share) for share in self.ladder])
+
+
+def part_of(tune: Duration, share: float) -> Duration:
+    """A trial of so much of the steps."""
+    return tune.model_copy(update={"train_s": exactly(share) * tune.train_s})
 
 
 def counts(lock: Lock) -> dict[tuple[str, str], Trials]:
@@ -133,7 +145,7 @@ def counts(lock: Lock) -> dict[tuple[str, str], Trials]:
 
 
 def trials(lock: Lock, task: str, arm: Arm) -> Trials:
-    """Those of one arm on one task: search and confirmation, and finals."""
+    """Those of one arm on one task: search and confirmation, finals, and the runs of a ladder."""
     tuning, points = lock.study.tuning, len(grid(lock, arm.name))
     finals = exactly(1) if arm.fixed else first_and_last(lock, task)
     least = points + min(3, points) * (tuning.seeds - 1)
@@ -147,7 +159,10 @@ def trials(lock: Lock, task: str, arm: Arm) -> Trials:
         least, most = least + COMPLETED, most + COMPLETED
     search = Range(low=least, high=most, likely=least) if points else exactly(0)
     parts = exactly(len(lock.parts(task)))
-    return Trials(parts * search, parts * finals.model_copy(update={"likely": finals.low}), share)
+    ladder, finals = lock.study.ladder, finals.model_copy(update={"likely": finals.low})
+    climbs = ladder is not None and (task, arm.name) == (lock.study.rule.primary, ladder.arm)
+    rungs = tuple(step_shares(lock).values()) * lock.study.looks[0] if climbs else ()
+    return Trials(parts * search, parts * finals, share, rungs)
 
 
 def timed(lock: Lock, shape: ModelShape, known: Known) -> dict[tuple[str, str], Timed] | None:

@@ -4,8 +4,9 @@ extended by.
 For each task: the search of every arm's learning rate; once all rates of the task are known, the finals of the first
 look, every arm with the same seeds, but one alone of an arm in which nothing is random. Once all rates of all tasks are
 known, the probes, one after the other. When every task has completed a look, the next one for all, if an open
-comparison is bound by seeds. Of each arm whose finals on the primary task trained in packs one is trained again alone,
-as an anchor: the ledger holds the two against each other.
+comparison is bound by seeds; after the first look the runs of the study's ladder, if it has one. Of each arm whose
+finals on the primary task trained in packs one is trained again alone, as an anchor: the ledger holds the two against
+each other.
 
 A task in folds is carried out as its folds: each is a task with rows and rates of its own and one final an arm, without
 looks; the first is probed.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from tunetrial.analysis import extend
 from tunetrial.core.evidence import Evidence
 from tunetrial.core.study import Lock, Trial, whole
+from tunetrial.plan.ladder import ladder_trials
 from tunetrial.plan.packs import most_members, packs
 from tunetrial.plan.tuning import Rate, Search, search
 
@@ -45,6 +47,7 @@ def next_wave(evidence: Evidence) -> Wave | None:
         ("probes", [] if pending else list(_missing(evidence, _probes(evidence.lock, rates)))),
         _finals(evidence, rates, tuned),
         ("anchors", list(_missing(evidence, _anchors(evidence)))),
+        ("the ladder", _ladder(evidence, rates, tuned)),
     ]
     trials = tuple(trial for _, stage in stages for trial in stage)
     return Wave(trials, " and ".join(why for why, stage in stages if stage)) if trials else None
@@ -92,6 +95,14 @@ def _finals(evidence: Evidence, rates: dict, tuned: list[str]) -> tuple[str, lis
             cut = all(lock.folding(trial.task) for trial in missing)
             return "finals of folds" if missing and cut else f"finals of the look at {look} seeds", missing
     return "finals", []
+
+
+def _ladder(evidence: Evidence, rates: dict, tuned: list[str]) -> list[Trial]:
+    """The runs of the ladder, once the finals of the first look are there for every task."""
+    lock = evidence.lock
+    first = _trials(lock, rates, tuned, lock.final_seeds(lock.study.looks[0]))
+    complete = len(tuned) == len(parts(lock)) and not any(_missing(evidence, first))
+    return list(ladder_trials(evidence)) if complete else []
 
 
 def _goes_on(evidence: Evidence, seeds: tuple[int, ...]) -> bool:

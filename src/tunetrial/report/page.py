@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import forgetting, headline, memory, plots, provenance, tables, wordings, words
+from tunetrial.report import forgetting, headline, learning, memory, plots, provenance, tables, wordings, words
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -42,6 +42,8 @@ def html(evidence: Evidence, decision: Decision) -> str:
             rows=tables.rows(evidence, decision),
             rate_panels=plots.rate_panels(evidence, chosen),
             loss_panels=plots.loss_panels(evidence),
+            soon=learning.soon(decision),
+            ahead=learning.ahead(evidence, decision),
             probe_bars=plots.probe_bars(evidence),
             predictions=tables.predictions(decision),
             memory=memory.picture(decision.memory),

@@ -7,7 +7,7 @@ from functools import cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import forgetting, headline, provenance, tables, wordings, words
+from tunetrial.report import forgetting, headline, learning, provenance, tables, wordings, words
 from tunetrial.report.page import TEMPLATES
 
 LINES = 12
@@ -36,6 +36,8 @@ def markdown(evidence: Evidence, decision: Decision) -> str:
             forgetting=forgetting.sentences(decision, *limit),
             equal_learning=forgetting.frontier_sentences(decision),
             explanations=forgetting.explanations(decision),
+            soon=learning.soon(decision),
+            ahead=learning.ahead(evidence, decision),
             predictions=tables.predictions(decision),
             coverage=tables.coverage(decision),
             failures=tables.failures(evidence, decision),

@@ -30,6 +30,7 @@ Price = Annotated[float, Field(ge=0)]
 Folds = Annotated[int, Field(ge=2, le=20)]
 Look = Annotated[int, Field(ge=2, le=900)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def _task_by_name(value: object) -> object:
@@ -209,6 +210,28 @@ class CostsForm(Record):
     usd_per_request: Price | Absent = Field(None, description="price of one request", examples=[0.0002])
 
 
+class LadderForm(Record):
+    """What more rows, more rank or full fine-tuning would gain one arm, on the task that decides."""
+
+    arm: Text = Field(description="arm that is run at several sizes", examples=["lora"])
+    rows: tuple[Share, ...] = Field(
+        (),
+        max_length=8,
+        description="growing shares of the training rows, three or more and the last 1",
+        examples=[[0.25, 0.5, 1]],
+    )
+    ranks: tuple[Count, ...] = Field(
+        (),
+        max_length=8,
+        description="growing ranks, three or more, the own one of the arm among them",
+        examples=[[8, 16, 32]],
+    )
+    label_usd: Price | Absent = Field(None, description="price of one labelled row in US dollars", examples=[0.1])
+    margin_usd: Positive | Absent = Field(
+        None, description="worth of a gain of one margin in US dollars", examples=[500]
+    )
+
+
 _OTHER_BASE = Field(None, description="folder or Hub id of another base for this arm alone", examples=["org/larger"])
 _ARMS: list[type] = [
     create_model(
@@ -279,6 +302,11 @@ class StudyForm(Record):
         max_length=2,
         description="parts of tuned models that are held against their base",
         examples=[["states", "weights"]],
+    )
+    ladder: LadderForm | Absent = Field(
+        None,
+        description="sizes at which one arm is run to tell what more would gain",
+        examples=[{"arm": "lora", "rows": [0.25, 0.5, 1]}],
     )
     keep: Literal["median", "all"] = Field("median", description="full weights that are kept", examples=["median"])
     pack: Literal["auto"] | PackSize = Field(

@@ -4,9 +4,13 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from tunetrial.analysis import metrics
+from tunetrial.core.ladder import Ladder
 from tunetrial.core.study import Arm, Budget, Costs, Criterion, Hardware, Rule, Study, TaskSpec, Tuning
 from tunetrial.methods import Method
+from tunetrial.methods.lora import Lora
 from tunetrial.spec.faults import Fault, nearest, show
 from tunetrial.spec.form import CriteriaForm, StudyForm, TuningForm
 from tunetrial.spec.tasks import check_floor, resolve_tasks
@@ -21,6 +25,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
     arms = tuple(_arm(name, form) for name in form.arms)
     require, floor_faults = _floors(form, tasks)
     tuning, tuning_faults = _tuning(form.tuning, form.arms)
+    ladder, ladder_faults = _ladder(form, tasks)
     faults += [
         *_arm_faults(form, arms),
         *_unreadable(form, arms, tasks),
@@ -29,6 +34,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         *_fold_faults(form, tasks),
         *floor_faults,
         *tuning_faults,
+        *ladder_faults,
         *_cost_faults(form, tasks),
         *_forgetting_faults(form),
     ]
@@ -65,6 +71,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         hardware=Hardware(**form.hardware.model_dump()),
         budget=Budget(**form.budget.model_dump()),
         costs=Costs(**form.costs.model_dump()),
+        ladder=ladder,
         drift=tuple(what for what in ("states", "weights") if what in form.drift),
         **{name: getattr(form, name) for name in shared},
     )
@@ -175,6 +182,49 @@ def _tuning(form: TuningForm, arms: Mapping[str, Method]) -> tuple[Tuning | None
         return None, faults
     shared = {"seeds": form.seeds, "centres": form.centres, "on": form.on, "exhaustive": form.exhaustive}
     return Tuning(learning_rate=rates, points=points, max_points=most, **shared), []
+
+
+def _ladder(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> tuple[Ladder | None, list[Fault]]:
+    """A ladder is of an arm that takes steps, its ranks around the arm's own; what has a worth needs a price."""
+    asked = form.ladder
+    if asked is None:
+        return None, []
+    method, place = form.arms.get(asked.arm), ("ladder", "arm")
+    if method is None:
+        return None, [Fault(place, f"not an arm, got {show(asked.arm)}; {nearest(asked.arm, form.arms)}")]
+    if not method.tuned:
+        return None, [Fault(place, f"takes no steps, got {show(asked.arm)}; name an arm that is trained")]
+    if not asked.rows and not asked.ranks:
+        what = "asks for nothing, got neither rows nor ranks; write rows: [0.25, 0.5, 1], or ranks around the arm's own"
+        return None, [Fault(("ladder",), what)]
+    try:
+        ladder = Ladder(**asked.model_dump())
+    except ValidationError as error:
+        field, _, what = str(error.errors()[0]["ctx"]["error"]).partition(": ")
+        return None, [Fault(("ladder", field), what)]
+    return ladder, [*_rank_faults(ladder, method), *_worth_faults(ladder, form, tasks)]
+
+
+def _rank_faults(ladder: Ladder, method: Method) -> Iterator[Fault]:
+    keys, got = ("ladder", "ranks"), f"got {show(ladder.ranks)}"
+    if ladder.ranks and not isinstance(method, Lora):
+        what = f"{ladder.arm!r} has no rank, being of method {method.method}, {got}"
+        yield Fault(keys, f"{what}; name an arm of lora or qlora, or remove this")
+    elif ladder.ranks and method.rank not in ladder.ranks:
+        yield Fault(keys, f"must hold the rank of {ladder.arm!r}, {method.rank}, {got}; add it")
+
+
+def _worth_faults(ladder: Ladder, form: StudyForm, tasks: tuple[TaskSpec, ...]) -> Iterator[Fault]:
+    primary = form.rule.primary or form.tasks[0].name
+    for name in ("label_usd", "margin_usd"):
+        value, keys = getattr(ladder, name), ("ladder", name)
+        if value is not None and form.hardware.usd_per_hour is None:
+            what = f"needs the price of a run, got {show(value)} and no hardware.usd_per_hour"
+            yield Fault(keys, f"{what}; give the price of the machine, 0 if it costs nothing, or remove this")
+    share = next((task.margin for task in tasks if task.name == primary and task.kept_share is not None), None)
+    if ladder.margin_usd is not None and share is not None:
+        what = f"the margin of {primary!r} is a share of a gain, got {show(share)}"
+        yield Fault(("ladder", "margin_usd"), f"{what}; give it in units of the metric, or remove this")
 
 
 def _floors(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> tuple[dict[str, str], list[Fault]]:

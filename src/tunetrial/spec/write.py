@@ -43,6 +43,8 @@ def to_yaml(study: Study) -> str:
         "costs": study.costs.model_dump(exclude_none=True),
     }
     document |= {field: getattr(study, field) for field in _SHARED}
+    if study.ladder is not None:
+        document["ladder"] = study.ladder.model_dump(exclude_none=True)
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 

@@ -208,10 +208,9 @@ def _read_lock(path: Path) -> Lock:
 
 
 def _belongs(trial: Trial, lock: Lock) -> bool:
-    """Whether the lock asks for this trial, of whatever rate, seed and purpose."""
-    arms = {arm.name for arm in lock.study.arms}
-    return (
-        trial.arm.name in arms
-        and trial.task in {part for task in lock.study.tasks for part in lock.parts(task.name)}
-        and trial == lock.like(trial)
-    )
+    """Whether the lock asks for this trial, of whatever rate, seed and purpose; a rung of the ladder's arm alone."""
+    arms, ladder = {arm.name for arm in lock.study.arms}, lock.study.ladder
+    asked = {part for task in lock.study.tasks for part in lock.parts(task.name)}
+    if ladder is not None and (trial.arm.name, trial.purpose) == (ladder.arm, "confirm"):
+        asked |= set(lock.rungs)
+    return trial.arm.name in arms and trial.task in asked and trial == lock.like(trial)

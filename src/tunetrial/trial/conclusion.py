@@ -15,7 +15,8 @@ from tunetrial.trial.spending import spent
 
 # What may be changed once trials have run without running any again; a change of the first group is post hoc.
 CHOICES = ("reference", "rule", "limits", "require", "criteria")
-WORDS = ("question", "hardware", "keep", "budget")
+LADDER_CHOICES = ("ladder.margin_usd",)
+WORDS = ("question", "hardware", "keep", "budget", "ladder.label_usd")
 TASK_CHOICES = ("metric", "margin")
 
 
@@ -60,13 +61,16 @@ def post_hoc(locks: Sequence[Lock]) -> tuple[str, ...]:
 
     A price is no choice and may be corrected; arms may be added, which the test ledger counts.
     """
-    changes = _changes(locks[0].study, locks[-1].study, (*CHOICES, "looks"), TASK_CHOICES)
+    now = locks[-1].study
+    changes = list(_changes(locks[0].study, now, (*CHOICES, "looks"), TASK_CHOICES))
+    climbed = [lock.study for lock in locks if lock.study.ladder] if now.ladder else []
+    changes += _changes(climbed[0], now, LADDER_CHOICES, ()) if climbed else []
     return tuple(f"{what}: was {before}, is now {now}" for what, before, now in changes)
 
 
 def _relock(lock: Lock, study: Study, folder: Path) -> Lock:
     """Put the study's choices into the lock that its trials ran under."""
-    asked = set(Study.model_fields) - set(CHOICES) - set(WORDS) - {"tasks"}
+    asked = {*_fields(lock.study), *_fields(study)} - {*CHOICES, *LADDER_CHOICES, *WORDS, "tasks"}
     task_asked = {name for task in study.tasks for name in type(task).model_fields} - set(TASK_CHOICES)
     changed = list(_changes(lock.study, study, sorted(asked), sorted(task_asked)))
     if {task.name for task in lock.study.tasks} != {task.name for task in study.tasks}:
@@ -82,14 +86,21 @@ def _relock(lock: Lock, study: Study, folder: Path) -> Lock:
 def _changes(
     before: Study, now: Study, names: Sequence[str], task_names: Sequence[str]
 ) -> Iterator[tuple[str, object, object]]:
-    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
-    for name in names:  # a field at its default may be left out
-        was, now_is = old.get(name, getattr(before, name)), new.get(name, getattr(now, name))
-        if was != now_is:
-            yield name, was, now_is
+    old, new = _fields(before), _fields(now)
+    for name in names:
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
     tasks = {task["name"]: task for task in old["tasks"]}
     for task in new["tasks"]:
         for name in task_names if task["name"] in tasks else ():
             was, now_is = (one.get(name, TaskSpec.model_fields[name].default) for one in (tasks[task["name"]], task))
             if was != now_is:
                 yield f"tasks.{task['name']}.{name}", was, now_is
+
+
+def _fields(study: Study) -> dict[str, object]:
+    """A study's fields as JSON, those of its ladder by names of their own; one at its default has that."""
+    fields = {name: getattr(study, name) for name in Study.model_fields if name != "ladder"}
+    fields |= study.model_dump(mode="json", exclude={"ladder"})
+    ladder = study.ladder.model_dump(mode="json") if study.ladder else {}
+    return fields | {f"ladder.{name}": value for name, value in ladder.items()}

@@ -158,7 +158,7 @@ class Crew:
             pinned = self._pinned
             worker.open(pinned.folder(trial.arm.name), engine=pinned.engine, precision=pinned.lock.precision)
             self._busy[worker] = assignment
-            data = self._pinned.data[trial.task]
+            data = self._pinned.rows(trial)
             terms = self._pinned.terms(trial, micro_batch=assignment.micro_batch, at_once=assignment.at_once)
             final = trial.purpose == "final"
             worker.send_data(data, given(data.splits, final=final, texts=bool(terms.observe)))

@@ -8,10 +8,12 @@ from queue import SimpleQueue
 from tunetrial import methods, models, tasks
 from tunetrial.core.errors import DataError, IntegrityError, ModelError, SpecError, TunetrialError
 from tunetrial.core.evidence import Example, TaskData, example_row
+from tunetrial.core.ladder import grounded
 from tunetrial.core.pins import TEXT
 from tunetrial.core.study import BasePin, DataPin, Lock, Readout, Study, Trial
 from tunetrial.core.work import Counted
 from tunetrial.plan import Gauge, Known, Sizes, first_packs
+from tunetrial.plan.ladder import rung_rows
 from tunetrial.plan.tuning import tuning_seeds
 from tunetrial.store import home
 from tunetrial.trial import rows
@@ -25,7 +27,8 @@ from tunetrial.trial.preflight import attempts
 class Pinned:
     """A locked study, with what its trials need: rows, base and engine, the device's kind and its free memory.
 
-    `data` has the rows of every task, or of each of its folds; `counted` are the tokens of each task's training rows.
+    `data` has the rows of every task, or of each of its folds, and of a ladder's parts of them; `counted` are the
+    tokens of each task's training rows.
     Of arms on another base than the study's, `folders` has the base and `others` its sizes, by arm. `traced` is the
     memory and work of an arm's trial on each task, solo and as many together as its tuning begins with, where it could
     be counted, and `gauge` how fast the device is.
@@ -47,6 +50,11 @@ class Pinned:
     def known(self) -> Known:
         """What plans go by."""
         return Known(self.data, self.counted, self.others, self.traced, self.gauge)
+
+    def rows(self, trial: Trial) -> TaskData:
+        """The rows of a trial's task; a rung of ranks has those of the task that it is of."""
+        name = trial.task
+        return replace(self.data.get(name) or self.data[grounded(name)], name=name)
 
     def folder(self, arm: str) -> Path:
         """The folder of an arm's base."""
@@ -80,8 +88,8 @@ def pin(
     where arms are on several bases, rows are left out that are too long for any.
 
     Raises:
-        ModelError, IntegrityError, DataError, SpecError: Base, rows or engine cannot be used as named; or more than
-            10 % of the rows of a split are too long.
+        ModelError, IntegrityError, DataError, SpecError, ConfigError: Base, rows, ladder or engine cannot be used as
+            named; or more than 10 % of the rows of a split are too long.
     """
     bases = resolve_bases(study, root)
     shapes = {name: models.shape(base.folder) for name, base in bases.items()}
@@ -189,8 +197,9 @@ def _held_out(study: Study, root: Path, shapes: Mapping[str, models.ModelShape])
 
 
 def _parts(study: Study, data: TaskData) -> dict[str, TaskData]:
-    """A task by its name, or its folds by theirs."""
-    return tasks.fold(data, study.task(data.name), study.repeats) if data.folds else {data.name: data}
+    """A task by its name, or its folds by theirs; and, by their rungs, the parts of its rows that a ladder asks for."""
+    rungs = rung_rows(study, data) if data.name == study.rule.primary else {}
+    return rungs | (tasks.fold(data, study.task(data.name), study.repeats) if data.folds else {data.name: data})
 
 
 def _elsewhere(study: Study) -> dict[str, str]:

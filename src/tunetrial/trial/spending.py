@@ -11,6 +11,8 @@ from tunetrial.core import files
 from tunetrial.core.errors import IntegrityError
 from tunetrial.core.evidence import Measurement, TrialRecord
 from tunetrial.core.study import Study, Trial, whole
+from tunetrial.plan.ladder import step_shares
+from tunetrial.plan.timing import part_of
 from tunetrial.trial.pinning import Pinned
 
 NAME = "spent.json"
@@ -80,8 +82,12 @@ class Purse:
     def __init__(self, pinned: Pinned, spending: Spending) -> None:
         lock = pinned.lock
         self._spending, self._allowed_s = spending, plan.allowed_s(lock.study)
-        planned = plan.timed(lock, models.shape(pinned.base), pinned.known)
-        self._planned_s = {key: each.tune.seconds.low for key, each in (planned or {}).items()}
+        planned = plan.timed(lock, models.shape(pinned.base), pinned.known) or {}
+        self._planned_s = {key: each.tune.seconds.low for key, each in planned.items()}
+        for rung, share in step_shares(lock).items():
+            arm = lock.study.ladder.arm
+            if each := planned.get((lock.study.rule.primary, arm)):
+                self._planned_s[rung, arm] = part_of(each.tune, share).seconds.low
         self._longest_s: dict[tuple[str, str, bool], float] = {}
         self._begun_s: dict[str, tuple[float, int]] = {}
         self.empty = False
