@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from tunetrial.core.findings import (
+    Concord,
     Explained,
     Forgotten,
     Frontier,
     Learned,
     Moved,
     Outlook,
+    Rated,
     Repeats,
     SearchCost,
     Updated,
@@ -353,8 +355,9 @@ class Decision(Record):
     counts by task how often the test rows have been opened, by any study of this user, this one included; empty where
     nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
     budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `searches` are those
-    that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`, and
-    how far states `moved` and weights were `updated`, decide nothing.
+    that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`, how
+    far states `moved` and weights were `updated`, and what raters found (`rated`, and how far they agree, `concord`)
+    decide nothing.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -376,6 +379,8 @@ class Decision(Record):
     memory: tuple[Held, ...] = ()
     repeats: tuple[Repeats, ...] = ()
     wordings: tuple[Wordings, ...] = added(())
+    rated: tuple[Rated, ...] = added(())
+    concord: tuple[Concord, ...] = added(())
     forgotten: tuple[Forgotten, ...] = added(())
     frontiers: tuple[Frontier, ...] = added(())
     explained: tuple[Explained, ...] = added(())

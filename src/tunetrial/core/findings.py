@@ -317,3 +317,49 @@ class Outlook(Record):
     unread: dict[str, str]
     prospects: tuple[Prospect, ...]
     best: str | None
+
+
+class Rated(Record):
+    """What one rater, a person or a `judge` model, prefers by `criterion` among the arms' answers to test rows.
+
+    `preferred` is by arm the share of pairs with the reference in which its answer is found better, a tie half, and so
+    are two orders of a pair that contradict each other. `strengths` are Bradley-Terry's, log odds against the
+    reference, and `position` what being shown first adds; where the votes have no maximum, `separated` says why.
+    `consistent` is the share of pairs that were judged alike in both orders; of the rows judged otherwise, `to_first`
+    went to whichever answer stood first and `to_second` to whichever stood second. Intervals are at `level`, over new
+    rows and the `seeds` trained; raters are held fixed. `same` pairs were of one text, ties that nobody was asked
+    about; `refused` counts the judge's replies that were no answer, `blank` rows that a person left out.
+    """
+
+    task: str
+    criterion: str
+    rater: str
+    judge: bool
+    reference: str
+    preferred: dict[str, Ends]
+    strengths: dict[str, Ends] = {}
+    position: Ends | None = None
+    separated: str | None = None
+    consistent: Ends | None
+    to_first: int
+    to_second: int
+    rows: int
+    seeds: int
+    same: int
+    refused: int
+    blank: int
+    level: float
+
+
+class Concord(Record):
+    """How far raters agree which of two arms' answers is better: Krippendorff's alpha, ordinal, over rows that two or
+    more of them judged by one criterion; pairs of one text are left out. None where all say one thing."""
+
+    task: str
+    criterion: str
+    arm: str
+    reference: str
+    raters: tuple[str, ...]
+    alpha: Ends | None
+    rows: int
+    level: float

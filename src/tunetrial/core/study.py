@@ -56,7 +56,7 @@ class TaskSpec(Record):
     `generate` asks for text: `input` is the prompt and `target` the field of the completion, or `messages` is the field
     of a conversation whose last assistant turn is the target. `max_new_tokens` bounds a completion; `json_schema` is
     the JSON of a schema that completions are held against, `tests` the field of Python code that they are executed
-    against. `variants` are other wordings of the test rows' inputs, which finals answer besides.
+    against. Finals answer `variants` of the test rows' inputs besides; raters prefer texts by the `criterion`.
     """
 
     name: str
@@ -76,6 +76,7 @@ class TaskSpec(Record):
     cluster: str | None = None
     epochs: int | None = Field(default=None, ge=1)
     variants: tuple[Variant, ...] = added(())
+    criterion: str | None = added()
 
     @property
     def kept_share(self) -> float | None:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import forgetting, headline, learning, memory, plots, provenance, tables, wordings, words
+from tunetrial.report import forgetting, headline, learning, memory, plots, provenance, raters, tables, wordings, words
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -50,6 +50,8 @@ def html(evidence: Evidence, decision: Decision) -> str:
             memory_parts=memory.TITLES,
             coverage=tables.coverage(decision),
             again=tables.again(decision),
+            raters=raters.section(decision),
+            raters_heads=raters.HEADS,
             worded=wordings.section(evidence, decision),
             worded_heads=wordings.HEADS,
             source_names=tuple(wordings.SOURCES.values()),

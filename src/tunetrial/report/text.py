@@ -7,7 +7,7 @@ from functools import cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import forgetting, headline, learning, provenance, tables, wordings, words
+from tunetrial.report import forgetting, headline, learning, provenance, raters, tables, wordings, words
 from tunetrial.report.page import TEMPLATES
 
 LINES = 12
@@ -30,6 +30,8 @@ def markdown(evidence: Evidence, decision: Decision) -> str:
             columns=tables.columns(evidence, decision),
             rows=tables.rows(evidence, decision),
             again=tables.again(decision),
+            raters=raters.section(decision),
+            raters_heads=raters.HEADS,
             worded=wordings.section(evidence, decision),
             worded_heads=wordings.HEADS,
             forgotten=forgetting.rows(decision),

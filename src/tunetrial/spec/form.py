@@ -70,6 +70,7 @@ _VARIANTS: list[type] = [
 ]
 Varied = Annotated[reduce(operator.or_, _VARIANTS), Discriminator("kind")]
 Usual = Literal[tuple(variant.name for variant in USUAL)]
+Wording = Annotated[Varied, BeforeValidator(_usual_by_name, json_schema_input_type=Usual | Varied)]
 
 
 class TaskForm(Record):
@@ -105,13 +106,14 @@ class TaskForm(Record):
         examples=[0.02, "95% of gain"],
     )
     epochs: Count | Absent = Field(None, description="passes over the training rows of this task", examples=[3])
-    variants: tuple[Annotated[Varied, BeforeValidator(_usual_by_name, json_schema_input_type=Usual | Varied)], ...] = (
-        Field(
-            (),
-            max_length=16,
-            description="other wordings of the test rows, by name or described",
-            examples=[["case", "typos", "whitespace"]],
-        )
+    variants: tuple[Wording, ...] = Field(
+        (),
+        max_length=16,
+        description="other wordings of the test rows, by name or described",
+        examples=[["case", "typos", "whitespace"]],
+    )
+    criterion: Text | Absent = Field(
+        None, description="words for what makes an answer better", examples=["which reply answers what was asked"]
     )
 
 

@@ -21,14 +21,14 @@ from tunetrial.tasks import prompt
 # text, which single examples need (Popović 2015). What has one right answer is better judged by another metric.
 DEFAULT_METRIC = {"classify": "macro_f1", "regress": "mae", "generate": "chrf"}
 LARGEST_SCHEMA_BYTES = 65_536
-_OF_TEXT = ("messages", "json_schema", "tests")
+_OF_TEXT = ("messages", "json_schema", "tests", "criterion")
 _MEASURED_BY = {"schema_valid": "json_schema", "tests_pass": "tests"}
 _UNITS = {
     "target units": "in the unit of the target",
     "nats a token": "in nats a token",
     "bits a byte": "in bits a byte",
 }
-_OVER_BUILT_IN = {"name", "metric", "margin", "epochs", "variants"}
+_OVER_BUILT_IN = {"name", "metric", "margin", "epochs", "variants", "criterion"}
 
 
 def resolve_tasks(forms: tuple[TaskForm, ...], root: Path) -> tuple[tuple[TaskSpec, ...], list[Fault]]:

@@ -11,6 +11,7 @@ from tunetrial.spec.text import NUMBER
 
 _SHARED = ("epochs", "batch_examples", "max_tokens", "weight_decay", "precision", "readout", "retention", "frontier")
 _SHARED += ("drift", "keep", "pack", "seed")
+_OVER_BUILT_IN = ("name", "metric", "margin", "epochs", "variants", "criterion")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -65,4 +66,4 @@ def _task(task: TaskSpec) -> dict:
     fields = {name: value for name, value in task.model_dump(exclude_none=True).items() if value != ""}
     if task.data is not None or task.name not in tasks.BUILT_IN:
         return fields
-    return {key: fields[key] for key in ("name", "metric", "margin", "epochs", "variants") if key in fields}
+    return {key: fields[key] for key in _OVER_BUILT_IN if key in fields}

@@ -6,10 +6,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tunetrial import analysis, plan
+from tunetrial.analysis import arms, rounds
 from tunetrial.core.errors import IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, Held, Scored
+from tunetrial.core.findings import Concord, Rated
 from tunetrial.core.study import Lock, Study, TaskSpec
 from tunetrial.store import StudyFolder
+from tunetrial.trial import raters
 from tunetrial.trial.openings import count_openings
 from tunetrial.trial.spending import spent
 
@@ -17,7 +20,7 @@ from tunetrial.trial.spending import spent
 CHOICES = ("reference", "rule", "limits", "require", "criteria")
 LADDER_CHOICES = ("ladder.margin_usd",)
 WORDS = ("question", "hardware", "keep", "budget", "ladder.label_usd")
-TASK_CHOICES = ("metric", "margin")
+TASK_CHOICES = ("metric", "margin", "criterion")
 
 
 def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
@@ -37,7 +40,7 @@ def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
         evidence = store.evidence()
         decision = analysis.decide(
             evidence, test_openings=count_openings(evidence.lock), post_hoc=post_hoc(store.read_locks())
-        ).model_copy(update={"spent": spent(study, folder), **_planned(store, evidence)})
+        ).model_copy(update={"spent": spent(study, folder), **_planned(store, evidence), **_rated(evidence, folder)})
         store.write_decision(decision)
     return evidence, decision
 
@@ -54,6 +57,15 @@ def _planned(store: StudyFolder, evidence: Evidence) -> dict[str, tuple[Scored, 
         where = ".".join(map(str, got["loc"]))
         raise IntegrityError(f"{store.path / 'plan.json'}: {where}: {got['msg']}; restore it, or remove it") from None
     return {"predictions": plan.scored(made, evidence), "memory": plan.beside(made.memory, evidence)}
+
+
+def _rated(evidence: Evidence, folder: Path) -> dict[str, tuple[Rated, ...] | tuple[Concord, ...]]:
+    """What raters found of the answers that the study has; none where nobody was asked."""
+    records = {record.trial.id: record.digest for record in evidence.records}
+    held = rounds.belonging(raters.rounds(folder), records)
+    references = {task.name: arms.reference(evidence, task.name) for task in evidence.lock.study.tasks}
+    found = tuple(rounds.rated(one, references[one.task]) for one in held)
+    return {"rated": found, "concord": rounds.concord(held, references)}
 
 
 def post_hoc(locks: Sequence[Lock]) -> tuple[str, ...]:

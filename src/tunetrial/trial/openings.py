@@ -1,4 +1,4 @@
-"""The test split is sealed until rates lock; each look at it is then noted in the user's test ledger."""
+"""The test split is sealed until rates lock; each look at it, and each rater, is noted in the user's test ledger."""
 
 from collections.abc import Iterable
 
@@ -17,6 +17,13 @@ def note_openings(lock: Lock, trials: Iterable[Trial]) -> None:
         noted = {(opening.study_digest, opening.what) for opening in ledger.openings(test_digest)}
         if (lock.digest, what) not in noted:
             ledger.note(test_digest, lock.digest, what)
+
+
+def note_rating(lock: Lock, task: str, what: str) -> None:
+    """Note that raters are about to see what arms answered to test rows: once a study, task and `what`."""
+    ledger, test_digest, said = TestLedger(home()), tested(lock, task), f"{task}: {what}"
+    if not any((one.study_digest, one.what) == (lock.digest, said) for one in ledger.openings(test_digest)):
+        ledger.note(test_digest, lock.digest, said)
 
 
 def count_openings(lock: Lock) -> dict[str, int]:

@@ -1,0 +1,38 @@
+"""The command line: verbs without logic. stdout is the result, stderr is progress.
+
+Exit status: 0 done, 1 error, 2 usage, 3 some trials failed, 4 does not fit, 130 interrupted. Nothing heavy is imported
+before a verb needs it, so that `--help` answers at once.
+"""
+
+from typing import Annotated
+
+import typer
+
+from tunetrial import __version__
+from tunetrial.cli.lab import calibrate, init, merge, selfcheck
+from tunetrial.cli.results import decide, rate, recipe, report
+from tunetrial.cli.study import compare, demo, doctor, plan, run
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Find out by trial whether to fine-tune fully or with an adapter: plan, run, decide.",
+)
+for verb in (demo, plan, calibrate, selfcheck, doctor, run, report, decide, rate, init, merge, recipe, compare):
+    app.command()(verb)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the `tunetrial` command."""
+    app()

@@ -1,0 +1,87 @@
+"""Verbs on the results there are: nothing is trained."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunetrial import Study
+from tunetrial.cli.terminal import Folder, Json, StudyFile, agreed, exit_status, misused, write_new
+
+
+def report(study: StudyFile, folder: Folder = None, json: Json = False) -> None:
+    """Write the report again from the results there are."""
+    with exit_status():
+        loaded = Study.load(study, folder=folder)
+        page = loaded.report()
+        print(loaded.to_json() if json else page)
+
+
+def decide(study: StudyFile, folder: Folder = None, json: Json = False) -> None:
+    """Decide again by the margins and weights in the file; no training."""
+    with exit_status():
+        loaded = Study.load(study, folder=folder)
+        print(loaded.to_json() if json else loaded.summary())
+
+
+def recipe(
+    study: StudyFile,
+    tool: Annotated[str, typer.Option("--for", help="axolotl, llamafactory, trl or peft.")],
+    arm: Annotated[str | None, typer.Option(help="Arm [the recommended].", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write.", show_default=False)] = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Write an arm back as another tool's recipe."""
+    with exit_status():
+        text = Study.load(study, folder=folder).recipe(tool, arm=arm)
+        if out is not None:
+            write_new(out, text)
+        elif not json:
+            print(text, end="")
+        if json:
+            import json as writer
+
+            print(writer.dumps({"tool": tool, "recipe": text}))
+
+
+def rate(
+    study: StudyFile,
+    judge: Annotated[str | None, typer.Option(help="Address of a judge: http://host/v1", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="With --judge: its model.", show_default=False)] = None,
+    key_from: Annotated[str | None, typer.Option(help="Variable that holds its key.", show_default=False)] = None,
+    sheet: Annotated[Path | None, typer.Option(help="CSV or JSONL for people, blind.", show_default=False)] = None,
+    read: Annotated[Path | None, typer.Option(help="Such a sheet, filled in.", show_default=False)] = None,
+    rater: Annotated[str | None, typer.Option(help="With --read: by whom.", show_default=False)] = None,
+    rows: Annotated[int, typer.Option(help="Test rows to compare on.", min=2)] = 40,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask the judge without asking you.")] = False,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Have a judge or people prefer texts, blind, in both orders."""
+    if [judge, sheet, read].count(None) != 2:
+        misused("rate", "give one of --judge, --sheet and --read")
+    if (judge is None) != (model is None) or (read is None) != (rater is None):
+        misused("rate", "--judge goes with --model, and --read with --rater; give both")
+    with exit_status():
+        from tunetrial.rating import Endpoint
+        from tunetrial.report.raters import text
+        from tunetrial.trial import raters
+
+        loaded = Study.load(study, folder=folder)
+        if read is not None:
+            raters.take_in(loaded.folder, read, rater)
+        else:
+            asked = raters.gather(loaded.asked, loaded.path.parent, loaded.folder, rows=rows)
+            print(f"{asked.task}: {asked.criterion}; {asked.questions} questions at most", file=sys.stderr)
+            if sheet is not None:
+                raters.hand_out(asked, loaded.folder, sheet)
+                print(sheet)
+                return
+            if not yes and not agreed(f"Ask {model} {asked.questions} questions?", "the same with --yes"):
+                return
+            raters.ask(asked, loaded.folder, Endpoint(url=judge, model=model, key_from=key_from))
+        decision = loaded.decide()
+        loaded.report()
+        print(loaded.to_json() if json else text(decision), end="")
