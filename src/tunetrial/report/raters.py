@@ -73,13 +73,16 @@ def _sentence(one: Rated) -> str:
     said = []
     for arm, (value, low, high) in one.preferred.items():
         against = f"{words.name(arm)}'s answers to {words.name(one.reference)}'s"
-        share = f"{words.percent(round(value, 2))} of the time"
+        share = words.percent(round(value, 2))
         if low is not None and low > 0.5:
-            said.append(f"prefers {against}, {share}")
+            said.append(f"prefers {against}: they win {share} of pairs")
         elif high is not None and high < 0.5:
-            said.append(f"prefers the reference's answers to {words.name(arm)}'s, which win {share}")
+            said.append(
+                f"prefers {words.name(one.reference)}'s answers to {words.name(arm)}'s, which win {share} of pairs"
+            )
         else:
-            said.append(f"shows no preference between {words.name(arm)} and {words.name(one.reference)} ({share})")
+            between = f"{words.name(arm)} and {words.name(one.reference)}"
+            said.append(f"shows no preference between {between}: the first wins {share} of pairs")
     return f"{'The judge ' if one.judge else ''}{who} {' and '.join(said)}."
 
 
