@@ -180,7 +180,11 @@ def test_a_known_class_that_computes_something_else_is_found_out(tmp_path, monke
     assert not blocks.fits(load("llama", tmp_path).base_model)
 
 
-@pytest.mark.parametrize("settings", [("full", {}), ("lora", {}), ("lora", {"dora": True})], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [("full", {}), pytest.param(("lora", {}), marks=pytest.mark.slow), ("lora", {"dora": True})],
+    ids=["full", "lora", "dora"],
+)
 def test_training_is_that_of_transformers_modules(settings, tmp_path, monkeypatch):
     """Three micro-batches a step, whole trainings: losses, predictions and the names of weights."""
     base, data = make_model(tmp_path, hidden=32), make_data("regress", rows=48)

@@ -69,6 +69,7 @@ def test_tools_that_the_template_does_not_show_are_said(base, tmp_path):
     assert finding.found == "in 30 training rows, unseen in 30: the chat template has no place for them"
 
 
+@pytest.mark.slow
 def test_too_many_long_rows_are_bad_and_end_with_status_1(base, tmp_path):
     rows = [talk(f"what of {n}? " + "late " * 40 * (n % 3 == 0), f"late {n}") for n in range(60)]
     path = write_chat(tmp_path, base, rows)
@@ -98,6 +99,6 @@ def test_json_is_the_diagnosis(tmp_path):
 def test_a_base_and_a_file_of_rows_are_enough(base, tmp_path):
     rows = "".join(json.dumps({"text": f"parcel {n} late", "label": "ab"[n % 2]}) + "\n" for n in range(120))
     (tmp_path / "rows.jsonl").write_text(rows)
-    result = CliRunner().invoke(app, ["doctor", str(base), str(tmp_path / "rows.jsonl")])
+    result = CliRunner().invoke(app, ["doctor", str(base), str(tmp_path / "rows.jsonl"), "--engine", "sim"])
     assert result.exit_code == 0 and "labels: 2" in result.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]

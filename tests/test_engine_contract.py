@@ -64,6 +64,19 @@ def case(request) -> Case:
     return CASES[request.param]()
 
 
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Steps of an arm's whole training, and what it predicts then; of each engine once."""
+
+    @cache
+    def made(name: str, arm: str, purpose: str) -> tuple[list[Step], list]:
+        data, case = data_of("classify"), CASES[name]()
+        run, steps = finished(case.make().open(case.base, "fp32"), trial(arm, purpose=purpose), data)
+        return steps, run.predict(data.splits["test"])
+
+    return made
+
+
 @pytest.fixture
 def session(case) -> Session:
     return case.make().open(case.base, "fp32")
@@ -217,12 +230,14 @@ def test_predictions_are_labels_or_numbers_whoever_is_asked_with_them(session, d
         assert together == pytest.approx(alone[::-1], rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("after", [1, MERGE, MERGE + 1, MERGE + 2, STEPS - 1])
-def test_an_interrupted_run_goes_on_to_the_same_end(case, arm, after, tmp_path):
+@pytest.mark.parametrize(
+    ("arm", "after"),
+    [("warm", after) for after in (1, MERGE, MERGE + 1, MERGE + 2, STEPS - 1)]
+    + [(arm, after) for arm in ("full", "lora") for after in (1, STEPS - 1)],
+)
+def test_an_interrupted_run_goes_on_to_the_same_end(request, case, uninterrupted, arm, after, tmp_path):
     data, checkpoint = data_of("classify"), tmp_path / "checkpoint"
-    whole, expected = finished(case.make().open(case.base, "fp32"), trial(arm), data)
-    predicted = whole.predict(data.splits["test"])
+    expected, predicted = uninterrupted(request.node.callspec.params["case"], arm, "final")
     steps = case.make().open(case.base, "fp32").start(trial(arm), data).steps(checkpoint)
     seen = timeless([next(steps) for _ in range(after)])
     steps.close()
@@ -236,10 +251,10 @@ def test_an_interrupted_run_goes_on_to_the_same_end(case, arm, after, tmp_path):
 
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("share", [1 / 3, 0.6])
-def test_a_run_goes_on_from_a_rung_in_the_schedule_of_the_whole_run(case, arm, share, tmp_path):
+def test_a_run_goes_on_from_a_rung_in_the_schedule_of_the_whole_run(request, case, uninterrupted, arm, share, tmp_path):
     data, checkpoint = data_of("classify"), tmp_path / "checkpoint"
     asked = trial(arm, purpose="tune")
-    whole, expected = finished(case.make().open(case.base, "fp32"), asked, data)
+    expected, predicted = uninterrupted(request.node.callspec.params["case"], arm, "tune")
     paused = (
         case.make().open(case.base, "fp32").start(asked.model_copy(update={"purpose": "rung", "share": share}), data)
     )
@@ -249,7 +264,7 @@ def test_a_run_goes_on_from_a_rung_in_the_schedule_of_the_whole_run(case, arm, s
     run = case.make().open(case.base, "fp32").start(asked, data)
     assert timeless(list(run.steps(checkpoint))) == expected[len(before) :]
     assert run.first_step == len(before)
-    assert run.predict(data.splits["test"]) == whole.predict(data.splits["test"])
+    assert run.predict(data.splits["test"]) == predicted
 
 
 def test_a_damaged_checkpoint_is_passed_over(case, tmp_path):

@@ -147,7 +147,7 @@ def test_recordings_are_let_go_when_memory_is_short():
         ("lora", "classify", {}),
         ("full", "regress", {}),
         ("lora", "generate", {"readout": "text", "max_new_tokens": 8}),
-        ("lora", "classify", {"readout": "labels"}),
+        pytest.param("lora", "classify", {"readout": "labels"}, marks=pytest.mark.slow),
     ],
     ids=["classify", "regress", "text", "labels"],
 )

@@ -56,7 +56,7 @@ def padded(rows):
     return ids, mask, labels
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_loss_curve_equals_a_plain_padded_language_models(base, data, method):
     """AdamW with the loss normalised by the answered tokens of the step, in fp64 (transformers' own rounds to fp32)."""
     session, run = start(base, data, method, precision="fp64")
@@ -93,9 +93,9 @@ def test_loss_curve_equals_a_plain_padded_language_models(base, data, method):
 
 
 def test_micro_batches_change_nothing_though_answers_differ_in_length(base, data):
-    session, whole = start(base, data, precision="fp64")
+    session, whole = start(base, data, precision="fp64", epochs=2)
     losses = [step.loss for step in whole.steps(None)]
-    trial = make_trial("lora", precision="fp64", readout="text", max_new_tokens=24, epochs=5)
+    trial = make_trial("lora", precision="fp64", readout="text", max_new_tokens=24, epochs=2)
     parts = session.start(trial, data, micro_batch=3)
     assert [step.loss for step in parts.steps(None)] == pytest.approx(losses, rel=1e-9)
 

@@ -120,7 +120,7 @@ def shifted(found, rng, loss):
     return replace(found, scores=scores)
 
 
-@pytest.mark.parametrize("studies", [30, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("studies", [15, pytest.param(400, marks=pytest.mark.slow)])
 def test_no_is_false_no_more_often_than_the_level_says(studies):
     """Both trained arms are better than the base by just the margin; the base is one run on the same rows."""
     rng, planted = np.random.default_rng(3), study({"full": 0.8, "lora": 0.8, "base": 0.7}, margin=0.1, rows=200)

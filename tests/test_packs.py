@@ -58,11 +58,16 @@ def losses_packed(pack) -> list[list[float]]:
     return [[step.loss for step in steps] for steps in zip(*pack.steps(None), strict=True)]
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
 @pytest.mark.parametrize(
-    ("kind", "controls"),
-    [("classify", {}), ("regress", {}), ("classify", {"readout": "labels"})],
-    ids=["classify", "regress", "labels"],
+    ("method", "kind", "controls"),
+    [
+        ("lora", "classify", {}),
+        ("lora", "regress", {}),
+        ("lora", "classify", {"readout": "labels"}),
+        ("qlora", "regress", {}),
+        pytest.param("qlora", "classify", {}, marks=pytest.mark.slow),
+        pytest.param("qlora", "classify", {"readout": "labels"}, marks=pytest.mark.slow),
+    ],
 )
 def test_loss_curves_of_a_pack_are_those_of_each_alone_in_fp64(base, method, kind, controls):
     session, data = open_session(base, "fp64"), make_data(kind, rows=48)
