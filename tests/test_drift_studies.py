@@ -213,3 +213,17 @@ def test_a_study_that_asks_for_nothing_has_nothing_of_it():
     assert decision.moved == () == decision.updated
     assert not {"moved", "updated"} & decision.model_dump().keys()
     assert "Drift" not in report.html(found, decision) and "Drift" not in report.markdown(found, decision)
+
+
+def test_the_report_draws_each_arm_by_layer_and_says_what_it_means():
+    found = drifting({"full": 0.9, "lora": 0.6})
+    decision = decide(found)
+    page, text = report.html(found, decision), report.markdown(found, decision)
+    section = page[page.index('<section id="drift">') :].partition("</section>")[0]
+    assert section.count('<polygon class="floor"') == 2 and section.count('<polygon class="spread arm-') == 4
+    assert section.count('class="control arm-') == 2, "two seeds are held against each other by CKA alone"
+    for said in (section, text):
+        assert "lora moved less than full: " in said and "not told apart" in said
+        assert "weight matrices changed with full by" in said
+    assert "last token" in section and "scores do not overlap" in text
+    assert "drift" not in report.html(found, decision.model_copy(update={"moved": (), "updated": ()})).lower()

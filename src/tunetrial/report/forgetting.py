@@ -41,10 +41,10 @@ def _rows(one: Forgotten) -> Iterator[Row]:
             task,
             arm,
             text,
-            _ends(loss.nats),
-            beyond if loss.beyond is None else _ends(loss.beyond),
-            _ends(loss.bits),
-            _ends(loss.kl, sign=False),
+            words.ends(loss.nats, sign=True),
+            beyond if loss.beyond is None else words.ends(loss.beyond, sign=True),
+            words.ends(loss.bits, sign=True),
+            words.ends(loss.kl),
             _shares(loss.agreed),
             _basis(one, loss),
         )
@@ -82,7 +82,7 @@ def _said(one: Forgotten, limit: float | None) -> str:
     said = f"{words.name(one.arm)} {words.figure(abs(value), 2)} nats {'more' if value >= 0 else 'less'}"
     said += f" than under its base ({loss.why_bare or 'no interval'})" if low is None or high is None else ""
     if low is not None and high is not None:
-        ends = " to ".join(words.signed(end, _decimals(loss.nats)) for end in (low, high))
+        ends = " to ".join(words.signed(end, words.decimals_of(loss.nats)) for end in (low, high))
         said += f" than under its base ({words.percent(one.level)} interval {ends})"
     if loss.beyond is not None and None not in loss.beyond[1:]:
         sides = (", more than with {0}", ", less than with {0}", ", not shown to differ from {0}")
@@ -95,22 +95,6 @@ def _said(one: Forgotten, limit: float | None) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _ends(found: Ends, *, sign: bool = True) -> str:
-    value, low, high = found
-    decimals = _decimals(found)
-    write = words.signed if sign else words.number
-    if low is None or high is None:
-        return write(value, decimals)
-    return f"{write(value, decimals)} ({write(low, decimals)} to {write(high, decimals)})"
-
-
-def _decimals(found: Ends) -> int:
-    """So many that two significant digits of the interval's length, or of the value alone, are told."""
-    value, low, high = found
-    length = abs(value) if low is None or high is None else high - low
-    return min(max(words.decimals_for(length or None), 2), 6)
 
 
 def _shares(found: Ends) -> str:
@@ -164,10 +148,10 @@ def _at_equal_learning(one: Frontier) -> str:
     arm, reference = words.name(one.arm), words.name(one.reference)
     value, low, high = one.equal
     how = f"{words.figure(abs(value), 2)} nats a token {'more' if value >= 0 else 'less'} than {reference}"
-    ends = " to ".join(words.signed(end, _decimals(one.equal)) for end in (low, high))
+    ends = " to ".join(words.signed(end, words.decimals_of(one.equal)) for end in (low, high))
     shown = "" if low > 0 or high < 0 else "; a difference is not shown"
     where = f"On {words.name(one.task)}, where both learnt {words.figure(one.learning)} above {one.above}"
-    along = f"{_ends(one.apart)} on average up to there"
+    along = f"{words.ends(one.apart, sign=True)} on average up to there"
     return (
         f"{where}, {arm} forgets {how} ({words.percent(one.level)} interval {ends}, {one.seeds} seeds{shown}); {along}."
     )
@@ -189,7 +173,7 @@ def _explanation(one: Explained) -> str:
     else:
         meaning = "drift is not shown to go with forgetting"
     rows = "test rows" if one.source == "test" else f"the text {words.name(one.source.removeprefix(TEXT))}"
-    told = f"Spearman {_ends(one.within)} within arms, {_ends(one.pooled)} over all"
+    told = f"Spearman {words.ends(one.within, sign=True)} within arms, {words.ends(one.pooled, sign=True)} over all"
     return f"Drift on {rows}, tuned on {words.name(one.task)}: {meaning} ({told}; {one.runs} runs)."
 
 

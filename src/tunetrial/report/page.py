@@ -13,7 +13,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import forgetting, headline, learning, memory, plots, provenance, raters, tables, wordings, words
+from tunetrial.report import (
+    drift,
+    forgetting,
+    headline,
+    learning,
+    memory,
+    plots,
+    provenance,
+    raters,
+    tables,
+    wordings,
+    words,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -55,6 +67,7 @@ def html(evidence: Evidence, decision: Decision) -> str:
             worded=wordings.section(evidence, decision),
             worded_heads=wordings.HEADS,
             source_names=tuple(wordings.SOURCES.values()),
+            drift=drift.section(evidence, decision),
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
             searched=headline.searched(decision),

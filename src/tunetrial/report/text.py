@@ -7,7 +7,7 @@ from functools import cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import forgetting, headline, learning, provenance, raters, tables, wordings, words
+from tunetrial.report import drift, forgetting, headline, learning, provenance, raters, tables, wordings, words
 from tunetrial.report.page import TEMPLATES
 
 LINES = 12
@@ -34,6 +34,7 @@ def markdown(evidence: Evidence, decision: Decision) -> str:
             raters_heads=raters.HEADS,
             worded=wordings.section(evidence, decision),
             worded_heads=wordings.HEADS,
+            drift=drift.section(evidence, decision),
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
             equal_learning=forgetting.frontier_sentences(decision),

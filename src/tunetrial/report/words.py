@@ -6,6 +6,7 @@ import unicodedata
 
 from tunetrial.analysis.metrics import METRICS
 from tunetrial.core.evidence import Measurement
+from tunetrial.core.findings import Ends
 from tunetrial.core.spans import span
 
 MINUS = "\N{MINUS SIGN}"
@@ -155,3 +156,18 @@ def quantity(measured: Measurement) -> str:
 
 def _measured(value: float) -> str:
     return number(value, 2) if 0.1 <= abs(value) < 1 else figure(value)
+
+
+def decimals_of(found: Ends) -> int:
+    """So many that two significant digits of the interval's length, or of the value alone, are told."""
+    value, low, high = found
+    length = abs(value) if low is None or high is None else high - low
+    return min(max(decimals_for(length or None), 2), 6)
+
+
+def ends(found: Ends, *, sign: bool = False) -> str:
+    """Write a value and its interval, if it has one."""
+    value, low, high = found
+    decimals, write = decimals_of(found), signed if sign else number
+    interval = "" if low is None or high is None else f" ({write(low, decimals)} to {write(high, decimals)})"
+    return f"{write(value, decimals)}{interval}"
