@@ -1,6 +1,7 @@
 """`tunetrial rate`: a finished study's texts before a judge and before people, counted, kept, and in the report."""
 
 import csv
+import inspect
 import json
 
 import pytest
@@ -11,7 +12,8 @@ from test_rating import shown
 from trial_study import load
 from tunetrial import cli
 from tunetrial.store import StudyFolder, TestLedger
-from tunetrial.trial import openings
+from tunetrial.store.ratings import RatingFolder
+from tunetrial.trial import openings, raters
 
 STUDY = """
 base_model: embedded
@@ -107,7 +109,18 @@ def test_judge_and_people_rate_the_same_rows_and_stand_in_the_report(done):
     assert "## Raters" in (done.folder / "report.md").read_text()
 
 
+def test_ratings_of_answers_that_are_gone_are_left_out_aloud(done):
+    kept = RatingFolder(done.folder / "ratings")
+    old = next(one for one in raters.rounds(done.folder) if one.judge)
+    gone = old.model_copy(update={"rater": "old", "trials": {"0" * 16: "x"}})
+    kept.keep((gone.task, gone.criterion, gone.rater), gone.model_dump(mode="json"))
+    said = rate(done, "--read", done.path.parent / "back" / "towns.csv", "--rater", "Ann")
+    assert "left out: 1 of answers that the study no longer has" in said.stderr and "old" not in said.stdout
+    next(path for path in kept.path.glob("*.json") if '"old"' in path.read_text()).unlink()
+
+
 def test_wrong_ways_of_asking_are_told_in_one_line(done, tmp_path):
+    assert inspect.signature(cli.rate).parameters["rows"].default == raters.ROWS
     assert "give one of --judge, --sheet and --read" in rate(done, code=2).stderr
     assert "--judge goes with --model" in rate(done, "--judge", "http://localhost", code=2).stderr
     unknown = rate(done, "--read", tmp_path / "other.csv", "--rater", "Ann", code=1)

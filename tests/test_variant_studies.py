@@ -9,6 +9,7 @@ from tunetrial import Study, spec
 from tunetrial.core.errors import DataError, SpecError
 from tunetrial.core.study import Lock
 from tunetrial.core.variants import Noise, Template
+from tunetrial.plan import timing
 from tunetrial.store import StudyFolder, TestLedger
 from tunetrial.trial import openings
 from tunetrial.trial.pinning import pin
@@ -93,6 +94,11 @@ def test_variants_are_pinned_and_answered_by_finals_alone(done):
     assert {f"test{name}.accuracy" for name in ("", "~case", "~many", "~asked")} <= set(final.measurements)
     plain, varied = (evidence.scores[final.trial.id, split] for split in ("test", "test~asked"))
     assert (plain.example_id_E, plain.cluster_E) == (varied.example_id_E, varied.cluster_E)
+
+
+def test_a_plan_counts_the_rows_of_variants_and_no_held_out_text():
+    rows = {"train": 100, "validation": 40, "test": 50, "test~case": 50, "test~typos": 50, "text~wiki": 9}
+    assert timing.tested(rows) == 150 and timing.tested({"train": 9, "validation": 4, "test": 5}) == 5
 
 
 def test_variants_open_the_test_split_once_and_train_nothing_anew(done):

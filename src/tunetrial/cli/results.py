@@ -84,4 +84,6 @@ def rate(
             raters.ask(asked, loaded.folder, Endpoint(url=judge, model=model, key_from=key_from))
         decision = loaded.decide()
         loaded.report()
+        if left := len(raters.rounds(loaded.folder)) - len(decision.rated):
+            print(f"left out: {left} of answers that the study no longer has", file=sys.stderr)
         print(loaded.to_json() if json else text(decision), end="")

@@ -3,6 +3,7 @@
     <study>/study.yaml  study.lock.json  locks/       the question, the pre-registration, and what it was before
             plan.json  packs.json
             trials/<id>/curve.jsonl  scores.parquet  artifact/  manifest.json  record.json
+            ratings/                                  what raters said of the answers, if any did
             decision.json  report.html  report.md
 
 Names that begin with a dot are leases and temporaries, and no part of the evidence.
