@@ -99,7 +99,7 @@ def test_the_report_says_it_in_a_sentence_and_leaves_it_out_where_nothing_was_as
     share = f"different answers {100 * (1 - full.same[0]):.0f} % of the time"
     for said in (page.replace("\N{NARROW NO-BREAK SPACE}", " "), text):
         assert "Other words" in said and f"gives two wordings of one input {share}" in said
-        assert "typos: 0." in said and "at worst, under typos, " in said
+        assert "typos: 0." in said and "at worst, under the variant typos, " in said
     without = decide(bare)
     assert without.wordings == () and "wordings" not in without.model_dump()
     assert "Other words" not in report.html(bare, without) + report.markdown(bare, without)

@@ -91,9 +91,8 @@ def _at_worst(task: TaskSpec, one: Wordings) -> str:
     score = f"{metric} {words.number(one.worst_score[0], places)}"
     if one.worst == PLAIN:
         return f"no wording is worse for it than the rows as they are, {score}"
-    return (
-        f"at worst, under {words.clean(one.worst, 40)}, {score} in place of {words.number(one.scores[PLAIN], places)}"
-    )
+    plain = words.number(one.scores[PLAIN], places)
+    return f"at worst, under the variant {words.clean(one.worst, 40)}, {score} in place of {plain}"
 
 
 def _row(task: TaskSpec, one: Wordings, decision: Decision) -> Row:
