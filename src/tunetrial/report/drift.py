@@ -13,7 +13,7 @@ DRAWN = {"1 - CKA": "1 \N{MINUS SIGN} CKA", "change": "relative change"}
 MEASURES = {**DRAWN, "1 - cosine": "1 \N{MINUS SIGN} cosine", "angle": "angle, radians"}
 MEASURES |= {"1 - RSA": "1 \N{MINUS SIGN} RSA"}
 POOLINGS = {"mean": "mean of a row", "last": "last token", "tokens": "single tokens"}
-FLOORS = {"batch": "one row at a time", "dtype": "another dtype"}
+FLOORS = ("batch", "dtype")
 TOP, EPSILON = 10, 0.5
 HEADROOM = 1.5
 
@@ -58,6 +58,7 @@ class Row:
     equal: str
     floor: str
     between: str
+    across: str
     basis: str
     main: bool
 
@@ -192,6 +193,7 @@ def rows(decision: Decision, reference: str) -> tuple[Row, ...]:
             equal=_equal(one),
             floor=_floor(one),
             between=_mean(one.between_seeds),
+            across=_mean(one.between_arms),
             basis=f"{one.seeds} runs, {one.rows} rows",
             main=one.pooling == "mean" and one.measure in DRAWN,
         )
@@ -213,8 +215,8 @@ def _equal(one: Moved) -> str:
 
 
 def _floor(one: Moved) -> str:
-    """The mean over layers of each floor."""
-    return "; ".join(f"{_mean(value_L)} {FLOORS[how]}" for how, value_L in one.floors.items()) or "not measured"
+    """The mean over layers of each floor: one row at a time, and in another dtype."""
+    return "; ".join(_mean(one.floors[how]) for how in FLOORS if how in one.floors) or "not measured"
 
 
 def _mean(value_L: Sequence[float | None] | None) -> str:
@@ -266,7 +268,7 @@ def _of_weights(arms: Sequence[Updated]) -> str:
     )
     found = [(one, _at(one, "left")) for one in arms]
     known = [f"{words.figure(count[0], 2)} with {words.name(one.arm)}" for one, count in found if count]
-    new = f" Of a matrix's first {TOP} directions {', '.join(known)} were not there before." if known else ""
+    new = f" Of a matrix's first {TOP} directions {' and '.join(known)} are intruders, on average." if known else ""
     return f"Tuned on {words.name(arms[0].task)}, weight matrices changed {said}.{new}"
 
 
@@ -280,7 +282,7 @@ def matrices(decision: Decision) -> tuple[Matrices, ...]:
             spectral=words.ends(one.spectral),
             stable="" if one.stable is None else words.ends(one.stable),
             effective="" if one.effective is None else words.ends(one.effective),
-            intruders=" and ".join(words.ends(count) for side in one.intruders if (count := _at(one, side))),
+            intruders=" and ".join(_count(count) for side in one.intruders if (count := _at(one, side))),
             rounding="" if one.rounding is None else words.figure(one.rounding, 2),
             basis=f"{one.seeds} runs, {one.matrices} matrices; chance {words.number(one.chance[0], 2)} to "
             f"{words.number(one.chance[1], 2)}",
@@ -288,6 +290,10 @@ def matrices(decision: Decision) -> tuple[Matrices, ...]:
         )
         for one in decision.updated
     )
+
+
+def _count(found: Ends) -> str:
+    return words.figure(found[0], 2) if found[1] is None else words.ends(found)
 
 
 def _at(one: Updated, side: str) -> Ends | None:
