@@ -112,6 +112,14 @@ def test_what_was_not_observed_or_diverged_is_counted_and_in_no_mean():
     assert "1 diverged, 4 not observed" in page
 
 
+def test_no_end_of_kl_lies_below_0():
+    found = observed()
+    factors = {planted.one(found, "lora", seed).trial.id: 10.0**-seed for seed in range(1, 6)}
+    tables = {k: {**t, "kl": t["kl"] * factors.get(k[0], 1)} for k, t in found.tables.items()}
+    value, low, high = said(replace(found, tables=tables))["lora"].overall.kl
+    assert low == 0 < value < high
+
+
 @pytest.mark.parametrize(
     ("tables", "why"),
     [

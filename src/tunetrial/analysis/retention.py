@@ -113,7 +113,7 @@ def _loss(text: str | None, own: Mapping[Run, Table], other: Mapping[Run, Table]
         text=text,
         nats=_rate(lost_RE, tokens_E, asked, level),
         bits=_rate(lost_RE / np.log(2), bytes_E, asked, level),
-        kl=_rate(kl_RE, tokens_E, asked, level),
+        kl=_not_below_0(_rate(kl_RE, tokens_E, asked, level)),
         agreed=_share(agreed_RE, tokens_E, asked, level),
         beyond=beyond,
         texts=int(on_E.sum()),
@@ -149,6 +149,12 @@ def _rate(total_RE: Floats, size_E: Floats, cluster_E: tuple[str, ...] | None, l
         else:
             return (found.effect, *found.interval(level))
     return float(total_RE.mean(axis=0).sum() / size_E.sum()), None, None
+
+
+def _not_below_0(found: Ends) -> Ends:
+    """What cannot be below 0, nor the low end of its interval: that covers no less so."""
+    value, low, high = found
+    return value, None if low is None else max(low, 0.0), high
 
 
 def _share(total_RE: Floats, size_E: Floats, cluster_E: tuple[str, ...] | None, level: float) -> Ends:

@@ -72,14 +72,14 @@ def sentences(decision: Decision, limit: float | None, primary: str) -> tuple[st
         told = [one for one in decision.forgotten if one.task == task and one.overall]
         if told:
             said = "; ".join(_said(one, limit if task == primary else None) for one in told)
-            found.append(f"Tuned on {words.name(task)}, a token of the held-out texts costs with {said}.")
+            found.append(f"Tuned on {words.name(task)}, a token of the held-out texts costs {said}.")
     return tuple(found)
 
 
 def _said(one: Forgotten, limit: float | None) -> str:
     loss = one.overall
     value, low, high = loss.nats
-    said = f"{words.name(one.arm)} {words.figure(abs(value), 2)} nats {'more' if value >= 0 else 'less'}"
+    said = f"with {words.name(one.arm)} {words.figure(abs(value), 2)} nats {'more' if value >= 0 else 'less'}"
     said += f" than under its base ({loss.why_bare or 'no interval'})" if low is None or high is None else ""
     if low is not None and high is not None:
         ends = " to ".join(words.signed(end, words.decimals_of(loss.nats)) for end in (low, high))
@@ -139,18 +139,19 @@ def _mark(frame: Frame, index: int, arm: str, point: Point) -> Mark:
     return Mark(frame.across(point.learnt), frame.down(point.forgotten), index, text, faint=not point.final)
 
 
-def frontier_sentences(decision: Decision) -> tuple[str, ...]:
+def frontier_sentences(evidence: Evidence, decision: Decision) -> tuple[str, ...]:
     """How much arms forget where they learnt the same as the reference."""
-    return tuple(_at_equal_learning(one) for one in decision.frontiers if one.equal is not None)
+    metric = {task.name: words.metric(task.metric) for task in evidence.lock.study.tasks}
+    return tuple(_at_equal_learning(one, metric[one.task]) for one in decision.frontiers if one.equal is not None)
 
 
-def _at_equal_learning(one: Frontier) -> str:
+def _at_equal_learning(one: Frontier, metric: str) -> str:
     arm, reference = words.name(one.arm), words.name(one.reference)
     value, low, high = one.equal
     how = f"{words.figure(abs(value), 2)} nats a token {'more' if value >= 0 else 'less'} than {reference}"
     ends = " to ".join(words.signed(end, words.decimals_of(one.equal)) for end in (low, high))
     shown = "" if low > 0 or high < 0 else "; a difference is not shown"
-    where = f"On {words.name(one.task)}, where both learnt {words.figure(one.learning)} above {one.above}"
+    where = f"On {words.name(one.task)}, where both learnt {words.figure(one.learning, 2)} {metric} above {one.above}"
     along = f"{words.ends(one.apart, sign=True)} on average up to there"
     return (
         f"{where}, {arm} forgets {how} ({words.percent(one.level)} interval {ends}, {one.seeds} seeds{shown}); {along}."

@@ -71,7 +71,7 @@ def html(evidence: Evidence, decision: Decision) -> str:
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
             searched=headline.searched(decision),
-            equal_learning=forgetting.frontier_sentences(decision),
+            equal_learning=forgetting.frontier_sentences(evidence, decision),
             explanations=forgetting.explanations(decision),
             frontiers=forgetting.panels(evidence, decision),
             failures=tables.failures(evidence, decision),

@@ -37,7 +37,7 @@ def markdown(evidence: Evidence, decision: Decision) -> str:
             drift=drift.section(evidence, decision),
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
-            equal_learning=forgetting.frontier_sentences(decision),
+            equal_learning=forgetting.frontier_sentences(evidence, decision),
             explanations=forgetting.explanations(decision),
             soon=learning.soon(decision),
             ahead=learning.ahead(evidence, decision),
