@@ -50,6 +50,14 @@ def test_wrong_variants_are_refused_with_line_and_remedy(tmp_path, asked):
     assert "\n" not in str(refused.value)
 
 
+def test_a_criterion_is_for_texts(tmp_path):
+    text = "base_model: embedded\ntasks: [{{name: {}, criterion: which is right}}]\narms: [full, lora]"
+    with pytest.raises(SpecError, match="criterion: is for tasks that generate text, got a classify task; remove it"):
+        spec.parse(text.format("tickets"))
+    asked = spec.parse(text.format("tickets_json"))
+    assert asked.tasks[0].criterion == "which is right" and spec.parse(spec.write(asked)) == asked
+
+
 def test_variants_read_back_as_they_were_and_leave_other_studies_as_they_are(tmp_path):
     asked, plain = (
         spec.read(write_study(tmp_path / "a")),

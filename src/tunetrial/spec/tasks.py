@@ -22,6 +22,7 @@ from tunetrial.tasks import prompt
 DEFAULT_METRIC = {"classify": "macro_f1", "regress": "mae", "generate": "chrf"}
 LARGEST_SCHEMA_BYTES = 65_536
 _OF_TEXT = ("messages", "json_schema", "tests", "criterion")
+_NOT_TEXT = "is for tasks that generate text, got a {} task; remove it"
 _MEASURED_BY = {"schema_valid": "json_schema", "tests_pass": "tests"}
 _UNITS = {
     "target units": "in the unit of the target",
@@ -81,6 +82,8 @@ def _built_in(form: TaskForm) -> tuple[TaskSpec | None, dict[str, str]]:
         spec = tasks.built_in(form.name)
     except DataError as error:
         return None, {"": str(error).removeprefix("tasks: ")}
+    if form.criterion is not None and spec.kind != "generate":
+        return None, {"criterion": _NOT_TEXT.format(spec.kind)}
     given = form.model_dump(exclude_none=True, exclude={"variants"})
     spec = spec.model_copy(update=given | {"variants": resolve_variants(form.variants)})
     wrong = _check_metric(spec.kind, spec.metric) or _check_measured(spec, spec.metric)
@@ -133,8 +136,7 @@ def _check_asked(form: TaskForm) -> dict[str, str]:
         what = "has neither input and target nor messages; give the fields of prompts and completions, or of chats"
         return {"": what}
     if form.kind is not None and form.kind != "generate":
-        what = f"is for tasks that generate text, got a {form.kind} task; remove it"
-        wrong |= {f: what for f in _OF_TEXT if getattr(form, f) is not None}
+        wrong |= {f: _NOT_TEXT.format(form.kind) for f in _OF_TEXT if getattr(form, f) is not None}
     return wrong
 
 
