@@ -113,7 +113,7 @@ def test_the_report_shows_it_and_has_no_section_without_a_ladder(cases):
         page, text = one.reports
         assert "How soon they learn" in page and "Steps to 90" in page and "steps to 90 %" in text
         assert ("What to spend on next" in page) == ("What to spend on next" in text) == (one is cases[1])
-    assert "<title>More rank</title>" in cases[1].reports[0]
+    assert "<title>More rank</title>" in cases[1].reports[0] and "ladder runs: 12; seeds 1" in cases[1].reports[1]
 
 
 def test_worth_may_change_afterwards_and_rungs_may_not(cases):
@@ -135,10 +135,12 @@ def test_worth_may_change_afterwards_and_rungs_may_not(cases):
 
 
 @pytest.mark.slow
-def test_a_study_killed_while_it_climbs_ends_with_the_same_bytes(tmp_path):
-    path, whole = (write_study(tmp_path / name, more=LADDER % "") for name in ("killed", "whole"))
-    assert kill_again_and_again(path, "Slow", kills=3, longest_s=3.0)
-    assert differences(content(finished(path, "Slow")), content(finished(whole))) == []
+def test_a_study_killed_while_it_climbs_ends_with_the_same_bytes(cases, tmp_path):
+    path = write_study(tmp_path, more="replicates: {looks: [3]}\n" + PRICED)
+    finished(path)
+    write_study(tmp_path, more=LADDER % ", label_usd: 0.01, margin_usd: 50" + PRICED)
+    assert kill_again_and_again(path, "Slow", kills=3, longest_s=8.0, step_s=0.05)
+    assert differences(content(finished(path)), cases[1].content) == []
 
 
 def test_rows_in_folds_are_refused_at_once(tmp_path):

@@ -89,7 +89,7 @@ def test_the_sentence_names_the_best_spend_or_says_stop_and_why():
     labels, full = a_prospect("more labels", 0.1, 1.8), a_prospect("full fine-tuning", 0.02, None)
     assert spend_sentence(outlook(labels, full, best="more labels"), margin=0.05) == (
         "Spend on more labels, because the expected gain of +0.100 is worth $38.20 more than its price; "
-        "full fine-tuning could not be weighed."
+        "95\u202f% likely to pay at all; full fine-tuning could not be weighed."
     )
     little = a_prospect("more labels", 0.001, 1.8)
     assert spend_sentence(outlook(little, best="stop"), margin=0.05) == (

@@ -19,7 +19,7 @@ from tunetrial.report.plots import Frame, ticks
 COLOURS = ("#1d5fa6", "#b8460e", "#0d7265", "#8a3da0", "#8a6100", "#b3205f", "#4a6a1c", "#55565f")
 INK, SOFT, RULE, PAPER = (
     f"var(--{name}, {colour})"
-    for name, colour in (("ink", "#1c1d20"), ("soft", "#5c5d64"), ("rule", "#e3e0d8"), ("card", "#ffffff"))
+    for name, colour in (("ink", "#1c1d20"), ("soft", "#5c5d64"), ("rule", "#e3e0d8"), ("paper", "#ffffff"))
 )
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 400, 52, 388, 56, 236
 DIAMOND = "M0-5L5 0L0 5L-5 0z"
@@ -92,7 +92,7 @@ def ahead(evidence: Evidence, decision: Decision) -> Ahead | None:
     arm = next(place for place, one in enumerate(study.arms) if one.name == found.arm)
     metric = metrics.find(task.metric)
     turned = "" if metric.higher_is_better else ", turned so that more is better"
-    label = f"gain in {words.metric(task.metric)}{turned}"
+    label = f"gain in {words.metric(task.metric)}{turned}{'' if margin is None else '; shaded: the margin'}"
     return Ahead(
         spend_sentence(found, margin=margin),
         spend_rows(found.prospects, margin=margin),
@@ -188,8 +188,8 @@ def spend_sentence(found: Outlook, *, margin: float | None) -> str:
     if found.best == "stop":
         return f"Stop, because no further spend is expected to gain more than it costs; {said}{rest}."
     chosen = next(one for one in found.prospects if one.what == found.best)
-    net = f"the expected gain of {_gain(chosen.gain, margin)} is worth {words.dollars(chosen.net_usd)}"
-    return f"Spend on {found.best}, because {net} more than its price{rest}."
+    net = f"the expected gain of {_gain(chosen.gain, margin)} is worth {words.dollars(chosen.net_usd)} more than its"
+    return f"Spend on {found.best}, because {net} price; {_chance(chosen.chance_pays)} likely to pay at all{rest}."
 
 
 def _dollars(usd: float | None) -> str:

@@ -12,6 +12,8 @@ def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tup
     """What was run on what, in groups of (name, value): enough to find the same study again."""
     lock, study = evidence.lock, evidence.lock.study
     purposes = {p: evidence.of(purpose=p) for p in ("rung", "tune", "confirm", "final", "anchor", "probe")}
+    purposes["ladder"] = tuple(r for r in purposes["confirm"] if r.trial.task in lock.rungs)
+    purposes["confirm"] = tuple(r for r in purposes["confirm"] if r.trial.task not in lock.rungs)
     rule = [
         ("question", words.clean(study.question)),
         ("study digest", decision.study_digest),

@@ -249,7 +249,8 @@ def failures(evidence: Evidence, decision: Decision) -> tuple[Failure, ...]:
     for record in evidence.records:
         if record.status != "ok":
             trial = record.trial
-            groups.setdefault((trial.arm.name, whole(trial.task), trial.purpose, record.status), []).append(record)
+            purpose = "ladder" if trial.task in evidence.lock.rungs else trial.purpose
+            groups.setdefault((trial.arm.name, whole(trial.task), purpose, record.status), []).append(record)
     found += [
         Failure(arm, task, _count(purpose, status, group), _reasons(group))
         for (arm, task, purpose, status), group in groups.items()
