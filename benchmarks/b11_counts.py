@@ -15,12 +15,14 @@ def count(rows: Sequence[dict], *, margin: float) -> dict:
 
     `near` are arms whose two rates are at most a step of the grid apart, `apart` those of which the grid's own two
     seeds choose so. `lost` is accuracy on further seeds at the grid's rates less that at the rungs', the mean of both
-    arms, and `expected` the loss that the searches at rungs allow for. Rankings are counted among studies whose arms
+    arms, and `expected` the loss that the searches at rungs allow for. `away` is how many decades either rate lies
+    above the top of a parabola through the grid's whole runs. Rankings are counted among studies whose arms
     differ by the margin at the grid's rates; `turned` are those whose arms differ by it the other way round at the
     rungs'. A study of which a judged run diverged has neither.
     """
     pairs = [(row[f"grid, {arm}"], row[f"rungs, {arm}"]) for row in rows for arm in ARMS]
     found = [(grid, rungs) for grid, rungs in pairs if rungs["rate"]]
+    away = [[math.log10(one["rate"] / grid["top"]) for one in (grid, rungs)] for grid, rungs in found]
     ratios = [rungs["steps"] / grid["steps"] for grid, rungs in pairs]
     ways = ("grid", "rungs")
     judged = [row for row in rows if None not in [mean(row, way, arm) for way in ways for arm in ARMS]]
@@ -39,7 +41,11 @@ def count(rows: Sequence[dict], *, margin: float) -> dict:
         "ranking": share([grid * rungs > 0 for grid, rungs in clear]),
         "turned": sum(grid * rungs < 0 and abs(rungs) >= margin for grid, rungs in clear),
         "expected": tidy(statistics.fmean(expected)),
-        "moved": interval(by_study) | {"rms": tidy(statistics.fmean(x * x for x in moved) ** 0.5), "of": len(moved)},
+        "away": {
+            way: {"mean": tidy(statistics.fmean(x)), "rms": tidy(rms(x))}
+            for way, x in zip(ways, zip(*away, strict=True), strict=True)
+        },
+        "moved": interval(by_study) | {"rms": tidy(rms(moved)), "of": len(moved)},
         "accuracy": tidy(statistics.fmean(mean(row, "grid", arm) for row in judged for arm in ARMS)),
     }
 
@@ -47,6 +53,10 @@ def count(rows: Sequence[dict], *, margin: float) -> dict:
 def near(decades: float) -> bool:
     """At most half a decade; rates have three digits."""
     return abs(decades) <= 0.5 + 5e-3
+
+
+def rms(values: Sequence[float]) -> float:
+    return statistics.fmean(x * x for x in values) ** 0.5
 
 
 def mean(row: dict, way: str, arm: str) -> float | None:
@@ -72,11 +82,14 @@ def tidy(value: float) -> float:
 def said(made: dict) -> str:
     """The rows of the table of benchmarks/README.md."""
     steps, lost, moved = made["steps"], made["lost"], made["moved"]
+    grid, rungs = (made["away"][way] for way in ("grid", "rungs"))
     return "\n".join(
         [
             f"| steps of tuning against the grid | {steps['mean']:.0%} ({steps['least']:.0%} to {steps['most']:.0%}) |",
             f"| rate within a step of the grid's | {of(made['near'])} |",
             f"| the grid's own two seeds within a step of each other | {of(made['apart'])} |",
+            f"| decades above the top of a parabola through the grid's runs | {rungs['mean']:+.2f}, root mean square "
+            f"{rungs['rms']:.2f}; the grid's best mean {grid['mean']:+.2f}, {grid['rms']:.2f} |",
             f"| accuracy lost against the grid's rates, further seeds | {lost['mean']:.3f} "
             f"({lost['low']:.3f} to {lost['high']:.3f}) of {made['accuracy']:.3f} |",
             f"| loss that the search at rungs expects of its rate, the mean | {made['expected']:.3f} |",

@@ -179,8 +179,8 @@ def at_rungs(world: World, arm: str) -> dict:
 def of_grid(world: World, arm: str) -> dict:
     """The best mean of nine rates: the middle of the study's own grid, and four half-decades up and down.
 
-    `apart` is how many decades its second seed alone chooses from its first, `moved` how many the top of a parabola
-    through all runs lies higher at the end than at the rung; both hold the luck of two seeds.
+    `apart` is how many decades its second seed alone chooses from its first, `top` the rate at the top of a parabola
+    through the runs, `moved` how many decades that lies higher at the end than at the rung, with the luck of two seeds.
     """
     own = grid(world.locked, arm)
     rates = [rounded(own[len(own) // 2] * HALF_DECADE**place) for place in range(-4, 5)]
@@ -191,6 +191,7 @@ def of_grid(world: World, arm: str) -> dict:
         "rate": max(at_end, key=lambda point: point.mean).learning_rate,
         "steps": sum(run.taken for run in runs),
         "apart": math.log10(alone[1] / alone[0]),
+        "top": choose(at_end).value,
         "moved": math.log10(choose(at_end).value / choose(at_rung).value),
     }
 

@@ -14,7 +14,14 @@ def a_row(*, grid, rungs, judged, steps=(100, 30)):
     """A study whose arms have these rates by either way, and these scores there: (full, LoRA) each."""
     row = {}
     for place, arm in enumerate(("full", "lora")):
-        row[f"grid, {arm}"] = {"rate": grid[place], "steps": steps[0], "apart": 0.5, "moved": 0.3, "judged": []}
+        row[f"grid, {arm}"] = {
+            "rate": grid[place],
+            "steps": steps[0],
+            "apart": 0.5,
+            "top": 1e-3,
+            "moved": 0.3,
+            "judged": [],
+        }
         row[f"rungs, {arm}"] = {"rate": rungs[place], "steps": steps[1], "expected": 0.01, "judged": []}
         for way in ("grid", "rungs"):
             row[f"{way}, {arm}"]["judged"] = [judged[way][place]] * 3
@@ -30,6 +37,7 @@ def test_counts_by_hand():
     assert (made["near"]["hits"], made["near"]["of"]) == (5, 6) and made["apart"]["hits"] == 6
     assert (made["ranking"]["hits"], made["ranking"]["of"], made["turned"]) == (1, 2, 1)
     assert made["lost"]["mean"] == pytest.approx(0.05 / 3, abs=1e-4) and made["lost"]["low"] < 0 < made["lost"]["high"]
+    assert made["away"]["grid"] == {"mean": 0.5, "rms": 0.7071} and made["away"]["rungs"]["mean"] == 0.4166
     assert made["moved"] == {"mean": 0.3, "low": 0.3, "high": 0.3, "rms": 0.3, "of": 6} and made["expected"] == 0.01
 
 
