@@ -66,11 +66,12 @@ def test_the_report_draws_rungs_and_says_what_they_saved():
 
 
 def with_curves(evidence, *, steps=32, seconds=0.5, timed=True):
-    """The same evidence with every step that a run took on record; what goes on from a rung says so."""
+    """The same evidence with every step of the search on record; what goes on from a rung says so."""
     curves, records = {}, []
     for record in evidence.records:
         step = {"steps": steps} | ({"seconds": seconds} if timed else {})
-        curves[record.trial.id] = (step,) * record.trial.stop(steps)
+        if record.trial.purpose in ("rung", "tune"):
+            curves[record.trial.id] = (step,) * record.trial.stop(steps)
         if record.trial.purpose == "tune":
             taken_up = {"taken_up": Measurement(value=8, unit="steps")}
             record = record.model_copy(update={"measurements": record.measurements | taken_up})
@@ -109,8 +110,8 @@ def test_an_exhaustive_study_says_nothing_of_what_a_search_saved():
 @pytest.mark.parametrize("verb", ["plan", "run"])
 def test_the_switch_overrides_the_file_and_nothing_else_in_it(verb, tmp_path, monkeypatch):
     path, loaded = written(tmp_path / "study"), []
-    monkeypatch.setattr(cli.Study, verb, lambda study, **how: loaded.append(study) or study)
-    monkeypatch.setattr(cli, "_run", lambda study, **how: loaded.append(study))
+    monkeypatch.setattr(Study, verb, lambda study, **how: loaded.append(study) or study)
+    monkeypatch.setattr(cli.study, "_run", lambda study, **how: loaded.append(study))
     for switch in ([], ["--exhaustive"]):
         CliRunner().invoke(cli.app, [verb, str(path), *switch])
     plain, exhaustive = (study.asked for study in loaded)
