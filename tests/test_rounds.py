@@ -49,5 +49,6 @@ def test_one_sided_votes_have_no_strength_and_unknown_references_none_at_all():
     assert found.preferred["lora"][0] == 1 and found.strengths == {} and "no maximum" in found.separated
     nobody = rounds.rated(round_of("Ann", lambda row: None, alike=range(12)), "full")
     assert nobody.consistent is None and nobody.preferred["lora"][0] == 0.5
+    assert nobody.strengths["lora"] == (0, None, None) and nobody.preferred["lora"][1] < 0.4  # ties are no certainty
     with pytest.raises(EvidenceError):
         rounds.rated(round_of("Ann", lambda row: "lora"), "other")

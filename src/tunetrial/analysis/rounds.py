@@ -57,8 +57,8 @@ def rated(one: Round, reference: str, *, level: float = 0.95) -> Rated:
         **one.model_dump(include={"task", "criterion", "rater", "judge", "refused", "blank"}),
         reference=reference,
         preferred={arm: share for arm, share in shares.items() if share is not None},
-        strengths={arm: _ends(found) for arm, found in strengths.of.items()},
-        position=strengths.position and _ends(strengths.position),
+        strengths={arm: _drawn(found) for arm, found in strengths.of.items()},
+        position=strengths.position and _drawn(strengths.position),
         separated=strengths.separated,
         consistent=bias and _ends(bias.consistent),
         to_first=bias.to_first if bias else 0,
@@ -95,6 +95,12 @@ def _defined(estimate: Callable[[], Interval]) -> Ends | None:
         return _ends(estimate())
     except EvidenceError:  # the two were never compared
         return None
+
+
+def _drawn(found: Interval) -> Ends:
+    """Of a bootstrap: where no draw differs (all pairs are ties), the votes set no ends."""
+    value, low, high = _ends(found)
+    return (value, None, None) if low is not None and low == high else (value, low, high)
 
 
 def _ends(found: Interval) -> Ends:

@@ -79,7 +79,9 @@ def rate(
                 raters.hand_out(asked, loaded.folder, sheet)
                 print(sheet)
                 return
-            if not yes and not agreed(f"Ask {model} {asked.questions} questions?", "the same with --yes"):
+            if not yes and not agreed(
+                f"Ask {model} {asked.questions} questions?", f"tunetrial rate {study} --sheet FILE"
+            ):
                 return
             raters.ask(asked, loaded.folder, Endpoint(url=judge, model=model, key_from=key_from))
         decision = loaded.decide()
