@@ -56,7 +56,7 @@ def _reached(reached: Reached, usd_per_step: float | None) -> str:
     median, low, high = (
         "beyond the run" if at is None else _short(at) for at in (reached.median, reached.low, reached.high)
     )
-    said = _interval(median, low, high)
+    said = median if median == low == high else _interval(median, low, high)
     priced = reached.median is not None and usd_per_step is not None
     return f"{said}; {words.dollars(reached.median * usd_per_step)}" if priced else said
 
