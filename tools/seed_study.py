@@ -1,0 +1,88 @@
+"""Draw the rows of `studies/seed`: SST-2, MRPC and TREC at 1,500 training rows, and held-out paragraphs of WikiText-2.
+
+    TUNETRIAL_DATA=folder python tools/seed_study.py
+    tunetrial run studies/seed/study.yaml
+
+It is drawn by a digest of each row's own content, so the same rows come whatever their order; none is committed. Labels
+are words, since a label is a text to the engine's readers.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+ROWS = Path(__file__).resolve().parent.parent / "studies/seed/rows"
+SIZES = {"train": 1500, "validation": 400, "test": 1000}
+LABELS = {
+    "sst2": ("negative", "positive"),
+    "mrpc": ("different", "same"),
+    "trec": ("description", "entity", "abbreviation", "human", "location", "number"),
+}
+FOLDERS = {"sst2": "glue_sst2", "mrpc": "glue_mrpc", "trec": "trec6"}
+PARAGRAPHS, FEWEST_CHARACTERS = 150, 200
+
+
+def main() -> None:
+    data = Path(os.environ.get("TUNETRIAL_DATA", ""))
+    if not (data / "glue_sst2").is_dir():
+        sys.exit(f"seed_study: TUNETRIAL_DATA: no folder with glue_sst2, got {str(data)!r}; name it")
+    ROWS.mkdir(exist_ok=True)
+    for task, folder in FOLDERS.items():
+        for split, rows in splits(task, data / folder).items():
+            write(ROWS / f"{task}-{split}.jsonl", rows)
+    write(ROWS / "wikitext.jsonl", paragraphs(data / "wikitext2_eval/test.jsonl"))
+
+
+def splits(task: str, folder: Path) -> dict[str, list[dict]]:
+    """Rows by split, of each task the first of its own; one without validation rows has them drawn from training's."""
+    found = {path.stem: [row for row in read(path) if row["label"] >= 0] for path in sorted(folder.glob("*.jsonl"))}
+    drawn = {split: draw(rows) for split, rows in found.items()}
+    if "validation" not in drawn:
+        drawn["validation"], drawn["train"] = (
+            drawn["train"][: SIZES["validation"]],
+            drawn["train"][SIZES["validation"] :],
+        )
+    return {split: [labelled(task, row) for row in rows[: SIZES[split]]] for split, rows in drawn.items()}
+
+
+def labelled(task: str, row: dict) -> dict:
+    texts = {name: value for name, value in row.items() if name.startswith("text")}
+    return {"id": key(row)[:12], **texts, "label": LABELS[task][row["label"]]}
+
+
+def paragraphs(path: Path) -> list[dict]:
+    """Paragraphs with the article that they stand in, which makes them less than independent."""
+    article, found = "", []
+    for row in read(path):
+        text = row["text"].strip()
+        if text.startswith("= ") and not text.startswith("= ="):
+            article = text.strip("= ")
+        elif not text.startswith("=") and len(text) >= FEWEST_CHARACTERS:
+            found.append({"id": key(row)[:12], "cluster": article, "text": text})
+    return draw(found)[:PARAGRAPHS]
+
+
+def draw(rows: list[dict]) -> list[dict]:
+    """Each text once, the first of its rows."""
+    first = {key(row): row for row in reversed(rows)}
+    return [first[own] for own in sorted(first)]
+
+
+def key(row: dict) -> str:
+    texts = [row[name] for name in sorted(row) if name.startswith("text")]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(f"{path}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()
