@@ -13,9 +13,9 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.installed
 	$(BIN)/tunetrial demo --folder $(DEMO)
 
-# Two processes of one thread each; the tests of a file stay together.
+# Two processes of one thread each; the tests of a file stay together, and the longest files come first.
 test: $(VENV)/.installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Minutes each: whole simulated studies, long fault tests.
 test-slow: $(VENV)/.installed
@@ -30,12 +30,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check src tools tests benchmarks
 
 # torch comes first and by exact number, so that an index that serves a CPU build of it is asked for just that one.
-# Modules are compiled at the end by all cores, where pip would do it by one; packages' own tests are left out.
+# Modules are compiled as they are first imported: pip would compile all of them, on one core.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) -c constraints.txt -e '.[dev]'
-	-$(BIN)/python -m compileall -qq -j 0 -x '/tests/|/torch/testing/_internal/' $(VENV)/lib
 	touch $@
 
 clean:

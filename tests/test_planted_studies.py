@@ -44,7 +44,7 @@ def test_planted_scores_are_what_the_truth_says():
 
 def test_counts_do_not_depend_on_the_number_of_processes():
     asked = whole_studies.KINDS["null, mean absolute error"]
-    alone, shared = (whole_studies.count(asked, 12, processes=processes) for processes in (1, 2))
+    alone, shared = (whole_studies.count(asked, 4, processes=processes) for processes in (1, 2))
     assert alone | {"cpu_s_each": None} == shared | {"cpu_s_each": None}
 
 
