@@ -15,14 +15,14 @@ import sys
 from pathlib import Path
 
 ROWS = Path(__file__).resolve().parent.parent / "studies/seed/rows"
-SIZES = {"train": 1500, "validation": 400, "test": 1000}
+SIZES = {"train": 1500, "validation": 400, "test": 1800}
 LABELS = {
     "sst2": ("negative", "positive"),
     "mrpc": ("different", "same"),
     "trec": ("description", "entity", "abbreviation", "human", "location", "number"),
 }
 FOLDERS = {"sst2": "glue_sst2", "mrpc": "glue_mrpc", "trec": "trec6"}
-PARAGRAPHS, FEWEST_CHARACTERS = 150, 200
+PARAGRAPHS, FEWEST_CHARACTERS = 60, 200
 
 
 def main() -> None:

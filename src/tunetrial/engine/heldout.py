@@ -217,7 +217,11 @@ def divergences(base: torch.Tensor, tuned: torch.Tensor, targets: torch.Tensor) 
     A token that one of them holds for impossible counts where the other does not: the divergence is infinite there.
     """
     nats = [-side.gather(1, targets[:, None])[:, 0] for side in (base, tuned)]
-    forward, reverse = (
-        torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(1) for p, q in ((base, tuned), (tuned, base))
-    )
+    forward, reverse = (_divergence(p, q) for p, q in ((base, tuned), (tuned, base)))
     return torch.stack([*nats, forward, reverse, (base.argmax(1) == tuned.argmax(1)).to(forward)])
+
+
+def _divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """sum p log(p / q) over the last dimension, from logarithms; what is impossible under p adds nothing."""
+    apart = p - q
+    return torch.linalg.vecdot(p.exp(), apart.masked_fill(p == -torch.inf, 0) if p.min() == -torch.inf else apart)
