@@ -188,6 +188,14 @@ def test_what_is_missing_is_said():
     assert prospects.best(unpriced) is None
 
 
+def test_an_arm_that_is_out_is_nothing_to_spend_on():
+    found = ladder.outlook(whole_study(), run_usd=RUN_USD, excluded={"full": "peak_gib 30 is above the limit of 24"})
+    full = next(prospect for prospect in found.prospects if prospect.what == "full fine-tuning")
+    assert full.gain is None and full.net_usd is None
+    assert full.why == "full is out: peak_gib 30 is above the limit of 24"
+    assert found.best != "full fine-tuning"
+
+
 def test_nothing_to_gain_means_stop():
     asked = ASKED.model_copy(update={"margin_usd": 0.1})
     found = ladder.outlook(whole_study(lambda trial: 0.7, asked), run_usd=RUN_USD)

@@ -77,7 +77,7 @@ def decide(
         frontiers=frontiers(evidence),
         explained=explained(evidence),
         learned=learning.learned(evidence, level=evidence.lock.study.rule.level),
-        outlook=ladder.outlook(evidence, run_usd=_run_usd(board)),
+        outlook=ladder.outlook(evidence, run_usd=_run_usd(board), excluded=board.excluded),
         test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,
         record_digests={r.trial.id: r.digest for r in evidence.records},

@@ -101,7 +101,9 @@ def read(evidence: Evidence, rungs: tuple[Rung, ...]) -> Means | str:
     return means(np.stack([stats.cluster_values(np.stack(own), first.cluster_E) for own in score_KRE]))
 
 
-def outlook(evidence: Evidence, *, run_usd: Mapping[str, float]) -> Outlook | None:
+def outlook(
+    evidence: Evidence, *, run_usd: Mapping[str, float], excluded: Mapping[str, str] | None = None
+) -> Outlook | None:
     """What the study's ladder found, and what there is to spend on next; None without a ladder.
 
     More labels is twice the rows, at the price of as many labels again and a run over all of them. More rank is twice
@@ -110,13 +112,14 @@ def outlook(evidence: Evidence, *, run_usd: Mapping[str, float]) -> Outlook | No
 
     Args:
         run_usd: By arm, the price of one training run, where it is known.
+        excluded: Arms that are ruled out, with the reason: there is nothing to spend on them.
     """
     lock, ladder = evidence.lock, evidence.lock.study.ladder
     if ladder is None:
         return None
     rungs = {"rows": row_rungs(lock), "ranks": rank_rungs(lock)}
     ascents = {of: _sure(lambda own=own, of=of: ascent(evidence, of, own)) for of, own in rungs.items() if own}
-    prospects = tuple(_prospects(evidence, ladder, rungs, run_usd))
+    prospects = tuple(_prospects(evidence, ladder, rungs, run_usd, excluded or {}))
     chosen = best(prospects)
     return Outlook(
         task=lock.study.rule.primary,
@@ -161,7 +164,11 @@ def _sure(function: Callable[[], Found]) -> Found | str:
 
 
 def _prospects(
-    evidence: Evidence, ladder: Ladder, rungs: Mapping[str, tuple[Rung, ...]], run_usd: Mapping[str, float]
+    evidence: Evidence,
+    ladder: Ladder,
+    rungs: Mapping[str, tuple[Rung, ...]],
+    run_usd: Mapping[str, float],
+    excluded: Mapping[str, str],
 ) -> list[Prospect]:
     study, found = evidence.lock.study, []
     rule, arm = study.rule, study.arm(ladder.arm)
@@ -179,7 +186,9 @@ def _prospects(
     if rungs["ranks"]:
         add("more rank", lambda: _more_rank(evidence, rungs["ranks"], rule.level), run)
     full = next((a for a in study.arms if a.method == "full" and study.base_of(a.name) == study.base_of(arm.name)), arm)
-    if full != arm:
+    if full.name in excluded and full != arm:
+        add("full fine-tuning", lambda: f"{full.name} is out: {excluded[full.name]}", None)
+    elif full != arm:
         two = tuple(Rung(rule.primary, one, 0, True) for one in (arm, full))
         add("full fine-tuning", lambda: _between(evidence, two, rule.level), run_usd.get(full.name))
     return found
