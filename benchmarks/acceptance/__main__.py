@@ -1,6 +1,6 @@
 """Known facts about fine-tuning, each run again and held against what is expected.
 
-    TUNETRIAL_DATA=folder python -m benchmarks.acceptance    # all runs: an hour on 2 cores, minutes on a GPU
+    TUNETRIAL_DATA=folder python -m benchmarks.acceptance    # all runs; some 250 trainings
     python -m benchmarks.acceptance --facts 3,4              # some facts
     python -m benchmarks.acceptance --page                   # docs/acceptance.md from what was found
 
