@@ -23,6 +23,7 @@ from test_engine_contract import (  # noqa: F401
     test_numbers_that_are_not_finite_end_the_run,
     test_steps_are_all_there_once_and_warm_up_then_fall,
     test_the_same_trial_is_the_same_to_the_last_bit,
+    uninterrupted,
 )
 from tiny import make_data, make_model, make_trial
 from tunetrial.core.errors import DoesNotFitError

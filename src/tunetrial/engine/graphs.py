@@ -75,9 +75,15 @@ class CudaGraphs:
 
     def record(self, pass_: Pass) -> Pass:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(torch.cuda.current_stream()):  # back to it even when a recording breaks off
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                made = pass_()
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream()):  # back to it even when a recording breaks off
+                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                    made = pass_()
+        except RuntimeError:
+            # One that breaks off while it is ended leaves the generator in it, which then refuses to draw.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
 
         def again() -> torch.Tensor:
             graph.replay()
