@@ -24,7 +24,7 @@ from tunetrial.analysis import spectra
 from tunetrial.analysis.grams import products
 from tunetrial.analysis.similarity import FEWEST_ROWS
 from tunetrial.core.evidence import Example, Table, TaskData
-from tunetrial.core.pins import TEXT
+from tunetrial.core.pins import OBSERVED_ROWS, OBSERVED_TEXT_TOKENS, TEXT
 from tunetrial.core.study import Observed
 from tunetrial.engine import attention
 from tunetrial.engine.heldout import contrast
@@ -47,11 +47,6 @@ from tunetrial.engine.updates import MatrixUpdate, updates
 if TYPE_CHECKING:
     from tunetrial.engine.torch_engine import TorchPack, TorchSession
 
-# Rows of a source: with 128 the debiased CKA of messages that do not belong together has an SD of 0.01, and what is
-# kept of products is 8,128 numbers a layer; passes on a CPU take longer than an epoch of training from 256 on.
-ROWS = 128
-# Of held-out texts so many tokens: about as long as a message; the states of a mean over more would differ little.
-TEXT_TOKENS = 128
 DRAWN = 0
 
 
@@ -101,7 +96,7 @@ def sources(pack: "TorchPack", data: TaskData) -> dict[str, list[Passage]]:
         template = shared_ends(tokens) if split == "test" else (0, 0)
         rows = [Passage(row, content(row, special=special, template=template)) for row in tokens]
         rows = [row for row in rows if len(row.content)]
-        order = np.random.default_rng(stream(DRAWN, split)).permutation(len(rows))[:ROWS]
+        order = np.random.default_rng(stream(DRAWN, split)).permutation(len(rows))[:OBSERVED_ROWS]
         if len(order) >= FEWEST_ROWS:
             found[split] = [rows[at] for at in order]
     return found
@@ -111,7 +106,7 @@ def _tokens(pack: "TorchPack", examples: Sequence[Example], split: str) -> list[
     """What the model is asked of a task's rows; texts as the tokenizer has them, cut."""
     session = pack.session
     if split != "test":
-        made = session.tokenizer([text.prompt for text in examples], truncation=True, max_length=TEXT_TOKENS)
+        made = session.tokenizer([text.prompt for text in examples], truncation=True, max_length=OBSERVED_TEXT_TOKENS)
         return made.input_ids
     if pack.trials[0].controls.readout == "head":
         return session.texts.prompts(examples)

@@ -27,11 +27,12 @@ class Duration(Record):
     train_s: Range
     evaluate_s: Range
     save_s: Range
+    observe_s: Range = exactly(0)
 
     @property
     def seconds(self) -> Range:
         """All of it."""
-        return self.prepare_s + self.train_s + self.evaluate_s + self.save_s
+        return self.prepare_s + self.train_s + self.evaluate_s + self.save_s + self.observe_s
 
     def __add__(self, other: "Duration") -> "Duration":
         return Duration(**{part: getattr(self, part) + getattr(other, part) for part in type(self).model_fields})

@@ -17,17 +17,19 @@ PROBE_STEPS = {"cpu": exactly(24), "cuda": Range(low=44, high=224, likely=44)}
 
 
 class Stages(Record):
-    """Seconds of an arm's trials, one after the other: search, finals, and evaluation in both; and all of a ladder."""
+    """Seconds of an arm's trials, one after the other: search, finals, and evaluation in both; all of a ladder; and
+    what is looked at in finals besides."""
 
     tuning_s: Range
     finals_s: Range
     evaluation_s: Range
     ladder_s: Range = added(exactly(0))
+    observing_s: Range = added(exactly(0))
 
     @property
     def seconds(self) -> Range:
         """All of it."""
-        return self.tuning_s + self.finals_s + self.evaluation_s + self.ladder_s
+        return self.tuning_s + self.finals_s + self.evaluation_s + self.ladder_s + self.observing_s
 
     def __add__(self, other: "Stages") -> "Stages":
         return Stages(**{name: getattr(self, name) + getattr(other, name) for name in Stages.model_fields})
@@ -98,6 +100,7 @@ def account(lock: Lock, time: Time) -> Account | None:
             "finals": _part(stages.finals_s, whole, time.wall_s),
             "evaluation": _part(stages.evaluation_s, whole, time.wall_s),
             **({"ladder": _part(stages.ladder_s, whole, time.wall_s)} if stages.ladder_s.high else {}),
+            **({"observing": _part(stages.observing_s, whole, time.wall_s)} if stages.observing_s.high else {}),
         }
         for arm, stages in time.arms.items()
     }
@@ -124,6 +127,7 @@ def _stages(trials: Trials, one: Timed) -> Stages:
         finals_s=trials.finals * trained[1],
         evaluation_s=trials.tuning * one.tune.evaluate_s + trials.finals * one.final.evaluate_s,
         ladder_s=trials.laddered(one.tune).seconds,
+        observing_s=trials.finals * one.final.observe_s,
     )
 
 

@@ -330,6 +330,7 @@ def _time_lines(plan: Plan) -> list[str]:
     stages, time = plan.time.stages, plan.time
     parts = {"tuning": stages.tuning_s, "finals": stages.finals_s, "evaluation": stages.evaluation_s}
     parts |= {"ladder": stages.ladder_s} if stages.ladder_s.high else {}
+    parts |= {"observing": stages.observing_s} if stages.observing_s.high else {}
     said = ", ".join(f"{name} {_about(part)}" for name, part in parts.items())
     lines = [
         f"time: {_between(plan.seconds)} (estimate; {said})",

@@ -10,7 +10,7 @@ for what earlier trials showed of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tunetrial import methods
 from tunetrial.core.errors import EvidenceError
@@ -26,6 +26,7 @@ from tunetrial.plan.estimate import Sizes
 from tunetrial.plan.halving import COMPLETED, SHARE
 from tunetrial.plan.ladder import step_shares
 from tunetrial.plan.machine import first_and_last
+from tunetrial.plan.observing import observing
 from tunetrial.plan.speed import corrected, correction
 from tunetrial.plan.speed import seconds as seconds_of
 from tunetrial.plan.tuning import CONFIRMED_POINTS, grid
@@ -92,10 +93,11 @@ class Known:
 @dataclass(frozen=True)
 class Timed:
     """Seconds of one trial of an arm on a task, alone or as its share of a pack: of a search and of a final, which is
-    saved and sees the test rows as well. `step_s` is one optimiser step's; None of what takes none. `rough` trials were
-    not counted."""
+    saved and sees the test rows as well. `step_s` is one optimiser step's; None of what takes none. `read_s` is of
+    reading one row, whatever is asked of it. `rough` trials were not counted."""
 
     step_s: Range | None
+    read_s: Range
     tune: Duration
     final: Duration
     rough: bool
@@ -174,8 +176,21 @@ def timed(lock: Lock, shape: ModelShape, known: Known) -> dict[tuple[str, str], 
             one = _counted(lock, spec, arm, own, known) or _rough(lock, spec, arm, own, known)
             if one is None:
                 return None
-            found[spec.name, arm.name] = one
+            found[spec.name, arm.name] = _observed(lock, spec, arm, own, known, one)
     return found
+
+
+def _observed(lock: Lock, spec: TaskSpec, arm: Arm, own: Sizes, known: Known, one: Timed) -> Timed:
+    """With what is looked at in its finals, each token at what reading one of a mean row takes."""
+    if not lock.study.observed("final") or not methods.find(arm).tuned or lock.folding(spec.name):
+        return one
+    tokens = tokens_of(lock, spec, own, known.data)
+    likely = None if None in (one.read_s.likely, tokens.likely) else one.read_s.likely / tokens.likely
+    token_s = Range(low=one.read_s.low / tokens.high, high=one.read_s.high / tokens.low, likely=likely)
+    seconds = observing(
+        lock, spec.name, arm, own.shape, data=known.data.get(spec.name), row_tokens=tokens, token_s=token_s
+    )
+    return replace(one, final=one.final.model_copy(update={"observe_s": seconds}))
 
 
 def tokens_of(lock: Lock, spec: TaskSpec, own: Sizes, data: Mapping[str, TaskData]) -> Range:
@@ -206,17 +221,18 @@ def _counted(lock: Lock, spec: TaskSpec, arm: Arm, own: Sizes, known: Known) -> 
     try:
         first = 1 if lock.folding(spec.name) else min(counted.members, lock.study.looks[0])
         tune_s, final_s = (step_seconds(counted, seconds, of=size) for size in (counted.members, first))
-        row_s = _row_seconds(lock, spec, own, counted, known, seconds)
+        read_s = _read_seconds(counted, seconds)
+        row_s = _row_seconds(lock, spec, own, known, read_s, seconds)
     except EvidenceError:
         return None
     if not method.tuned:  # with examples in the prompt, each about as long as a row
         row_s *= exactly(1 + arm.settings.get("shots", 0))
-        return _timed(lock, spec, None, None, row_s, prepare_s=PREPARE_S, save_s=exactly(0))
+        return _timed(lock, spec, None, None, read_s, row_s, prepare_s=PREPARE_S, save_s=exactly(0))
     outputs = len(lock.data[spec.name].labels) or 1
     written, read = moving(estimate.artifact_bytes(arm, own.shape, outputs=outputs)), PREPARE_S
     if method.trains_base:  # which the next trial reads anew
         read = PREPARE_S + moving(exactly(own.shape.parameters * own.shape.bytes_per_weight))
-    return _timed(lock, spec, tune_s, final_s, row_s, prepare_s=read, save_s=written)
+    return _timed(lock, spec, tune_s, final_s, read_s, row_s, prepare_s=read, save_s=written)
 
 
 def _on_the_same_base(lock: Lock, arm: Arm, known: Known) -> str | None:
@@ -231,6 +247,7 @@ def _timed(
     spec: TaskSpec,
     tune_s: Range | None,
     final_s: Range | None,
+    read_s: Range,
     row_s: Range,
     *,
     prepare_s: Range,
@@ -243,7 +260,7 @@ def _timed(
     seen = rows.get("validation", 0)
     tune = duration(tune_s or exactly(0), save_s=exactly(0), batches=seen, **how)
     final = duration(final_s or exactly(0), save_s=save_s, batches=seen + tested(rows), **how)
-    return Timed(step_s=tune_s, tune=tune, final=final, rough=False)
+    return Timed(step_s=tune_s, read_s=read_s, tune=tune, final=final, rough=False)
 
 
 def step_seconds(counted: Counted, seconds: Callable[[Sequence[Kernel]], Range], *, of: int) -> Range | None:
@@ -268,12 +285,17 @@ def _between(solo: float | None, packed: float | None, grown: float, of: int) ->
     return None if solo is None or packed is None else (solo + grown * (packed - solo)) / of
 
 
-def _row_seconds(lock: Lock, spec: TaskSpec, own: Sizes, counted: Counted, known: Known, seconds: Callable) -> Range:
-    """Of evaluating one row: read, and where the readout is text, completed; or read with each of its labels."""
+def _read_seconds(counted: Counted, seconds: Callable) -> Range:
+    """Of one row, in a batch of evaluation."""
     batch = counted.packed or counted.least
-    times = len(lock.data[spec.name].labels) if lock.study.readout_of(spec.name) == "labels" else 1
     rows = batch.evaluated * (1 if counted.packed is None else counted.members)
-    read = seconds(batch.phases["evaluate"].work) * exactly(times / rows)
+    return seconds(batch.phases["evaluate"].work) * exactly(1 / rows)
+
+
+def _row_seconds(lock: Lock, spec: TaskSpec, own: Sizes, known: Known, read_s: Range, seconds: Callable) -> Range:
+    """Of evaluating one row: read, and where the readout is text, completed; or read with each of its labels."""
+    times = len(lock.data[spec.name].labels) if lock.study.readout_of(spec.name) == "labels" else 1
+    read = read_s * exactly(times)
     if spec.kind != "generate":
         return read
     prompt = max(1, round(tokens_of(lock, spec, own, known.data).low))
@@ -328,4 +350,5 @@ def _rough(lock: Lock, spec: TaskSpec, arm: Arm, own: Sizes, known: Known) -> Ti
         for count in scored
     )
     each = train * exactly(1 / steps) if steps else None
-    return Timed(step_s=each, tune=tune, final=final, rough=True)
+    read_s = taken(estimate.evaluate_operations(arm, own.shape))
+    return Timed(step_s=each, read_s=read_s, tune=tune, final=final, rough=True)
