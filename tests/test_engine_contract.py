@@ -36,19 +36,20 @@ TOO_HIGH = 1e6
 class Case:
     """An engine under test: how to make one that saves a checkpoint now and then, and a base that it can open."""
 
+    name: str
     make: Callable[[], Engine]
     base: Path
 
 
 def _sim() -> Case:
     truth = Truth(diverges_above=1.0)
-    return Case(lambda: SimEngine(World(arms=dict.fromkeys(ARMS, truth))), models.EMBEDDED)
+    return Case("sim", lambda: SimEngine(World(arms=dict.fromkeys(ARMS, truth))), models.EMBEDDED)
 
 
 def _torch() -> Case:
     from tunetrial.engine.torch_engine import TorchEngine
 
-    return Case(lambda: TorchEngine(device="cpu", checkpoint_every_s=0.0), _tiny_base())
+    return Case("torch", lambda: TorchEngine(device="cpu", checkpoint_every_s=0.0), _tiny_base())
 
 
 @cache
@@ -68,11 +69,15 @@ def case(request) -> Case:
 def uninterrupted():
     """Steps of an arm's whole training, and what it predicts then; of each engine once."""
 
-    @cache
-    def made(name: str, arm: str, purpose: str) -> tuple[list[Step], list]:
-        data, case = data_of("classify"), CASES[name]()
-        run, steps = finished(case.make().open(case.base, "fp32"), trial(arm, purpose=purpose), data)
-        return steps, run.predict(data.splits["test"])
+    known: dict[tuple[str, str, str], tuple[list[Step], list]] = {}
+
+    def made(case: Case, arm: str, purpose: str) -> tuple[list[Step], list]:
+        asked = case.name, arm, purpose
+        if asked not in known:
+            data = data_of("classify")
+            run, steps = finished(case.make().open(case.base, "fp32"), trial(arm, purpose=purpose), data)
+            known[asked] = steps, run.predict(data.splits["test"])
+        return known[asked]
 
     return made
 
@@ -235,9 +240,9 @@ def test_predictions_are_labels_or_numbers_whoever_is_asked_with_them(session, d
     [("warm", after) for after in (1, MERGE, MERGE + 1, MERGE + 2, STEPS - 1)]
     + [(arm, after) for arm in ("full", "lora") for after in (1, STEPS - 1)],
 )
-def test_an_interrupted_run_goes_on_to_the_same_end(request, case, uninterrupted, arm, after, tmp_path):
+def test_an_interrupted_run_goes_on_to_the_same_end(case, uninterrupted, arm, after, tmp_path):
     data, checkpoint = data_of("classify"), tmp_path / "checkpoint"
-    expected, predicted = uninterrupted(request.node.callspec.params["case"], arm, "final")
+    expected, predicted = uninterrupted(case, arm, "final")
     steps = case.make().open(case.base, "fp32").start(trial(arm), data).steps(checkpoint)
     seen = timeless([next(steps) for _ in range(after)])
     steps.close()
@@ -251,10 +256,10 @@ def test_an_interrupted_run_goes_on_to_the_same_end(request, case, uninterrupted
 
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("share", [1 / 3, 0.6])
-def test_a_run_goes_on_from_a_rung_in_the_schedule_of_the_whole_run(request, case, uninterrupted, arm, share, tmp_path):
+def test_a_run_goes_on_from_a_rung_in_the_schedule_of_the_whole_run(case, uninterrupted, arm, share, tmp_path):
     data, checkpoint = data_of("classify"), tmp_path / "checkpoint"
     asked = trial(arm, purpose="tune")
-    expected, predicted = uninterrupted(request.node.callspec.params["case"], arm, "tune")
+    expected, predicted = uninterrupted(case, arm, "tune")
     paused = (
         case.make().open(case.base, "fp32").start(asked.model_copy(update={"purpose": "rung", "share": share}), data)
     )

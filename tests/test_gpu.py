@@ -60,7 +60,7 @@ def precision(request):
 
 @pytest.fixture
 def case(base):
-    return contract.Case(lambda: TorchEngine(device="cuda", checkpoint_every_s=0.0), base)
+    return contract.Case("cuda", lambda: TorchEngine(device="cuda", checkpoint_every_s=0.0), base)
 
 
 @pytest.fixture
