@@ -23,9 +23,12 @@ from tunetrial.analysis.stats import Estimate, paired
 STUDY = Path(__file__).resolve().parent.parent / "studies/shift"
 PICTURE = STUDY.parent.parent / "docs/planted-shift.png"
 TURNING = (0, 2, 4, 6, 8)
-SIZES, SEED, LEVEL = {"train": 1000, "validation": 300, "test": 500}, 7, 0.95
+FEWEST_TASKS = 3
+SIZES, SEED, LEVEL, LEARNT = {"train": 1000, "validation": 300, "test": 500}, 7, 0.95, 0.95
 ANIMALS = "dog cat horse cow sheep goat pig duck lion wolf bear fox mouse bird fish frog".split()
-BUILDINGS = "house church school shop farm castle tower bridge barn palace hotel station temple hall mill cottage".split()
+BUILDINGS = (
+    "house church school shop farm castle tower bridge barn palace hotel station temple hall mill cottage".split()
+)
 COLOURS = "red blue green yellow white black brown grey pink orange purple golden silver dark pale bright".split()
 NAMES = "Tom Anna Peter Mary John Lucy Sam Emma Jack Alice Ben Rose".split()
 VERBS = "saw found liked painted passed remembered noticed described".split()
@@ -39,6 +42,7 @@ def main() -> None:
         return
     runs, probes = drifts(Path(sys.argv[1])), {name(turning): probe(turning) for turning in TURNING}
     print("\n".join(tables(runs, probes)))
+    print("\n".join(["Runs that learnt their task alone:", "", *tables(learnt(runs), probes)]))
     picture(runs, probes)
 
 
@@ -110,27 +114,37 @@ def base_states(texts: list[str]) -> np.ndarray:
 def drifts(results: Path) -> dict[tuple[str, str, str], dict[int, float]]:
     """By measure, arm and task what each seed's final has drifted on its test rows, a mean over layers; a layer's state
     of a row is the mean of its tokens'. Scores are under the measure "score"."""
-    decision = json.loads((results / "decision.json").read_text(encoding="utf-8"))
     found: dict[tuple[str, str, str], dict[int, float]] = {}
     for path in sorted(results.glob("trials/*/states.parquet")):
-        trial = json.loads((path.parent / "record.json").read_text(encoding="utf-8"))["record"]["trial"]
+        record = json.loads((path.parent / "record.json").read_text(encoding="utf-8"))["record"]
+        trial, measured = record["trial"], record["measurements"]
         frame = parquet.read_table(path).to_pandas()
         frame = frame[(frame["source"] == "test") & (frame["pooling"] == "mean") & (frame["layer"] > 0)]
-        for measure, value in MEASURES.items():
-            own = found.setdefault((measure, trial["arm"]["name"], trial["task"]), {})
-            own[trial["seed"]] = float(value(frame).mean())
-    for arm in decision["arms"]:
-        found["score", arm["arm"], arm["task"]] = {0: arm["mean"]}
+        values = {measure: float(value(frame).mean()) for measure, value in MEASURES.items()}
+        values["score"] = measured["test.accuracy"]["value"]
+        for measure, value in values.items():
+            found.setdefault((measure, trial["arm"]["name"], trial["task"]), {})[trial["seed"]] = value
     return found
+
+
+def learnt(runs: dict) -> dict:
+    """Those of runs that answer nearly all test rows right: drift of what has not learnt is drift to nowhere."""
+    return {
+        (measure, arm, task): {s: v for s, v in own.items() if runs["score", arm, task][s] >= LEARNT}
+        for (measure, arm, task), own in runs.items()
+    }
 
 
 def slope(runs: dict, measure: str, arm: str, probes: dict[str, float]) -> Estimate:
     """What a seed's drift changes by from a probe of 1 to one of 0.5: half the slope of least squares, turned round, by
     seed; the replicate is the seed."""
-    by_task = [runs[measure, arm, task] for task in probes]
-    seeds = sorted(set.intersection(*(set(one) for one in by_task)))
-    at = np.array(list(probes.values()))
-    return paired(np.array([-0.5 * np.polyfit(at, [own[seed] for own in by_task], 1)[0] for seed in seeds]))
+    slopes = []
+    for seed in sorted({seed for task in probes for seed in runs[measure, arm, task]}):
+        points = [(at, runs[measure, arm, task].get(seed)) for task, at in probes.items()]
+        at, drift = np.array([point for point in points if point[1] is not None]).T
+        if len(at) >= FEWEST_TASKS:
+            slopes.append(-0.5 * np.polyfit(at, drift, 1)[0])
+    return paired(np.array(slopes))
 
 
 def tables(runs: dict, probes: dict[str, float]) -> list[str]:
@@ -138,7 +152,11 @@ def tables(runs: dict, probes: dict[str, float]) -> list[str]:
     lines = []
     for measure in ("score", *MEASURES):
         last = "" if measure == "score" else " from 1 to 0.5 of the probe |"
-        lines += [f"**{measure}**", "", "| arm | " + " | ".join(f"probe {p:.3f}" for p in probes.values()) + f" |{last}"]
+        lines += [
+            f"**{measure}**",
+            "",
+            "| arm | " + " | ".join(f"probe {p:.3f}" for p in probes.values()) + f" |{last}",
+        ]
         lines += ["|" + "---|" * (len(probes) + (1 if measure == "score" else 2))]
         for arm in arms:
             cells = [cell(list(runs[measure, arm, task].values())) for task in probes]
@@ -149,7 +167,8 @@ def tables(runs: dict, probes: dict[str, float]) -> list[str]:
 
 
 def cell(values: list[float]) -> str:
-    return f"{values[0]:.3f}" if len(values) == 1 else said(paired(np.array(values)), sign="")
+    spread = len(values) > 1 and np.ptp(values) > 0
+    return said(paired(np.array(values)), sign="") if spread else f"{np.mean(values):.3f}" if values else ""
 
 
 def said(found: Estimate, sign: str = "+") -> str:

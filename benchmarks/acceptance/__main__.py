@@ -19,6 +19,7 @@ from benchmarks.acceptance.runs import Runs
 
 HERE = Path(__file__).resolve().parent
 LOG, FOUND = HERE.parent / "results/acceptance/runs.jsonl", HERE.parent / "results/acceptance/facts.json"
+READING = HERE / "reading.md"  # what was made of it, by hand
 PAGE = HERE.parent.parent / "docs/acceptance.md"
 
 
@@ -63,7 +64,7 @@ def page(found: dict[str, dict]) -> str:
     rows = (found[number] for number in sorted(found, key=int))
     lines += [f"| {r['number']} | {r['fact']} | {r['expected']} | {r['ours']} | **{r['state']}** |" for r in rows]
     machines = sorted({one["machine"] for one in found.values()})
-    return "\n".join([*lines, "", f"Run on {'; '.join(machines)}.", ""])
+    return "\n".join([*lines, "", f"Run on {'; '.join(machines)}.", "", READING.read_text(encoding="utf-8")])
 
 
 def _machine(runs: Runs) -> str:
