@@ -1,17 +1,18 @@
 """Monitoring while outcomes arrive: bounds that hold at every moment at once, so that looking is free.
 
-The mean outcome of each of two versions is bounded by a confidence sequence: with probability 1 - alpha the true means
-lie within at every number of outcomes, however often one looks and whenever one stops. Each version's sequence counts
-its own outcomes alone, so nothing is asked of how many go to which version, in which order, or why, as long as each
-outcome of a version has the same mean given all that came before. Outcomes lie in bounds stated beforehand; nothing
-else is assumed of their distribution.
+The first outcome of the candidate is held against the first of the reference, the second against the second, and so
+on; the mean difference of such pairs is bounded by a confidence sequence: with probability 1 - alpha the true one lies
+within after every number of pairs, however often one looks and whenever one stops. Whether bounds ever miss is settled
+by the pairs alone, so it does not matter in which order outcomes arrive, how many more one version gets, or whether a
+gateway sends more to the one that does well. What is asked: outcomes lie in bounds stated beforehand, and each pair's
+difference has the same mean given the pairs before. So both means may rise and fall together, with the time of day,
+where both versions are served all along. Nothing is claimed of a difference that changes: where bounds contradict each
+other that is said instead. Outcomes without a partner wait for one and count for nothing yet.
 
-Source: Waudby-Smith & Ramdas (2024), Estimating means of bounded random variables by betting, the predictable
-plug-in empirical-Bernstein sequence (their theorem 2); the interval of a difference by the union of four one-sided
-bounds at alpha / 4 each. That is wider than it need be, and never too short. Nothing is claimed of a mean that
-changes while it is watched: where bounds contradict each other, that is said instead.
+Source: Waudby-Smith & Ramdas (2024), Estimating means of bounded random variables by betting, the predictable plug-in
+empirical-Bernstein sequence (their theorem 2), of differences mapped to [0, 1].
 
-Axis letters: T outcomes in the order of the log, N outcomes of one version.
+Axis letters: T outcomes in the order of the log, N outcomes or pairs.
 """
 
 from dataclasses import dataclass
@@ -28,31 +29,20 @@ LARGEST_BET = 0.5
 
 
 @dataclass(frozen=True)
-class Watched:
-    """One version as seen so far: outcomes, their mean, and bounds of the true one, in units of the outcomes."""
-
-    outcomes: int
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Monitoring:
     """Candidate minus reference after all outcomes of a log; `low` and `high` hold at every moment at once.
 
-    `settled_at` is the number of logged outcomes, of both versions, after which it could have been stopped; None while
-    it is open. `drifted` names the versions whose bounds contradict each other: their mean is not one number.
+    `effect` is the mean difference of the pairs. `settled_at` is the number of logged outcomes, of both versions, after
+    which it could have been stopped; None while it is open. `contradicts` says that no one difference fits all pairs.
     """
 
-    reference: Watched
-    candidate: Watched
+    pairs: int
     effect: float
     low: float
     high: float
     words: Words
     settled_at: int | None
-    drifted: tuple[str, ...]
+    contradicts: bool
 
 
 def lower_bounds(outcome_N: Floats, alpha: float) -> Floats:
@@ -104,35 +94,23 @@ def monitor(
     """
     of_candidate_T, outcome_T = np.asarray(of_candidate_T, dtype=bool), np.asarray(outcome_T, dtype=np.float64)
     _check(of_candidate_T, outcome_T, bounds, margin, level)
-    low, width = bounds[0], bounds[1] - bounds[0]
-    unit_T = np.clip((outcome_T - low) / width, 0.0, 1.0)  # rounding alone can leave the bounds here
-    sides, drifted = {}, []
-    for name, own_T in (("reference", ~of_candidate_T), ("candidate", of_candidate_T)):
-        low_N, high_N = confidence_sequence(unit_T[own_T], (1 - level) / 2)
-        seen_T = np.cumsum(own_T)
-        sides[name] = (np.append(0.0, low_N)[seen_T], np.append(1.0, high_N)[seen_T])
-        if low_N[-1] > high_N[-1]:
-            drifted.append(name)
-    low_T = width * (sides["candidate"][0] - sides["reference"][1])
-    high_T = width * (sides["candidate"][1] - sides["reference"][0])
-    settled_T = (low_T > 0) | (high_T < 0) | ((low_T > -margin) & (high_T < margin))
-    seen = {
-        name: Watched(
-            outcomes=int(own_T.sum()),
-            mean=float(outcome_T[own_T].mean()),
-            low=float(low + width * sides[name][0][-1]),
-            high=float(low + width * sides[name][1][-1]),
-        )
-        for name, own_T in (("reference", ~of_candidate_T), ("candidate", of_candidate_T))
-    }
+    at_N = [np.flatnonzero(own_T) for own_T in (~of_candidate_T, of_candidate_T)]
+    pairs = min(map(len, at_N))
+    reference_N, candidate_N = (at[:pairs] for at in at_N)
+    diff_N, width = outcome_T[candidate_N] - outcome_T[reference_N], bounds[1] - bounds[0]
+    unit_N = np.clip((diff_N / width + 1) / 2, 0.0, 1.0)  # rounding alone can leave the bounds here
+    low_N, high_N = (width * (2 * bound_N - 1) for bound_N in confidence_sequence(unit_N, 1 - level))
+    settled_N = (low_N > 0) | (high_N < 0) | ((low_N > -margin) & (high_N < margin))
+    low, high, contradicts = float(low_N[-1]), float(high_N[-1]), bool(low_N[-1] > high_N[-1])
+    first = int(settled_N.argmax())
     return Monitoring(
-        **seen,
-        effect=seen["candidate"].mean - seen["reference"].mean,
-        low=float(low_T[-1]),
-        high=float(high_T[-1]),
-        words="NOT COMPARABLE" if drifted else _words(float(low_T[-1]), float(high_T[-1]), margin),
-        settled_at=int(settled_T.argmax()) + 1 if settled_T[-1] and not drifted else None,
-        drifted=tuple(drifted),
+        pairs=pairs,
+        effect=float(diff_N.mean()),
+        low=low,
+        high=high,
+        words="NOT COMPARABLE" if contradicts else _words(low, high, margin),
+        settled_at=None if contradicts or not settled_N[-1] else int(max(reference_N[first], candidate_N[first])) + 1,
+        contradicts=contradicts,
     )
 
 

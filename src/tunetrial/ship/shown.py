@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tunetrial.ship.registry import Entry, Event, Listing, Move, Swept, Version
 from tunetrial.ship.shipped import Chain
-from tunetrial.ship.versus import Offline, Online, Seen
+from tunetrial.ship.versus import Offline, Online
 
 COLUMNS = 80
 LATEST = 10
@@ -104,16 +104,19 @@ def offline(found: Offline) -> str:
 
 def online(found: Online) -> str:
     """What a log of outcomes says, and whether to go on."""
-    rows = [_seen(side, one) for side, one in (("reference", found.reference), ("candidate", found.candidate))]
-    table = _table(["", "version", "outcomes", "mean", f"{100 * found.level:g} % bounds"], rows)
-    head = f"{found.name}@{found.candidate.version} against @{found.reference.version}: {found.words}"
-    effect = f"difference {found.effect:+.4g} [{found.low:+.4g}, {found.high:+.4g}], margin {found.margin:g}"
+    sides = (("reference", found.reference), ("candidate", found.candidate))
+    rows = [[side, str(one.version), f"{one.outcomes:,}", f"{one.mean:.4g}"] for side, one in sides]
     left = [f"{found.other_outcomes} outcomes of other versions left out"] if found.other_outcomes else []
-    return "\n".join([head, *table, effect, f"{'STOP' if found.stop else 'GO ON'}: {found.why}", *left])
-
-
-def _seen(side: str, one: Seen) -> list[str]:
-    return [side, str(one.version), f"{one.outcomes:,}", f"{one.mean:.4g}", f"[{one.low:.4g}, {one.high:.4g}]"]
+    return "\n".join(
+        [
+            f"{found.name}@{found.candidate.version} against @{found.reference.version}: {found.words}",
+            *_table(["", "version", "outcomes", "mean"], rows),
+            f"difference of {found.pairs:,} pairs {found.effect:+.4g} [{found.low:+.4g}, {found.high:+.4g}], "
+            f"margin {found.margin:g}",
+            f"{'STOP' if found.stop else 'GO ON'}: {found.why}",
+            *left,
+        ]
+    )
 
 
 def _aliases(found: Entry) -> str:

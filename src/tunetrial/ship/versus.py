@@ -32,17 +32,15 @@ class Offline(Record):
 
 
 class Seen(Record):
-    """Outcomes of one version, their mean, and bounds of the true mean that hold at every moment."""
+    """How many outcomes of a version were logged, and their mean."""
 
     version: int
     outcomes: int
     mean: float
-    low: float
-    high: float
 
 
 class Online(Record):
-    """What logged outcomes say of candidate minus reference, at whatever moment one looks.
+    """What pairs of logged outcomes say of candidate minus reference, at whatever moment one looks.
 
     `stop` is whether nothing more need be logged, `settled_at` after how many outcomes of both that was so first.
     """
@@ -50,6 +48,7 @@ class Online(Record):
     name: str
     reference: Seen
     candidate: Seen
+    pairs: int
     effect: float
     low: float
     high: float
@@ -103,43 +102,42 @@ def online(reference: Version, candidate: Version, log: Path, *, bounds: tuple[f
         DataError: A line is not such an object, with its number.
         EvidenceError: A version has no outcomes, or one lies outside the bounds.
     """
-    pair = (reference.version, candidate.version)
     rows = list(_read_outcomes(log, bounds))
-    kept = [(version == candidate.version, outcome) for version, outcome in rows if version in pair]
-    for one in (reference, candidate):
-        if not any(version == one.version for version, _ in rows):
-            raise EvidenceError(f"{log}: version {one.version} has no outcomes yet, got {len(rows)} in all; log both")
+    own = {
+        one.version: [outcome for version, outcome in rows if version == one.version] for one in (reference, candidate)
+    }
+    for version, outcomes in own.items():
+        if not outcomes:
+            raise EvidenceError(f"{log}: version {version} has no outcomes yet, got {len(rows)} in all; log both")
+    kept = [(version == candidate.version, outcome) for version, outcome in rows if version in own]
     of_candidate_T, outcome_T = (np.array(column) for column in zip(*kept, strict=True))
     found = sequential.monitor(of_candidate_T, outcome_T, bounds=bounds, margin=margin, level=LEVEL)
-    sides = {"reference": (reference, found.reference), "candidate": (candidate, found.candidate)}
-    seen = {
-        side: Seen(version=one.version, outcomes=w.outcomes, mean=w.mean, low=w.low, high=w.high)
-        for side, (one, w) in sides.items()
-    }
+    seen = [Seen(version=version, outcomes=len(one), mean=float(np.mean(one))) for version, one in own.items()]
     return Online(
         name=reference.name,
-        **seen,
+        reference=seen[0],
+        candidate=seen[1],
+        pairs=found.pairs,
         effect=found.effect,
         low=found.low,
         high=found.high,
         level=LEVEL,
         margin=margin,
         words=found.words,
-        stop=found.settled_at is not None or bool(found.drifted),
+        stop=found.settled_at is not None or found.contradicts,
         settled_at=found.settled_at,
-        why=_why(found, margin, {side: str(one.version) for side, (one, _) in sides.items()}),
+        why=_why(found, margin),
         other_outcomes=len(rows) - len(kept),
     )
 
 
-def _why(found: sequential.Monitoring, margin: float, version: dict[str, str]) -> str:
-    if found.drifted:
-        which = " and ".join(version[side] for side in found.drifted)
-        return f"bounds of version {which} contradict each other: its mean changed while it was logged"
+def _why(found: sequential.Monitoring, margin: float) -> str:
+    if found.contradicts:
+        return "the bounds contradict each other: the difference changed while it was logged"
     if found.settled_at is None:
-        return "the interval holds 0 and reaches beyond the margin"
+        return f"the interval holds 0 and reaches beyond {margin:g} on one side or both"
     where = "above 0" if found.low > 0 else "below 0" if found.high < 0 else f"within {margin:g} of 0"
-    return f"the interval lies {where}, since outcome {found.settled_at}"
+    return f"the interval lies {where}; it could be stopped after outcome {found.settled_at}"
 
 
 def _own_scores(version: Version) -> Path:
