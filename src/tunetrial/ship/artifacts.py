@@ -28,8 +28,8 @@ PART = r"[A-Za-z0-9_][A-Za-z0-9._+=,@-]{0,127}"
 PATH = rf"^{PART}(/{PART}){{0,7}}$"
 PICKLED = (".bin", ".ckpt", ".dill", ".joblib", ".mar", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 CONVERT = (
-    "convert it first: torch.load(FILE, weights_only=True), in torch 2.10 or newer, then safetensors.torch.save_file, "
-    "and remove FILE"
+    "convert it first: torch.load(FILE, weights_only=True, map_location='cpu'), in torch 2.10 or newer, then "
+    "safetensors.torch.save_file, and remove FILE"
 )
 
 

@@ -15,6 +15,7 @@ from tunetrial.core.errors import IntegrityError, StoreError
 
 FORMAT = 1
 WAIT_S = 30.0
+LEAST_BYTES = 65_536  # that WAL mode needs beside the file: less is a full disk, whatever SQLite calls it
 _TABLES = """
 CREATE TABLE versions (
     name TEXT NOT NULL, version INTEGER NOT NULL, content TEXT NOT NULL, shipped TEXT NOT NULL, at TEXT NOT NULL,
@@ -77,7 +78,7 @@ def transaction(path: Path, *, write: bool) -> Iterator[sqlite3.Connection]:
         StoreError: Another process writes for longer than `WAIT_S`, or the disk is full or cannot be written.
         IntegrityError: The file is no such database, or was made by a later version.
     """
-    with _told(path), closing(_open(path)) as database:
+    with _told(path), closing(_open(path, write=write)) as database:
         (found,) = database.execute("PRAGMA user_version").fetchone()
         if found != FORMAT:
             raise IntegrityError(f"{path}: registry of format {FORMAT}, got {found}; update tunetrial or restore it")
@@ -91,9 +92,26 @@ def transaction(path: Path, *, write: bool) -> Iterator[sqlite3.Connection]:
                 database.execute("ROLLBACK")
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """Open what is there; sqlite3 would else make an empty file."""
-    return sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=WAIT_S, isolation_level=None)
+def _open(path: Path, *, write: bool) -> sqlite3.Connection:
+    """Open what is there; sqlite3 would else make an empty file.
+
+    WAL mode needs a little room even to read. Where there is none, and so nobody can be writing, and all that was
+    written is in the file itself, it is read as it lies.
+    """
+    database = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=WAIT_S, isolation_level=None)
+    try:
+        database.execute("PRAGMA user_version")
+    except sqlite3.OperationalError as error:
+        database.close()
+        log = path.with_name(f"{path.name}-wal")
+        if write or _code(error) not in _UNWRITABLE or (log.exists() and log.stat().st_size):
+            raise
+        return sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+    return database
+
+
+def _code(error: sqlite3.Error) -> int:
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 @contextmanager
@@ -102,12 +120,11 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-        if code in _FULL:
+        code = _code(error)
+        if code in _FULL or (code in _UNWRITABLE and files.free_bytes(path) < LEAST_BYTES):
             raise StoreError(f"{path}: disk is full; free space and run again") from None
         if code in _BUSY:
             raise StoreError(f"{path}: held by another process for {WAIT_S:.0f} s; wait and run again") from None
         if code in _UNWRITABLE:
-            got = f"got {error}, {files.free_bytes(path)} bytes free"
-            raise StoreError(f"{path}: cannot be read or written, {got}; see to that and run again") from None
+            raise StoreError(f"{path}: cannot be read or written, got {error}; see to that and run again") from None
         raise IntegrityError(f"{path}: not a registry's database, got {error}; restore it") from None
