@@ -185,6 +185,13 @@ def test_a_version_whose_chain_failed_is_never_promoted(registry, tmp_path):
     assert registry.promote("mail", "5").moved
     ran = CliRunner().invoke(cli.app, ["registry", "promote", "mail@5"])
     assert ran.exit_code == 0 and ran.stderr == "note: the fidelity chain of mail@5 was not tried\n"
+    registry.add("mail", shipped(tmp_path / "other", b"other", base_fingerprint="ef" * 32))
+    assert registry.promote("mail", "6").notes == (
+        "mail@6 has another base model than version 5: serve it with its own",
+    )
+    assert registry.rollback("mail").notes[1:] == (
+        "mail@5 has another base model than version 6: serve it with its own",
+    )
 
 
 DAMAGES = {
@@ -405,17 +412,17 @@ def test_words_that_make_no_sense_are_refused_in_one_line(registry, tmp_path):
         ("show", "mail@9"): "mail: no such version or alias, got '9'; there are 1 to 3, challenger, champion",
         ("show", "mail@nightly"): "got 'nightly'",
         ("show", "mail@"): "got ''",
-        ("show", "../mail"): "name: not one that is kept, got '../mail'",
+        ("show", "../mail"): "name: not allowed, got '../mail'",
         ("promote", "mail@0"): "got '0'",
         ("promote", "mail@1", "--alias", "7"): "alias: would be taken for a version, got '7'",
-        ("promote", "mail@1", "--alias", "A b"): "alias: not one that is kept, got 'A b'",
-        ("add", "Mail", tmp_path / "shipped-1"): "name: not one that is kept, got 'Mail'",
+        ("promote", "mail@1", "--alias", "A b"): "alias: not allowed, got 'A b'",
+        ("add", "Mail", tmp_path / "shipped-1"): "name: not allowed, got 'Mail'",
         ("rollback", "post"): "no such name",
-        ("list", "--registry", tmp_path / "shipped-1" / "tunetrial.json"): None,
+        ("list", "--registry", tmp_path / "shipped-1" / "tunetrial.json"): "not a folder, got a file; name the folder",
         ("show", "mail", "--registry", empty): f"{empty}: no such name, got 'mail'; add a version of it first",
         ("add", "mail", tmp_path / "shipped-1", "--registry", "/proc/none"): "/proc/none: cannot be written, got",
     }.items():
-        said and (said in tunetrial(*words, status=1) or pytest.fail(f"{words}: {tunetrial(*words, status=1)}"))
+        assert said in tunetrial(*words, status=1)
     assert "no versions yet in" in tunetrial("list", "--registry", empty) and not empty.exists()
     assert "give NAME@VERSION, such as mail@2" in tunetrial("promote", "mail", status=2)
 
@@ -533,14 +540,10 @@ def test_what_cannot_be_compared_is_refused(registry, tmp_path):
     (tmp_path / "no.parquet").write_bytes(b"no")
     assert "not a table of scores" in said("--scores", f"{tmp_path / 'no.parquet'},{tmp_path / 'a.parquet'}")
     assert "needs two versions to compare, got mail@1 twice" in said("--versions", "1,champion")
-    for wrong in (
-        ("--scores", "a"),
-        ("--versions", "1"),
-        ("--bounds", "0"),
-        ("--bounds", "x,y"),
-        ("--versions", "1,2,3"),
-    ):
+    for wrong in (("--scores", "a"), ("--versions", "1"), ("--versions", "1,2,3")):
         assert "take two values each: A,B" in said(*wrong, status=2)
+    for wrong in ("0", "x,y", "1,0", "0,inf", "nan,1", "0,1,2"):
+        assert f"--bounds: two numbers, low before high, got {wrong!r}" in said("--bounds", wrong, status=2)
     for margin in ("0", "-1", "nan", "inf"):
         assert "give --margin" in tunetrial("compare", "mail", "--margin", margin, status=2)
     assert "two questions" in said("--scores", same, "--outcomes", "x", status=2)

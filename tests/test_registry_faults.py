@@ -93,10 +93,10 @@ def state(registry: Registry) -> list:
 @pytest.mark.parametrize(
     ("act", "stride"),
     [
-        (add, 29),
-        (promote, 11),
-        (rollback, 11),
-        (add_first, 29),
+        (add, 67),
+        (promote, 31),
+        (rollback, 31),
+        (add_first, 101),
         *(pytest.param(act, 1, marks=pytest.mark.slow) for act in (add, promote, rollback, add_first)),
     ],
 )
@@ -135,7 +135,7 @@ def test_death_between_any_two_calls_leaves_the_old_state_or_the_new(tmp_path, a
         is_whole(registry)
         is_swept(registry)
         shutil.rmtree(place)
-    assert len(seen) > 5 and seen == sorted(seen)
+    assert len(seen) > 4 and seen == sorted(seen)
 
 
 def work(folder: Path, shelf: Path, worker: int, count: int, started) -> None:

@@ -13,6 +13,7 @@ from tunetrial.cli.terminal import Json, exit_status, misused, write_new
 if TYPE_CHECKING:
     from tunetrial.core.records import Record
     from tunetrial.ship.registry import Registry
+    from tunetrial.ship.versions import Move
 
 Name = Annotated[str, typer.Argument(help="Name, such as newsletter.", show_default=False)]
 Which = Annotated[str, typer.Argument(help="NAME@VERSION or NAME@ALIAS.", show_default=False)]
@@ -60,7 +61,7 @@ def show(
     """Versions of a name, or one in full."""
     with exit_status():
         from tunetrial.ship import shown
-        from tunetrial.ship.registry import split_reference
+        from tunetrial.ship.versions import split_reference
 
         registry, (name, wanted) = _registry(where), split_reference(which)
         entry = registry.entry(name)
@@ -79,7 +80,7 @@ def show(
 @app.command()
 def promote(which: Which, alias: Alias = "champion", where: Where = None, json: Json = False) -> None:
     """Point an alias to a version."""
-    from tunetrial.ship.registry import split_reference
+    from tunetrial.ship.versions import split_reference
 
     name, wanted = split_reference(which)
     if wanted is None:
@@ -87,11 +88,7 @@ def promote(which: Which, alias: Alias = "champion", where: Where = None, json: 
     with exit_status():
         from tunetrial.ship import shown
 
-        registry = _registry(where)
-        moved = registry.promote(name, wanted, alias)
-        if registry.find(name, str(moved.version)).shipped.chain.passed is None:
-            print(f"note: the fidelity chain of {name}@{moved.version} was not tried", file=sys.stderr)
-        _print(moved, json, shown.move)
+        _tell(_registry(where).promote(name, wanted, alias), json, shown.move)
 
 
 @app.command()
@@ -100,7 +97,7 @@ def rollback(name: Name, alias: Alias = "champion", where: Where = None, json: J
     with exit_status():
         from tunetrial.ship import shown
 
-        _print(_registry(where).rollback(name, alias), json, shown.move)
+        _tell(_registry(where).rollback(name, alias), json, shown.move)
 
 
 @app.command()
@@ -121,8 +118,10 @@ def compare(
         misused("registry compare", "give --margin, the smallest difference that matters, above 0")
     of, limits = versions.split(","), _numbers(bounds)
     tables = [] if scores is None else scores.split(",")
-    if len(of) != 2 or limits is None or len(tables) not in (0, 2):
-        misused("registry compare", "--versions, --scores and --bounds take two values each: A,B")
+    if len(of) != 2 or len(tables) not in (0, 2):
+        misused("registry compare", "--versions and --scores take two values each: A,B")
+    if limits is None:
+        misused("registry compare", f"--bounds: two numbers, low before high, got {bounds[:40]!r}; 0,1 is usual")
     with exit_status():
         from tunetrial.core.errors import ConfigError
         from tunetrial.ship import shown, versus
@@ -151,8 +150,8 @@ def split(
 ) -> None:
     """Write a rule that deals traffic."""
     with exit_status():
-        from tunetrial.ship.registry import CHALLENGER, CHAMPION
         from tunetrial.ship.traffic import split as deal
+        from tunetrial.ship.versions import CHALLENGER, CHAMPION
 
         registry = _registry(where)
         pair = [registry.find(name, alias) for alias in (CHAMPION, CHALLENGER)]
@@ -181,6 +180,12 @@ def _print(found: "Record", json: bool, text: Callable, **more: object) -> None:
     print(writer.dumps({**found.model_dump(mode="json"), **more}, indent=1) if json else text(found))
 
 
+def _tell(moved: "Move", json: bool, text: Callable) -> None:
+    for note in moved.notes:
+        print(f"note: {note}", file=sys.stderr)
+    _print(moved, json, text)
+
+
 def _tell_damages(damages: dict[str, tuple[str, ...]]) -> None:
     """Say what is damaged and end with status 1, or that nothing is."""
     lines = [f"{name}: {line}" for name, found in damages.items() for line in found]
@@ -197,4 +202,4 @@ def _numbers(text: str) -> tuple[float, float] | None:
         low, high = map(float, text.split(","))
     except ValueError:
         return None
-    return low, high
+    return (low, high) if float("-inf") < low < high < float("inf") else None

@@ -11,73 +11,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 from pydantic import ValidationError
 
 from tunetrial.core.errors import ConfigError, IntegrityError, StoreError
-from tunetrial.core.records import Record
 from tunetrial.ship import database
 from tunetrial.ship.artifacts import Shelf, StoredFile, Swept, content_digest, describe
 from tunetrial.ship.shipped import Shipped, read_shipped
+from tunetrial.ship.versions import CHAMPION, Entry, Event, Listing, Move, Version
 from tunetrial.store import home
 
-CHAMPION, CHALLENGER = "champion", "challenger"
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
-
-
-class Version(Record):
-    """One artifact under a name. `content` is the digest of its files, `folder` where programs open them."""
-
-    name: str
-    version: int
-    content: str
-    folder: Path
-    at: str
-    shipped: Shipped
-    files: tuple[StoredFile, ...]
-
-    @property
-    def bytes(self) -> int:
-        return sum(one.bytes for one in self.files)
-
-
-class Event(Record):
-    """One row of the history: a version was added, or an alias was set to it."""
-
-    at: str
-    event: Literal["add", "promote", "rollback"]
-    version: int
-    alias: str | None
-
-
-class Entry(Record):
-    """All of one name: its versions from 1, where its aliases point, and how it came to that, oldest first."""
-
-    name: str
-    versions: tuple[Version, ...]
-    aliases: dict[str, int]
-    history: tuple[Event, ...]
-
-
-class Listing(Record):
-    """All names. `stored_bytes` is what their files take, each content once; `apart_bytes` what copies would."""
-
-    folder: Path
-    entries: tuple[Entry, ...]
-    stored_bytes: int
-    apart_bytes: int
-
-
-class Move(Record):
-    """Where an alias points now and pointed before; None before its first version. `moved` is False if it was there."""
-
-    name: str
-    alias: str
-    version: int
-    before: int | None
-    moved: bool
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -88,7 +32,15 @@ class Registry:
 
     @classmethod
     def at(cls, folder: Path | None = None) -> "Registry":
-        return cls((folder or home() / "registry").absolute())
+        """The registry in this folder.
+
+        Raises:
+            StoreError: It is no folder.
+        """
+        found = (folder or home() / "registry").absolute()
+        if found.exists() and not found.is_dir():
+            raise StoreError(f"{found}: not a folder, got a file; name the folder of a registry, or a new one")
+        return cls(found)
 
     def add(self, name: str, folder: Path) -> tuple[Version, bool]:
         """Keep a shipped folder as the next version of a name. The same content twice is the same version.
@@ -253,8 +205,16 @@ class Registry:
             version, before = choose(stack), stack[-1] if stack else None
             if version != before:
                 _note(rows, name, event, version, alias)
-        folder = _find(entry, str(version)).folder
-        return Move(name=name, alias=alias, version=version, before=before, moved=version != before, folder=folder)
+        now, old = _find(entry, str(version)), before and _find(entry, str(before))
+        return Move(
+            name=name,
+            alias=alias,
+            version=version,
+            before=before,
+            moved=version != before,
+            folder=now.folder,
+            notes=_notes(now, old or None),
+        )
 
     def _intact(self, stamps: dict[str, str]) -> Callable[[StoredFile], bool]:
         """Whether a kept file is as it was when last found intact, or is found so by reading it in full: then its
@@ -280,12 +240,6 @@ class Registry:
         if stamps != known:
             with self._writing() as rows:
                 _remember(rows, stamps)
-
-
-def split_reference(text: str) -> tuple[str, str | None]:
-    """`newsletter@champion` or `newsletter@3` to name and version; no version where there is no @."""
-    name, at, which = text.partition("@")
-    return name, which if at else None
 
 
 def _stacks(history: Iterable[Event]) -> dict[str, list[int]]:
@@ -315,10 +269,19 @@ def _find(entry: Entry, which: str) -> Version:
     raise ConfigError(f"{entry.name}: no such version or alias, got {which[:80]!r}; there are {there}")
 
 
+def _notes(now: Version, before: Version | None) -> tuple[str, ...]:
+    this, found = f"{now.name}@{now.version}", []
+    if now.shipped.chain.passed is None:
+        found.append(f"the fidelity chain of {this} was not tried")
+    if before and now.shipped.base_fingerprint != before.shipped.base_fingerprint:
+        found.append(f"{this} has another base model than version {before.version}: serve it with its own")
+    return tuple(found)
+
+
 def _check_name(name: str, what: str) -> None:
     if not re.fullmatch(NAME, name):
         allowed = "1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit first"
-        raise ConfigError(f"{what}: not one that is kept, got {ascii(name)[:80]}; use {allowed}")
+        raise ConfigError(f"{what}: not allowed, got {ascii(name)[:80]}; use {allowed}")
 
 
 def _check_alias(alias: str) -> None:

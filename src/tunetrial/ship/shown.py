@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from tunetrial.ship.registry import Entry, Event, Listing, Move, Swept, Version
+from tunetrial.ship.artifacts import Swept
 from tunetrial.ship.shipped import Chain
+from tunetrial.ship.versions import Entry, Event, Listing, Move, Version
 from tunetrial.ship.versus import Offline, Online
 
 COLUMNS = 80
@@ -96,7 +97,7 @@ def offline(found: Offline) -> str:
             f"{one.candidate} against {one.reference}: {one.words}",
             f"difference {one.effect:+.4g} [{one.low:+.4g}, {one.high:+.4g}] at {100 * one.level:g} %, "
             f"margin {one.margin:g}",
-            f"paired on {of}; {100 * 0.8:g} % power for {one.mde:.4g}",
+            f"paired on {of}, which show {one.mde:.4g} or more with 80 % power",
             f"comparisons on these items so far: {found.times_compared}",
         ]
     )

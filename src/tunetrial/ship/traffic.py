@@ -11,7 +11,7 @@ from pydantic import Field
 
 from tunetrial.core.errors import ConfigError
 from tunetrial.core.records import Record
-from tunetrial.ship.registry import CHALLENGER, CHAMPION, Version
+from tunetrial.ship.versions import CHALLENGER, CHAMPION, Version
 
 BUCKETS = 2**32
 ALGORITHM = (

@@ -12,7 +12,7 @@ from tunetrial.analysis.versions import ItemScores, compare_on_items
 from tunetrial.core.errors import DataError, EvidenceError
 from tunetrial.core.evidence import Comparison, Words
 from tunetrial.core.records import Record, digest
-from tunetrial.ship.registry import Version
+from tunetrial.ship.versions import Version
 from tunetrial.store import TestLedger, home
 
 LEVEL = 0.95
