@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from shipped_folders import score_table, shipped, statement
 from tunetrial import cli
 from tunetrial.cli import registry as verbs
+from tunetrial.core import manifest
 from tunetrial.core.errors import ConfigError, IntegrityError, StoreError, TunetrialError
 from tunetrial.ship.artifacts import StoredFile
 from tunetrial.ship.registry import Registry
@@ -281,6 +282,24 @@ def test_a_file_that_is_no_database_is_refused_in_one_line(registry):
     assert "not a registry's database, got file is not a database; restore it" in tunetrial("list", status=1)
 
 
+def test_a_folder_that_is_not_as_it_was_shipped_is_refused(tmp_path):
+    folder = shipped(tmp_path / "s", files={"nested/a.json": b"{}"})
+    manifest.seal(folder)
+    for act, said in (
+        (lambda: (folder / "adapter_model.safetensors").write_bytes(b"weighty"), "adapter_model.safetensors: not as"),
+        (lambda: (folder / "nested" / "a.json").unlink(), "nested/a.json: not as it was shipped, got no file"),
+        (lambda: (folder / "extra.txt").write_text("x"), "extra.txt: not as it was shipped, got a file that it does"),
+        (lambda: (folder / "manifest.json").write_text("[]"), "manifest.json: not a manifest of these files"),
+    ):
+        kept = tmp_path / "kept"
+        shutil.copytree(folder, kept)
+        act()
+        assert said in refused(folder)
+        shutil.rmtree(folder)
+        kept.rename(folder)
+    assert Registry.at().add("mail", folder)[1]
+
+
 def test_folders_that_say_not_what_they_are_are_refused(tmp_path):
     assert "no such folder; name one that `tunetrial ship` wrote" in refused(tmp_path / "none")
     folder = shipped(tmp_path / "s")
@@ -294,7 +313,7 @@ def test_folders_that_say_not_what_they_are_are_refused(tmp_path):
         (json.dumps(statement(arm="a\x1b[2Jb")).encode(), "arm: String should match pattern"),
         (json.dumps(statement(format="zip")).encode(), "format: Input should be"),
         (json.dumps(statement(more=1)).encode(), "more: Extra inputs are not permitted"),
-        (json.dumps(statement(chain={"passed": True})).encode(), "chain.first_break: Field required"),
+        (json.dumps(statement(chain={"passed": "so-so"})).encode(), "chain.passed: Input should be a valid boolean"),
     ):
         (folder / "tunetrial.json").write_bytes(content)
         assert said in refused(folder)
@@ -659,6 +678,8 @@ def test_a_split_that_makes_no_sense_is_refused(registry, tmp_path):
     )
 
 
-def test_a_statement_says_what_ship_writes():
+def test_a_statement_says_what_ship_writes(tmp_path):
     assert set(Shipped.model_fields) == {"format", "base_fingerprint", "study", "arm", "trial", "verdict", "chain"}
     assert Shipped.model_validate(statement()).model_dump() == statement()
+    Shipped.model_validate(statement()).write(tmp_path)
+    assert read_shipped(tmp_path).model_dump() == statement()

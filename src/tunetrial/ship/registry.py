@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tunetrial.core import manifest
 from tunetrial.core.errors import ConfigError, IntegrityError, StoreError
 from tunetrial.ship import database
 from tunetrial.ship.artifacts import Shelf, StoredFile, Swept, content_digest, describe
@@ -52,6 +53,7 @@ class Registry:
         """
         _check_name(name, "name")
         shipped, listed = read_shipped(folder), describe(folder)
+        _check_sealed(folder, listed)
         with self._shelf.leased("making"):
             database.create(self._database)
         with self._shelf.leased("adding"):
@@ -267,6 +269,24 @@ def _find(entry: Entry, which: str) -> Version:
             return version
     there = ", ".join([f"1 to {len(entry.versions)}" if len(entry.versions) > 1 else "1", *entry.aliases])
     raise ConfigError(f"{entry.name}: no such version or alias, got {which[:80]!r}; there are {there}")
+
+
+def _check_sealed(folder: Path, listed: Iterable[StoredFile]) -> None:
+    """Hold a folder that was sealed when it was shipped to its manifest, with the digests that were just read."""
+    found = {one.path: (one.sha256, one.bytes) for one in listed}
+    if manifest.NAME not in found:
+        return
+    expected = manifest.read_manifest(folder)
+    for path in sorted(expected.keys() | found.keys() - {manifest.NAME}):
+        if expected.get(path) != found.get(path):
+            got = (
+                "no file"
+                if path not in found
+                else "a file that it does not list"
+                if path not in expected
+                else "other bytes"
+            )
+            raise IntegrityError(f"{folder}: {path:.100}: not as it was shipped, got {got}; ship it again")
 
 
 def _notes(now: Version, before: Version | None) -> tuple[str, ...]:

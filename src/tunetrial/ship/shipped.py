@@ -16,14 +16,14 @@ LARGEST_BYTES = 65_536
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,200}$")]
 
 
-class Chain(Record):
+class Fidelity(Record):
     """Whether every hop of the export still computes the same; None where that was not tried.
 
     `first_break` is the first hop that does not, of a chain that failed.
     """
 
-    passed: bool | None
-    first_break: Line | None
+    passed: bool | None = None
+    first_break: Line | None = None
 
 
 class Shipped(Record):
@@ -39,7 +39,11 @@ class Shipped(Record):
     arm: Line
     trial: Line
     verdict: Line
-    chain: Chain
+    chain: Fidelity = Fidelity()
+
+    def write(self, folder: Path) -> None:
+        """Put the statement into a folder that nobody reads yet."""
+        (folder / NAME).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_shipped(folder: Path) -> Shipped:

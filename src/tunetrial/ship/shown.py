@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tunetrial.ship.artifacts import Swept
-from tunetrial.ship.shipped import Chain
+from tunetrial.ship.shipped import Fidelity
 from tunetrial.ship.versions import Entry, Event, Listing, Move, Version
 from tunetrial.ship.versus import Offline, Online
 
@@ -124,7 +124,7 @@ def _aliases(found: Entry) -> str:
     return ", ".join(f"{alias} {number}" for alias, number in found.aliases.items())
 
 
-def _chain(chain: Chain) -> str:
+def _chain(chain: Fidelity) -> str:
     if chain.passed is None:
         return "not tried"
     return "passed" if chain.passed else f"FAILED: {chain.first_break}" if chain.first_break else "FAILED"
