@@ -467,6 +467,13 @@ def test_json_of_every_verb_is_json_and_tables_fit_80_columns(registry, tmp_path
     assert [line for line in tunetrial("show", "mail@2").splitlines() if "champion" in line] == ["mail@2 (champion)"]
 
 
+def test_a_verb_of_the_registry_loads_no_engine(registry):
+    code = "import sys\nfrom tunetrial.cli import app\napp(['registry', 'rollback', 'mail'], standalone_mode=False)\n"
+    loaded = subprocess.run([sys.executable, "-c", f"{code}print(*sys.modules)"], capture_output=True, text=True).stdout
+    assert "champion is version 2" in loaded
+    assert not {"torch", "transformers", "peft", "pandas", "pyarrow", "scipy"} & set(loaded.split())
+
+
 def test_help_of_every_verb_fits_60_columns():
     """In a process of its own, since the width is read once."""
     names = [one.name or one.callback.__name__ for one in verbs.app.registered_commands]

@@ -1,11 +1,14 @@
 """The registry as people read it: tables of at most 80 columns; nothing is computed here but sizes in words."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tunetrial.ship.artifacts import Swept
 from tunetrial.ship.shipped import Fidelity
 from tunetrial.ship.versions import Entry, Event, Listing, Move, Version
-from tunetrial.ship.versus import Offline, Online
+
+if TYPE_CHECKING:  # what promotes need not wait for statistics to load
+    from tunetrial.ship.versus import Offline, Online
 
 COLUMNS = 80
 LATEST = 10
@@ -88,7 +91,7 @@ def swept(found: Swept) -> str:
     return f"{found.files} files of no version removed, {size(found.bytes)}"
 
 
-def offline(found: Offline) -> str:
+def offline(found: "Offline") -> str:
     """A paired comparison in three lines."""
     one = found.comparison
     of = f"{one.n_examples} items" + (f" in {one.n_clusters} clusters" if one.n_clusters < one.n_examples else "")
@@ -103,7 +106,7 @@ def offline(found: Offline) -> str:
     )
 
 
-def online(found: Online) -> str:
+def online(found: "Online") -> str:
     """What a log of outcomes says, and whether to go on."""
     sides = (("reference", found.reference), ("candidate", found.candidate))
     rows = [[side, str(one.version), f"{one.outcomes:,}", f"{one.mean:.4g}"] for side, one in sides]
