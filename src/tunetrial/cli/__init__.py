@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tunetrial import __version__
+from tunetrial.cli import registry
 from tunetrial.cli.lab import calibrate, init, merge, selfcheck
 from tunetrial.cli.results import decide, rate, recipe, report
 from tunetrial.cli.study import compare, demo, doctor, plan, run
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 for verb in (demo, plan, calibrate, selfcheck, doctor, run, report, decide, rate, init, merge, recipe, compare):
     app.command()(verb)
+app.add_typer(registry.app, name="registry")
 
 
 @app.callback(invoke_without_command=True)

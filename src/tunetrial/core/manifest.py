@@ -33,6 +33,26 @@ def seal(folder: Path) -> str:
     return sha256(folder / NAME)
 
 
+def read_manifest(folder: Path, names: list[str] | None = None) -> dict[str, tuple[str, int]]:
+    """What the manifest of `folder` promises of all files that it lists, or of those named: SHA-256 and bytes.
+
+    Raises:
+        IntegrityError: The manifest is missing or unreadable, or lists nothing, or not a file that is named.
+    """
+    path = folder / NAME
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["files"]
+        wanted = {name: listed[name] for name in (listed if names is None else names)}
+        expected = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in wanted.items()}
+        if not expected:
+            raise ValueError("no files listed")
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: file is missing; reinstall or restore the folder") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IntegrityError(f"{path}: not a manifest of these files, got {error!r}; restore or remove it") from None
+    return expected
+
+
 def check_manifest(folder: Path, names: list[str] | None = None) -> dict[str, str]:
     """Check the files of `folder` (all that its manifest lists, or those named) and return their digests.
 
@@ -40,22 +60,9 @@ def check_manifest(folder: Path, names: list[str] | None = None) -> dict[str, st
     the manifest lies in the same folder.
 
     Raises:
-        IntegrityError: The manifest is missing or unreadable, or lists nothing; or a file is missing, is named
-            but not listed, or has other bytes.
+        IntegrityError: As `read_manifest`; or a file is missing or has other bytes.
     """
-    manifest = folder / NAME
-    try:
-        listed = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        wanted = {name: listed[name] for name in (listed if names is None else names)}
-        expected = {name: (str(entry["sha256"]), int(entry["bytes"])) for name, entry in wanted.items()}
-        if not expected:
-            raise ValueError("no files listed")
-    except FileNotFoundError:
-        raise IntegrityError(f"{manifest}: file is missing; reinstall or restore the folder") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"{manifest}: not a manifest of these files, got {error!r}; restore or remove it"
-        ) from None
+    expected = read_manifest(folder, names)
     for name, (digest, size_bytes) in expected.items():
         found = _describe(folder / name, digest, size_bytes)
         if found:
