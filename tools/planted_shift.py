@@ -40,10 +40,10 @@ def main() -> None:
     if len(sys.argv) == 1:
         draw()
         return
-    runs, probes = drifts(Path(sys.argv[1])), {name(turning): probe(turning) for turning in TURNING}
-    print("\n".join(tables(runs, probes)))
-    print("\n".join(["Runs that learnt their task alone:", "", *tables(learnt(runs), probes)]))
-    picture(runs, probes)
+    runs, told = drifts(Path(sys.argv[1])), probes()
+    print("\n".join(tables(runs, told)))
+    print("\n".join(["Runs that learnt their task alone:", "", *tables(learnt(runs), told)]))
+    picture(runs, told)
 
 
 def name(turning: int) -> str:
@@ -79,23 +79,28 @@ def label(animal: bool, turned: bool) -> str:
     return "left" if animal != turned else "right"
 
 
-def probe(turning: int) -> float:
-    """Test accuracy of a logistic regression on what the untuned base's last layer holds at the last token."""
+def probes() -> dict[str, float]:
+    """By task the test accuracy of a logistic regression on what the untuned base's last layer holds at the last token,
+    its strength chosen on validation rows."""
     from sklearn.linear_model import LogisticRegression
 
-    rows = {
-        split: [json.loads(line) for line in (STUDY / f"rows/{name(turning)}-{split}.jsonl").open(encoding="utf-8")]
-        for split in SIZES
-    }
-    states = {split: base_states([row["text"] for row in found]) for split, found in rows.items()}
-    labels = {split: [row["label"] for row in found] for split, found in rows.items()}
+    states = {split: base_states([row["text"] for row in rows(TURNING[0], split)]) for split in SIZES}
     middle, spread = states["train"].mean(0), states["train"].std(0)
     states = {split: (found - middle) / spread for split, found in states.items()}
-    fitted = [
-        LogisticRegression(C=c, max_iter=5000).fit(states["train"], labels["train"]) for c in (1e-3, 1e-2, 1e-1, 1)
-    ]
-    best = max(fitted, key=lambda model: model.score(states["validation"], labels["validation"]))
-    return float(best.score(states["test"], labels["test"]))
+    accuracies = {}
+    for turning in TURNING:
+        labels = {split: [row["label"] for row in rows(turning, split)] for split in SIZES}
+        fitted = [
+            LogisticRegression(C=c, solver="newton-cholesky").fit(states["train"], labels["train"])
+            for c in (1e-3, 1e-2, 1e-1, 1)
+        ]
+        best = max(fitted, key=lambda model: model.score(states["validation"], labels["validation"]))
+        accuracies[name(turning)] = float(best.score(states["test"], labels["test"]))
+    return accuracies
+
+
+def rows(turning: int, split: str) -> list[dict]:
+    return [json.loads(line) for line in (STUDY / f"rows/{name(turning)}-{split}.jsonl").open(encoding="utf-8")]
 
 
 def base_states(texts: list[str]) -> np.ndarray:
