@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tiny import make_data, make_model, make_trial
 from tunetrial import models
-from tunetrial.core.errors import IntegrityError, ModelError
+from tunetrial.core.errors import IntegrityError, ModelError, StoreError
 from tunetrial.engine.merge import merge
 from tunetrial.engine.torch_engine import TorchEngine
 
@@ -180,7 +180,7 @@ def test_what_is_no_adapter_is_named(base, tmp_path):
     full.mkdir()
     (full / "file").touch()
     other = peft_adapter(base, tmp_path / "other")
-    with pytest.raises(ModelError, match="is there already"):
+    with pytest.raises(StoreError, match="is there already"):
         merge(other, full, base_model=str(base))
     with pytest.raises(ModelError, match="names no base; say which with --base"):
         merge(rewrite(other, base_model_name_or_path=None), tmp_path / "out")

@@ -1,10 +1,14 @@
 """Files that survive a crash: whole or not there at all, and on the disk before anything relies on them (POSIX)."""
 
 import errno
+import fcntl
+import glob
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -44,6 +48,56 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_new(folder: Path) -> None:
+    """Refuse a folder that holds anything already.
+
+    Raises:
+        StoreError: There is a file, a link or a folder with content of this name.
+    """
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise StoreError(f"{folder}: is there already; name a new folder")
+
+
+@contextmanager
+def new_folder(to: Path) -> Iterator[Path]:
+    """Give a folder to fill, which becomes `to` once all of it is on the disk: `to` is whole or not there at all.
+
+    Until then it lies beside `to` under a name that begins with a dot; what killed processes left there is removed.
+
+    Raises:
+        StoreError: `to` holds something already, the disk is full, or it cannot be written.
+    """
+    check_new(to)
+    with writing(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(to)
+        with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.", suffix=".tmp") as beside:
+            held = os.open(beside, os.O_RDONLY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                folder = Path(beside) / "content"
+                folder.mkdir()
+                yield folder
+                for path in (*folder.rglob("*"), folder):
+                    sync(path)
+                os.rename(folder, to)
+                sync(to.parent)
+            finally:
+                os.close(held)
+
+
+def _sweep(to: Path) -> None:
+    """Remove what was begun for `to` by processes that are no more."""
+    for left in to.parent.glob(f".{glob.escape(to.name)}.*.tmp"):
+        held = os.open(left, os.O_RDONLY)
+        try:
+            with suppress(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(held)
+
+
 @contextmanager
 def writing(path: Path, size_bytes: int | None = None) -> Iterator[None]:
     """Turn a failure of writing `path` into one line, a full disk above all.
@@ -51,20 +105,23 @@ def writing(path: Path, size_bytes: int | None = None) -> Iterator[None]:
     Args:
         size_bytes: How much is to be written, if that is known.
     Raises:
-        StoreError: An OSError occurred within, or safetensors ran out of disk.
+        StoreError: An OSError occurred within, or in safetensors, which passes it on as text alone.
     """
     try:
         yield
     except SafetensorError as error:
-        if "os error 28" not in str(error):  # ENOSPC: safetensors passes it on as text alone
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
             raise
-        raise _full(path, size_bytes) from error
+        raise _refused(path, size_bytes, OSError(int(number[1]), os.strerror(int(number[1])))) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(path, size_bytes) from error
-        raise StoreError(
-            f"{path}: cannot be written, got {error.strerror or error}; see to that and run again"
-        ) from error
+        raise _refused(path, size_bytes, error) from error
+
+
+def _refused(path: Path, size_bytes: int | None, error: OSError) -> StoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _full(path, size_bytes)
+    return StoreError(f"{path}: cannot be written, got {error.strerror or error}; see to that and run again")
 
 
 def _full(path: Path, size_bytes: int | None) -> StoreError:

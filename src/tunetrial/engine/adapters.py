@@ -176,7 +176,7 @@ def attach(model: nn.Module, specs: Sequence[AdapterSpec], *, seeds: Sequence[in
     the member's seed, which is drawn from as if the member were alone."""
     generators = [torch.Generator().manual_seed(stream(seed, "adapter")) for seed in seeds]
     targets = tuple({name: None for spec in specs for name in spec.targets})
-    for parent, name, path in list(_slots(model, targets)):
+    for parent, name, path in list(slots(model, targets)):
         own = [spec if _is_target(path, spec.targets) else None for spec in specs]
         setattr(parent, name, LoraLinear(getattr(parent, name), own, generators=generators))
 
@@ -228,11 +228,11 @@ def quantise(model: nn.Module, storage: Storage, targets: tuple[str, ...], *, de
 
     A session does this once for all trials of one storage: `detach` leaves the layers as stored.
     """
-    for parent, name, _ in list(_slots(model, targets)) if storage != "plain" else ():
+    for parent, name, _ in list(slots(model, targets)) if storage != "plain" else ():
         setattr(parent, name, QuantisedLinear(getattr(parent, name), storage, device))
 
 
-def _slots(model: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, str]]:
+def slots(model: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, str]]:
     """Where the linear layers of these names are, and their paths."""
     for path, parent in model.named_modules():
         for name, child in parent.named_children():

@@ -30,6 +30,7 @@ from tunetrial.models import ModelShape
 
 Made = TypeVar("Made")
 EVALUATION_BATCH, EVALUATION_TOKENS = 32, 2**15
+READOUT = "readout.json"
 
 
 def batches_of(tokens: Sequence[Sequence[int]], members: int, device: torch.device) -> list[list[int]]:
@@ -112,7 +113,18 @@ class Readout(Record):
         return (logits[:, 0].double() * self.sd + self.mean).tolist()
 
     def write(self, folder: Path) -> None:
-        (folder / "readout.json").write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
+        (folder / READOUT).write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
+
+    def config(self, base: dict) -> dict:
+        """The base's configuration as a sequence classifier's."""
+        labels = self.labels or ("value",)
+        problem = "single_label_classification" if self.kind == "classify" else "regression"
+        return base | {
+            "architectures": [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[base["model_type"]]],
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "problem_type": problem,
+        }
 
 
 class Classifier(nn.Module):
@@ -221,12 +233,4 @@ class HeadReader:
         self.readout.write(folder)
 
     def config(self, base: dict) -> dict:
-        """The base's configuration as a sequence classifier's."""
-        labels = self.readout.labels or ("value",)
-        problem = "single_label_classification" if self.readout.kind == "classify" else "regression"
-        return base | {
-            "architectures": [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[base["model_type"]]],
-            "id2label": {str(i): label for i, label in enumerate(labels)},
-            "label2id": {label: i for i, label in enumerate(labels)},
-            "problem_type": problem,
-        }
+        return self.readout.config(base)
