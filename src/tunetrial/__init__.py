@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tunetrial.core.evidence import Decision, Evidence
     from tunetrial.plan import Plan
     from tunetrial.plan.forecast import Forecast
+    from tunetrial.ship.export import Shipment
+    from tunetrial.ship.order import Order
     from tunetrial.trial.doctor import Diagnosis
     from tunetrial.trial.progress import Progress
     from tunetrial.trial.waves import Outcome
@@ -161,6 +163,23 @@ class Study:
         from tunetrial.trial.recipe import recipe
 
         return recipe(*self._conclude(), tool, arm=arm)
+
+    def ship(self, order: Order, to: str | Path, *, score: bool = False) -> Shipment:
+        """Write an arm's run as a new folder that other tools read, with a model card: whole, or not at all.
+
+        Args:
+            order: `tunetrial.ship.order.Order(arm=..., format=...)`; which run, if it names none, is the median one.
+            score: Score a merged model on the test rows, which the test ledger counts.
+        """
+        from functools import partial
+
+        from tunetrial.ship.export import ship
+        from tunetrial.trial.rescoring import rescore
+
+        evidence, decision = self._conclude()
+        root = self.path.parent
+        again = partial(rescore, evidence, root) if score else None
+        return ship(evidence, decision, order, study=self.folder, root=root, to=Path(to), rescore=again)
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """Trials, learning curves and per-example scores as pandas frames."""

@@ -12,6 +12,7 @@ from tunetrial import __version__
 from tunetrial.cli import registry
 from tunetrial.cli.lab import calibrate, init, merge, selfcheck
 from tunetrial.cli.results import decide, rate, recipe, report
+from tunetrial.cli.ship import ship
 from tunetrial.cli.study import compare, demo, doctor, plan, run
 
 __all__ = ["app", "main"]
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find out by trial whether to fine-tune fully or with an adapter: plan, run, decide.",
 )
-for verb in (demo, plan, calibrate, selfcheck, doctor, run, report, decide, rate, init, merge, recipe, compare):
+for verb in (demo, plan, calibrate, selfcheck, doctor, run, report, decide, rate, init, merge, recipe, compare, ship):
     app.command()(verb)
 app.add_typer(registry.app, name="registry")
 

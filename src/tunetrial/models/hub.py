@@ -56,7 +56,7 @@ def fetch(repository: Repository, patterns: Sequence[str], refuse: Callable[[str
         except LocalEntryNotFoundError:
             raise
         except Exception as error:
-            if isinstance(error, HfHubHTTPError) or not _is_network(error):
+            if isinstance(error, HfHubHTTPError) or not is_network(error):
                 raise
             folder = snapshot_download(repository.repo, local_files_only=True, **asked)
     except (OSError, ValueError) as error:
@@ -71,7 +71,7 @@ def listed(repository: Repository, commit: str) -> list[str]:
     try:
         return HfApi().list_repo_files(repository.repo, repo_type=repository.kind, revision=commit)
     except Exception as error:
-        if _is_network(error) or isinstance(error, OSError):
+        if is_network(error) or isinstance(error, OSError):
             return []
         raise
 
@@ -114,7 +114,7 @@ def _token_advice() -> str:
     )
 
 
-def _is_network(error: BaseException) -> bool:
+def is_network(error: BaseException) -> bool:
     """Offline by wish, or no way to the Hub."""
     import httpx
     from huggingface_hub.errors import OfflineModeIsEnabled

@@ -220,7 +220,7 @@ def _concluded(
         if number in run.diverged:
             raise DivergedError(run.diverged[number])
         scores = {
-            split: _score(one, number, data.splits[split], data.kind, trial, terms) for split, one in answers.items()
+            split: score(one, number, data.splits[split], data.kind, trial, terms) for split, one in answers.items()
         }
     except DivergedError as error:
         return Ended(TrialRecord(trial=trial, status="diverged", reason=str(error)))
@@ -252,7 +252,12 @@ def _probe(trial: Trial, data: TaskData, session: Session, folder: TrialFolder) 
     return TrialRecord(trial=trial, status="ok", measurements=found, resolved=resolved)
 
 
-def _score(answers: Answers, number: int, examples: Sequence[Example], kind: str, trial: Trial, terms: Terms) -> Scores:
+def score(answers: Answers, number: int, examples: Sequence[Example], kind: str, trial: Trial, terms: Terms) -> Scores:
+    """What one member answered to a split, beside what was right.
+
+    Raises:
+        DivergedError: A number is not finite.
+    """
     predictions = answers.predictions[number]
     _check_finite([p for p in predictions if not isinstance(p, str)], "prediction", trial)
     numeric = float if kind == "regress" else object

@@ -19,8 +19,9 @@ def note_openings(lock: Lock, trials: Iterable[Trial]) -> None:
             ledger.note(test_digest, lock.digest, what)
 
 
-def note_rating(lock: Lock, task: str, what: str) -> None:
-    """Note that raters are about to see what arms answered to test rows: once a study, task and `what`."""
+def note_use(lock: Lock, task: str, what: str) -> None:
+    """Note that raters are about to see what arms answered to test rows, or that a shipped model is about to answer
+    them: once a study, task and `what`."""
     ledger, test_digest, said = TestLedger(home()), tested(lock, task), f"{task}: {what}"
     if not any((one.study_digest, one.what) == (lock.digest, said) for one in ledger.openings(test_digest)):
         ledger.note(test_digest, lock.digest, said)

@@ -20,7 +20,7 @@ from tunetrial.rating import Client, Endpoint, Item, compare, sheets
 from tunetrial.rating.items import pairs
 from tunetrial.store import StudyFolder
 from tunetrial.store.ratings import RatingFolder
-from tunetrial.trial.openings import note_rating
+from tunetrial.trial.openings import note_use
 
 ROWS, SEEDS = 40, 3
 CRITERION = "which answer serves the request better"
@@ -70,7 +70,7 @@ def gather(study: Study, root: Path, folder: Path, *, rows: int = ROWS) -> Asked
     chosen = {
         arm: {seed: finals[min(finals) if arm in fixed else seed] for seed in shared} for arm, finals in told.items()
     }
-    examples = _examples(evidence, spec, root)
+    examples = answered(evidence, spec, root)
     drawn = sorted(examples, key=lambda name: digest([study.seed, spec.name, name]))[:rows]
     items = [
         Item(name, _request(examples[name]), {arm: _said(chosen[arm][seed][1], name) for arm in told}, seed)
@@ -89,7 +89,7 @@ def ask(asked: Asked, folder: Path, endpoint: Endpoint) -> Round:
     """
     kept = RatingFolder(folder / "ratings")
     with Client(endpoint, kept.asked) as client:
-        note_rating(asked.lock, asked.task, f"rated by {endpoint.model}")
+        note_use(asked.lock, asked.task, f"rated by {endpoint.model}")
         judged = compare(client, asked.items, criterion=asked.criterion, seed=asked.lock.study.seed)
     alike = [(p.item.id, p.item.seed, p.first, p.second) for p in pairs(asked.items, seed=0) if p.same]
     counts = {"alike": alike, "refused": len(judged.refused)}
@@ -106,7 +106,7 @@ def hand_out(asked: Asked, folder: Path, sheet: Path) -> int:
     kept = RatingFolder(folder / "ratings")
     if sheet.exists() or kept.key(sheet).exists():
         raise ConfigError(f"{sheet}: a sheet of this name was handed out already; write to another name")
-    note_rating(asked.lock, asked.task, f"handed out as {sheet.stem}")
+    note_use(asked.lock, asked.task, f"handed out as {sheet.stem}")
     count = sheets.write_pairs(asked.items, sheet, kept.key(sheet), seed=asked.lock.study.seed)
     kept.keep_sheet(sheet, asked.about())
     return count
@@ -162,8 +162,12 @@ def _finals(evidence: Evidence, task: str, arm: str) -> dict[int, tuple[tuple[st
     return found
 
 
-def _examples(evidence: Evidence, spec: TaskSpec, root: Path) -> dict[str, Example]:
-    """The test rows that were answered, by id, as they are read again."""
+def answered(evidence: Evidence, spec: TaskSpec, root: Path) -> dict[str, Example]:
+    """The test rows that were answered, by id, as they are read again.
+
+    Raises:
+        IntegrityError: They are others now.
+    """
     read = {example.id: example for example in tasks.load(spec, root).splits["test"]}
     names: Sequence[str] = arms.scored_rows(evidence, spec.name).example_id_E
     answered = [read[name] for name in names if name in read]

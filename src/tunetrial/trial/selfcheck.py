@@ -16,12 +16,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
 from scipy import stats as distributions
 
-from tunetrial import __version__
 from tunetrial.analysis import stats, verdict
 from tunetrial.core.evidence import Words
 from tunetrial.core.records import Record
@@ -177,7 +177,7 @@ def selfcheck(*, studies: int = STUDIES, seed: int = 0, processes: int | None = 
     return SelfCheck(
         studies=sum(each.values()),
         seed=seed,
-        version=__version__,
+        version=version("tunetrial"),
         findings=(*_counted(outcomes, results[len(parts) :]), *shown),
         kinds={kind: _tally(found) for kind, found in outcomes.items()},
     )

@@ -1,0 +1,56 @@
+"""The verb that takes what a study chose out of it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tunetrial import Study
+from tunetrial.cli.terminal import Folder, Json, StudyFile, exit_status
+
+
+def ship(
+    study: StudyFile,
+    arm: Annotated[str, typer.Option(help="Arm whose run ships.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
+    format: Annotated[
+        Literal["adapter", "merged", "gguf", "ollama", "vllm", "hub"], typer.Option(help="What to write.")
+    ] = "adapter",
+    task: Annotated[str | None, typer.Option(help="Task [the one that decides].", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Run [the median one].", show_default=False)] = None,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16", "q8_0", "q4_k_m", "q5_k_m", "q6_k"] | None,
+        typer.Option(help="Of merged weights [the base's] or GGUF [fp32].", show_default=False),
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="GGUF, vLLM, Hub: one whole model.")] = False,
+    onto: Annotated[Literal["base", "dequantised"], typer.Option(help="What to merge into.")] = "base",
+    llama_cpp: Annotated[
+        Path | None, typer.Option(help="Checkout whose programs write GGUF.", show_default=False)
+    ] = None,
+    score: Annotated[bool, typer.Option("--score", help="Score what was merged on test rows.")] = False,
+    push_to_hub: Annotated[str | None, typer.Option(help="New repository, org/name.", show_default=False)] = None,
+    public: Annotated[bool, typer.Option("--public", help="Not a private repository.")] = False,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Write what a study chose for other tools, with its card."""
+    with exit_status():
+        loaded = Study.load(study, folder=folder)
+        print(f"shipping {arm} as {format}", file=sys.stderr)
+        from tunetrial.ship.order import Order
+
+        order = Order(
+            arm=arm,
+            format=format,
+            task=task,
+            seed=seed,
+            dtype=dtype,
+            merge=merge,
+            dequantised=onto == "dequantised",
+            llama_cpp=llama_cpp,
+            push_to=push_to_hub,
+            public=public,
+        )
+        made = loaded.ship(order, to, score=score)
+        print(made.model_dump_json(indent=1) if json else f"{made}\n{to}")

@@ -1,0 +1,135 @@
+"""One arm of a study into a folder: which run, in which format, with its card, written whole or not at all."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tunetrial import models
+from tunetrial.core import files, manifest
+from tunetrial.core.errors import ConfigError, IntegrityError
+from tunetrial.core.evidence import Decision, Evidence, TrialRecord
+from tunetrial.core.records import Record
+from tunetrial.core.study import Lock
+from tunetrial.ship import card, hub, replicate
+from tunetrial.ship.formats import variants, write
+from tunetrial.ship.order import Format, Order, Source
+from tunetrial.ship.shipped import Shipped
+from tunetrial.store import StudyFolder
+
+Rescore = Callable[[TrialRecord, Path], float]
+
+
+class Shipment(Record):
+    """What was shipped, and where. `files` are sizes in bytes; `scores` are of the metric on the test rows."""
+
+    folder: str
+    format: Format
+    arm: str
+    task: str
+    seed: int
+    trial: str
+    why: str
+    verdict: str
+    base_fingerprint: str
+    files: dict[str, int]
+    metric: str
+    scores: dict[str, float] = {}
+    remarks: tuple[str, ...] = ()
+    command: str | None = None
+    pushed: str | None = None
+
+    def __str__(self) -> str:
+        total = sum(self.files.values()) / 2**20
+        lines = [
+            f"{self.arm} on {self.task}, seed {self.seed}: {self.why}; verdict: {self.verdict}",
+            *(f"{self.metric} on the test rows, {name}: {value:.4f}" for name, value in self.scores.items()),
+            *self.remarks,
+            f"{len(self.files)} files, {total:.1f} MiB",
+            *([self.command] if self.command else []),
+            *([f"pushed to {self.pushed}"] if self.pushed else []),
+        ]
+        return "\n".join(lines)
+
+
+def ship(
+    evidence: Evidence,
+    decision: Decision,
+    order: Order,
+    *,
+    study: Path,
+    root: Path,
+    to: Path,
+    rescore: Rescore | None = None,
+) -> Shipment:
+    """Write an arm's shipped run into the folder `to`.
+
+    Args:
+        study: The folder of results, whose files `evidence` was read from and checked.
+        root: The folder that a relative base starts from.
+        rescore: Scores a merged model on the test rows; for arms with a base in few bits both ways to merge are scored.
+    Raises:
+        SpecError, ConfigError, EvidenceError: There is no such arm, run or combination, or its weights are not kept.
+        ModelError, IntegrityError: The weights cannot have this format, are damaged, or are of another base.
+        StoreError: `to` holds something already, or cannot be written; nothing is left there then.
+    """
+    files.check_new(to)
+    source, why = _find(evidence, order, study, root, to, scored=rescore is not None)
+    repository = hub.check(order.push_to) if order.push_to else None
+    record = source.record
+    said = replicate.verdict(decision, order.arm, source.task.name)
+    with files.new_folder(to.absolute()) as folder:
+        made = write(source, folder)
+        scores = {} if rescore is None else variants(source, folder, partial(rescore, record))
+        told = {"licence": card.licence(source.base.folder), "remarks": made.remarks, "scores": scores, "use": made.use}
+        about = card.Subject(made.format, made.library, source, why, **told)
+        (folder / "README.md").write_text(card.card(evidence, decision, about), encoding="utf-8")
+        fields = {"study": decision.study_digest, "arm": order.arm, "trial": record.trial.id, "verdict": said}
+        Shipped(format=made.format, base_fingerprint=source.base.fingerprint, **fields).write(folder)
+        manifest.seal(folder)
+    pushed = None if repository is None else hub.push(to, repository, public=order.public)
+    return Shipment(
+        folder=str(to),
+        format=order.format,
+        arm=order.arm,
+        task=record.trial.task,
+        seed=record.trial.seed,
+        trial=record.trial.id,
+        why=why,
+        verdict=said,
+        base_fingerprint=source.base.fingerprint,
+        files={
+            path.relative_to(to).as_posix(): path.stat().st_size for path in sorted(to.rglob("*")) if path.is_file()
+        },
+        metric=source.task.metric,
+        scores=scores,
+        remarks=made.remarks,
+        command=made.command,
+        pushed=pushed,
+    )
+
+
+def _find(evidence: Evidence, order: Order, study: Path, root: Path, to: Path, *, scored: bool) -> tuple[Source, str]:
+    """The run that ships, and why it."""
+    lock = evidence.lock
+    task = replicate.find_arm(lock, order.arm, order.task)
+    order.check(lock.study.arm(order.arm), scored=scored)
+    trials = {record.trial.id: StudyFolder(study).trial(record.trial) for record in evidence.records}
+    chosen = replicate.choose(evidence, order.arm, task, trials, order.seed)
+    if chosen.record.synthetic:
+        raise ConfigError(f"ship: runs of this study are simulated, got engine {lock.engine}; there are no weights")
+    base = _base(lock, order.arm, root)
+    return Source(order, chosen.record, chosen.folder.artifact, base, lock, str(to.absolute())), chosen.why
+
+
+def _base(lock: Lock, arm: str, root: Path) -> models.PinnedModel:
+    """The base that the arm was trained on, found again.
+
+    Raises:
+        IntegrityError: Its weights are others now.
+    """
+    pin, name = lock.base(arm), lock.study.base_of(arm)
+    base = models.resolve(f"{name.partition('@')[0]}@{pin.revision}" if pin.revision else name, root)
+    if base.fingerprint != pin.fingerprint:
+        got = f"got fingerprint {base.fingerprint[:12]}, the runs have {pin.fingerprint[:12]}"
+        raise IntegrityError(f"{base.folder}: not the base that {arm} was trained on, {got}; restore its weights")
+    return base
