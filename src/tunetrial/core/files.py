@@ -28,10 +28,21 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         StoreError: The disk is full or the file cannot be written; the old content remains, nothing else does.
     """
+    with replacing(path, len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path, size_bytes: int | None = None) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to; as the block ends it takes the place of `path`, as in `write`.
+
+    Raises:
+        StoreError: As in `write`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path, len(content)):
+    with writing(path, size_bytes):
         try:
-            temporary.write_bytes(content)
+            yield temporary
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)

@@ -27,6 +27,7 @@ __all__ = [
     "resolve",
     "shape",
     "shape_of",
+    "weight_files",
 ]
 
 INDEX = "model.safetensors.index.json"
@@ -104,7 +105,13 @@ def _weights(folder: Path, repository: Repository | None) -> tuple[list[Path], d
     for path in (folder / "config.json", *there) if sealed else ():
         if path.name not in digests:
             raise IntegrityError(f"{path}: not listed in {manifest.NAME}; restore the folder or remove the file")
-    return _loaded(folder) or there, digests
+    return weight_files(folder), digests
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a model's weights: those that transformers loads, where they have the usual
+    names."""
+    return _loaded(folder) or sorted(folder.glob("*.safetensors"))
 
 
 def _loaded(folder: Path) -> list[Path]:
