@@ -46,9 +46,11 @@ class Silent:
         pass
 
 
-def make_study(folder: Path, task: str = TEXT, *, arms=("full", "lora", "qlora", "dora"), seeds: int = 3) -> Study:
+def make_study(
+    folder: Path, task: str = TEXT, *, arms=("full", "lora", "qlora", "dora"), seeds: int = 3, **base
+) -> Study:
     """Write a study of made-up rows on a tiny base, and train finals of each arm."""
-    tiny.make_model(folder / "base")
+    tiny.make_model(folder / "base", **base)
     (folder / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     for split, rows in ROWS.items():
         words = [tiny.WORDS[(n * 7 + len(split)) % 6] for n in range(rows)]

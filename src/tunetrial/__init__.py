@@ -164,22 +164,25 @@ class Study:
 
         return recipe(*self._conclude(), tool, arm=arm)
 
-    def ship(self, order: Order, to: str | Path, *, score: bool = False) -> Shipment:
+    def ship(self, order: Order, to: str | Path, *, score: bool = False, prove: bool = False) -> Shipment:
         """Write an arm's run as a new folder that other tools read, with a model card: whole, or not at all.
 
         Args:
             order: `tunetrial.ship.order.Order(arm=..., format=...)`; which run, if it names none, is the median one.
             score: Score a merged model on the test rows, which the test ledger counts.
+            prove: Hold every hop from the trained model to the shipped files against it, on validation rows.
         """
         from functools import partial
 
         from tunetrial.ship.export import ship
-        from tunetrial.trial.rescoring import rescore
+        from tunetrial.trial.rescoring import probes, rescore
 
         evidence, decision = self._conclude()
         root = self.path.parent
         again = partial(rescore, evidence, root) if score else None
-        return ship(evidence, decision, order, study=self.folder, root=root, to=Path(to), rescore=again)
+        task = order.task or evidence.lock.study.rule.primary
+        rows = probes(evidence, task, order.arm, root) if prove else None
+        return ship(evidence, decision, order, study=self.folder, root=root, to=Path(to), rescore=again, probes=rows)
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """Trials, learning curves and per-example scores as pandas frames."""

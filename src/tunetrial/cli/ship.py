@@ -29,6 +29,7 @@ def ship(
         Path | None, typer.Option(help="Checkout whose programs write GGUF.", show_default=False)
     ] = None,
     score: Annotated[bool, typer.Option("--score", help="Score what was merged on test rows.")] = False,
+    prove: Annotated[bool, typer.Option("--prove", help="Hold every hop to these files to the run.")] = False,
     push_to_hub: Annotated[str | None, typer.Option(help="New repository, org/name.", show_default=False)] = None,
     public: Annotated[bool, typer.Option("--public", help="Not a private repository.")] = False,
     folder: Folder = None,
@@ -52,5 +53,7 @@ def ship(
             push_to=push_to_hub,
             public=public,
         )
-        made = loaded.ship(order, to, score=score)
+        made = loaded.ship(order, to, score=score, prove=prove)
         print(made.model_dump_json(indent=1) if json else f"{made}\n{to}")
+        if made.broken:
+            raise typer.Exit(1)

@@ -10,6 +10,7 @@ that were stated before. It proves what these probes show, and nothing of the te
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -94,13 +95,15 @@ class Chain(Record):
 class Asked(Record):
     """How the chain is to be proven.
 
-    `longest` is of an answer, in tokens; `kind` that of the last form (f32 for none); `metric` one that is counted from
+    `longest` is of an answer, in tokens; `kind` that of the last form (f32 for none); `merged` what merged weights are
+    kept in, the base's own if not said; `metric` one that is counted from
     completions, and `margin` how much worse it may get, in its unit, at the most that its interval allows. `llama_cpp`
     is a checkout of llama.cpp that writes the files in our stead. `threads` are llama.cpp's.
     """
 
     longest: int
     kind: str = "q8_0"
+    merged: Literal["fp32", "bf16", "fp16"] | None = None
     metric: str | None = None
     margin: float | None = None
     llama_cpp: Path | None = added()
@@ -174,7 +177,7 @@ class _Forms:
         else:
             self.left_out.append(reason)
         merged = self.out / "merged"
-        merge(self.artifact, merged, base_model=self.base_model)
+        merge(self.artifact, merged, base_model=self.base_model, dtype=self.asked.merged)
         self.of_folder("merged", merged, before="adapter")
 
     def of_folder(self, name: str, folder: Path, *, before: str | None = None) -> None:
@@ -182,7 +185,7 @@ class _Forms:
         self.files[name] = folder
         self.answers[name] = forms.answers_of(forms.of_folder(folder), self.probes)
         if before is not None:
-            self._hop(before, name, ROUNDED)
+            self._hop(before, name, EXACT if self.asked.merged == "fp32" else ROUNDED)
         whole = f"{name}.f32.gguf"
         self._serve(whole, self._base(folder, name, "f32"))
         self._hop(name, whole, EXACT)

@@ -1,18 +1,20 @@
 """One arm of a study into a folder: which run, in which format, with its card, written whole or not at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from tunetrial import models
 from tunetrial.core import files, manifest
 from tunetrial.core.errors import ConfigError, IntegrityError
-from tunetrial.core.evidence import Decision, Evidence, TrialRecord
+from tunetrial.core.evidence import Decision, Evidence, Example, TrialRecord
 from tunetrial.core.records import Record
 from tunetrial.core.study import Lock
 from tunetrial.ship import card, hub, replicate
+from tunetrial.ship.chain import Chain
 from tunetrial.ship.formats import variants, write
 from tunetrial.ship.order import Format, Order, Source
+from tunetrial.ship.proving import fidelity, prove_shipped
 from tunetrial.ship.shipped import Shipped
 from tunetrial.store import StudyFolder
 
@@ -37,6 +39,12 @@ class Shipment(Record):
     remarks: tuple[str, ...] = ()
     command: str | None = None
     pushed: str | None = None
+    chain: Chain | None = None
+
+    @property
+    def broken(self) -> bool:
+        """Whether its fidelity was tried and some hop changes what it computes."""
+        return self.chain is not None and not self.chain.passed
 
     def __str__(self) -> str:
         total = sum(self.files.values()) / 2**20
@@ -47,6 +55,7 @@ class Shipment(Record):
             f"{len(self.files)} files, {total:.1f} MiB",
             *([self.command] if self.command else []),
             *([f"pushed to {self.pushed}"] if self.pushed else []),
+            *([str(self.chain)] if self.chain else []),
         ]
         return "\n".join(lines)
 
@@ -60,6 +69,7 @@ def ship(
     root: Path,
     to: Path,
     rescore: Rescore | None = None,
+    probes: Sequence[Example] | None = None,
 ) -> Shipment:
     """Write an arm's shipped run into the folder `to`.
 
@@ -67,6 +77,7 @@ def ship(
         study: The folder of results, whose files `evidence` was read from and checked.
         root: The folder that a relative base starts from.
         rescore: Scores a merged model on the test rows; for arms with a base in few bits both ways to merge are scored.
+        probes: Rows by which every hop to the files that ship is proven; a chain that fails is not pushed anywhere.
     Raises:
         SpecError, ConfigError, EvidenceError: There is no such arm, run or combination, or its weights are not kept.
         ModelError, IntegrityError: The weights cannot have this format, are damaged, or are of another base.
@@ -84,9 +95,12 @@ def ship(
         about = card.Subject(made.format, made.library, source, why, **told)
         (folder / "README.md").write_text(card.card(evidence, decision, about), encoding="utf-8")
         fields = {"study": decision.study_digest, "arm": order.arm, "trial": record.trial.id, "verdict": said}
-        Shipped(format=made.format, base_fingerprint=source.base.fingerprint, **fields).write(folder)
+        chain = None if probes is None else prove_shipped(source, folder, probes)
+        stated = {"base_fingerprint": source.base.fingerprint, "chain": fidelity(chain), **fields}
+        Shipped(format=made.format, **stated).write(folder)
         manifest.seal(folder)
-    pushed = None if repository is None else hub.push(to, repository, public=order.public)
+    failed = chain is not None and not chain.passed
+    pushed = None if repository is None or failed else hub.push(to, repository, public=order.public)
     return Shipment(
         folder=str(to),
         format=order.format,
@@ -105,6 +119,7 @@ def ship(
         remarks=made.remarks,
         command=made.command,
         pushed=pushed,
+        chain=chain,
     )
 
 
