@@ -9,18 +9,21 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import numpy as np
 
 from tunetrial.analysis.stats import paired
 from tunetrial.core.deployment import (
     Bench,
+    ComputePath,
     Contender,
     Deployment,
     Footprint,
     Laps,
     Pace,
     Ratio,
+    Setup,
     Swap,
     Timing,
     Work,
@@ -45,7 +48,7 @@ def summarise(bench: Bench, *, margin: float = MARGIN, level: float = LEVEL) -> 
     by_session = [{(one.contender, one.work): one for one in session.laps} for session in bench.sessions]
     if not by_session or any(found.keys() != by_session[0].keys() for found in by_session):
         raise EvidenceError(f"bench: need sessions that timed the same, got {len(by_session)}; measure again")
-    keys = list(by_session[0])
+    keys = sorted(by_session[0], key=lambda key: (bench.asked.works.index(key[1]), _place(key[0])))
     medians = {key: [statistics.median(found[key].laps_s) for found in by_session] for key in keys}
     said = {"margin": margin, "level": level}
     return Deployment(
@@ -89,6 +92,11 @@ def _pace(low: float, high: float, margin: float) -> Pace:
     if 1 / (1 + margin) <= low and high <= 1 + margin:
         return "SAME"
     return "SLOWER" if low > 1 else "FASTER" if high < 1 else "CAN'T TELL"
+
+
+def _place(contender: Contender) -> tuple[int, str, int]:
+    """Where a contender stands in tables: paths, and in them the base, arms by name, setups as they are listed."""
+    return get_args(ComputePath).index(contender.path), contender.arm or "", get_args(Setup).index(contender.setup)
 
 
 def _timing(laps: Sequence[Laps]) -> Timing:
@@ -152,7 +160,8 @@ def _footprints(bench: Bench) -> Iterable[Footprint]:
     for session in bench.sessions:
         for one in session.opened:
             found[one.contender].append(one)
-    for contender, many in found.items():
+    for contender in sorted(found, key=_place):
+        many = found[contender]
         peaks = [one.peak_bytes for one in many if one.peak_bytes is not None]
         yield Footprint(
             contender=contender,

@@ -13,9 +13,10 @@ import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
+from peft import PeftModelForCausalLM, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tunetrial.engine import adapters, attention, blocks, generation
@@ -23,9 +24,6 @@ from tunetrial.engine.attention import Layout, lay_out
 from tunetrial.engine.graphs import CudaGraphs, Replay, recordable
 from tunetrial.engine.merge import peft_config
 from tunetrial.models.adapters import AdapterFolder
-
-if TYPE_CHECKING:
-    from peft import PeftModelForCausalLM
 
 Rows = Sequence[Sequence[int]]
 Weights = dict[str, torch.Tensor]
@@ -114,7 +112,7 @@ class Eager:
 class EagerSwapped(Eager):
     """Several of PEFT's adapters in memory, of which another one is set active before every request."""
 
-    def __init__(self, model: "PeftModelForCausalLM", choose: Choice):
+    def __init__(self, model: PeftModelForCausalLM, choose: Choice):
         super().__init__(model, adapters_of=lambda rows: 1)
         self.choose = choose
 
@@ -135,7 +133,7 @@ class EagerSwapped(Eager):
 class EagerMixed(Eager):
     """Several of PEFT's adapters in one batch, by the names that it is given row by row."""
 
-    def __init__(self, model: "PeftModelForCausalLM", choose: Choice, adapters_of: Callable[[int], int]):
+    def __init__(self, model: PeftModelForCausalLM, choose: Choice, adapters_of: Callable[[int], int]):
         super().__init__(model, adapters_of=adapters_of)
         self.choose = choose
 
@@ -223,10 +221,8 @@ def beside_by_engine(model: PreTrainedModel, read: Sequence[tuple[AdapterFolder,
     return model
 
 
-def beside_by_peft(model: PreTrainedModel, read: Sequence[tuple[AdapterFolder, Weights]]) -> "PeftModelForCausalLM":
+def beside_by_peft(model: PreTrainedModel, read: Sequence[tuple[AdapterFolder, Weights]]) -> PeftModelForCausalLM:
     """Put adapters into a model by PEFT, in the model's dtype, none of them trainable; the first is active."""
-    from peft import PeftModelForCausalLM, set_peft_model_state_dict
-
     made = None
     for number, (folder, weights) in enumerate(read):
         config = peft_config(folder)

@@ -4,9 +4,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import torch
+from peft import PeftModelForCausalLM
+from peft.utils.hotswap import hotswap_adapter_from_state_dict
 from safetensors.torch import load_file
 
 from tunetrial.core.deployment import Contender, Offer, Setup, Swaps
@@ -35,10 +37,8 @@ from tunetrial.engine.segments import Segments, over
 from tunetrial.models import PinnedModel
 from tunetrial.models.adapters import HEADS, WEIGHTS, AdapterFolder, read_adapter
 
-if TYPE_CHECKING:
-    from peft import PeftModelForCausalLM
-
 Swap = Callable[[int], None]
+Made = TypeVar("Made")
 SWAPS = 21  # the first of which is not counted
 
 
@@ -59,6 +59,7 @@ class LineUp:
         self.reference: dict[str | None, Answering] = {}
         self._packs: dict[str, tuple[torch.nn.Module, PeftModelForCausalLM]] = {}
         self.most_adapters = max((len(offer.adapters) for offer in offers), default=0) or 1
+        self._warm_up(offers)
         plain, base_s = self._models("base", None, base.folder)
         for offer in offers:
             if offer.full is not None:
@@ -69,13 +70,14 @@ class LineUp:
                 self._adapters(offer, plain, base_s)
 
     def owners(self, contender: Contender, rows: int) -> list[int]:
-        """By which adapter each of the rows is answered when contenders are held against each other."""
+        """By which adapter each of so many rows, or of the first of them, is answered when contenders are held against
+        each other."""
         if contender.setup not in ("swapped", "mixed"):
             return [0] * rows
         many = len(self.offers[contender.arm].adapters)
-        if contender.setup == "swapped" and contender.path == "engine":
+        if contender.setup == "swapped":
             return [many - 1] * rows
-        return [row * many // rows for row in range(rows - rows % many)] + [many - 1] * (rows % many)
+        return [adapter for adapter in range(many) for _ in range(rows // many)]
 
     def expected(self, contender: Contender, rows: Rows, owners: Sequence[int]) -> torch.Tensor:
         """What transformers and PEFT make of the same weights (rows, vocabulary)."""
@@ -92,13 +94,28 @@ class LineUp:
                 taken = [self.clock.time(partial(swap, number % len(folders))) for number in range(SWAPS)]
                 yield Swaps(arm=arm, path=path, where=where, swaps_s=tuple(taken[1:]))
 
+    def _timed(self, make: Callable[[], Made]) -> tuple[Made, float]:
+        found: list[Made] = []
+        seconds = self.clock.time(lambda: found.append(make()))
+        return found[0], seconds
+
+    def _warm_up(self, offers: Sequence[Offer]) -> None:
+        """Load a base and an adapter untimed: libraries prepare themselves at the first ones."""
+        model = load(self.base.folder, self.dtype, self.device)
+        first = next((Path(offer.adapters[0]) for offer in offers if offer.adapters), None)
+        if first is not None:
+            self._attach(beside_by_peft, model, [first])
+
+    def _attach(self, how: Callable, model: torch.nn.Module, folders: Sequence[Path]) -> torch.nn.Module:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT's use of transformers, not ours
+            return how(model, [self._read(folder) for folder in folders])
+
     def _models(self, setup: Setup, arm: str | None, folder: Path) -> tuple[torch.nn.Module, dict[str, float]]:
         """Contenders that are a model alone, and what loading it takes on both paths."""
-        found: list[torch.nn.Module] = []
-        load_s = self.clock.time(lambda: found.append(load(folder, self.dtype, self.device)))
-        plain = found[0]
-        own = twin(plain)
-        taken = {"eager": load_s, "engine": load_s + self.clock.time(lambda: by_engine(own))}
+        plain, load_s = self._timed(partial(load, folder, self.dtype, self.device))
+        own, proof_s = self._timed(partial(by_engine, twin(plain)))
+        taken = {"eager": load_s, "engine": load_s + proof_s}
         for path, answering in (("eager", Eager(plain)), ("engine", Engine(own))):
             contender = Contender(setup=setup, path=path, arm=arm)
             self.contenders[contender], self.load_s[contender] = answering, taken[path]
@@ -111,21 +128,13 @@ class LineUp:
             folders = [Path(folder) for folder in offer.adapters[:count]]
             own, other = twin(plain), twin(plain)
             own.set_attn_implementation(engine_way)
-            made: dict[str, torch.nn.Module] = {}
-
-            def attach(path: str, model: torch.nn.Module, how: Callable, folders=folders, made=made) -> float:
-                return self.clock.time(lambda: made.update({path: how(model, [self._read(f) for f in folders])}))
-
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT's use of transformers, not ours
-                taken = {
-                    "engine": base_s["engine"] + attach("engine", own, beside_by_engine),
-                    "eager": base_s["eager"] + attach("eager", other, beside_by_peft),
-                }
-            self._enter(offer.arm, made["engine"], made["eager"], count, taken)
+            own, own_s = self._timed(partial(self._attach, beside_by_engine, own, folders))
+            other, other_s = self._timed(partial(self._attach, beside_by_peft, other, folders))
+            taken = {"engine": base_s["engine"] + own_s, "eager": base_s["eager"] + other_s}
+            self._enter(offer.arm, own, other, count, taken)
 
     def _enter(
-        self, arm: str, own: torch.nn.Module, other: "PeftModelForCausalLM", count: int, taken: dict[str, float]
+        self, arm: str, own: torch.nn.Module, other: PeftModelForCausalLM, count: int, taken: dict[str, float]
     ) -> None:
         """Enter the contenders that these models make: one adapter is separate, several are swapped and mixed."""
         one, some = (lambda rows: 1), partial(mixed_of, count)
@@ -161,9 +170,7 @@ class LineUp:
             ("engine", "disk"): lambda number: adapters.take_in(layers, self._on_host(folders[number])),
         }
 
-    def _by_peft(self, model: "PeftModelForCausalLM", folders: Sequence[Path]) -> dict[tuple[str, str], Swap]:
-        from peft.utils.hotswap import hotswap_adapter_from_state_dict
-
+    def _by_peft(self, model: PeftModelForCausalLM, folders: Sequence[Path]) -> dict[tuple[str, str], Swap]:
         config = peft_config(read_adapter(folders[0]))
 
         def swap(weights: Weights) -> None:

@@ -20,15 +20,16 @@ from tunetrial.models.adapters import CONFIG
 DRAWN_SD = 0.02
 
 
-def offer(base: PinnedModel, arm: str, artifacts: Sequence[Path], scratch: Path) -> Offer:
-    """Make the artifacts of an arm ready: adapters, the first of which is merged, or one tuned model.
+def offer(base: PinnedModel, arm: str, artifacts: Sequence[Path], out: Path) -> Offer:
+    """Make the artifacts of an arm ready: adapters, the first of which is merged into the folder `out`, or one tuned
+    model, which is written there as a language model.
 
     Raises:
         ModelError: An artifact is refused, or does not fit the base.
         IntegrityError: An adapter is of other base weights, or a file is damaged.
         StoreError: The disk has no room for the merged model.
     """
-    first, out = artifacts[0], scratch / f"{len(list(scratch.iterdir()))}"
+    first = artifacts[0]
     if (first / CONFIG).is_file():
         merge(first, out, base_model=str(base.folder))
         return Offer(arm=arm, adapters=tuple(map(str, artifacts)), merged=str(out))
