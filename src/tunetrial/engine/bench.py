@@ -138,8 +138,8 @@ def race(
     """Time contenders in turns; their laps, and the order of every round."""
     taken: list[list[float]] = [[] for _ in turns]
     order: list[list[int]] = []
-    began, warm = time.perf_counter(), True
     gc.collect()
+    began, warm = time.perf_counter(), True
     with _without_gc():
         while True:
             passed = time.perf_counter() - began

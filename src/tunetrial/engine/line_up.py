@@ -131,23 +131,32 @@ class LineUp:
             own, own_s = self._timed(partial(self._attach, beside_by_engine, own, folders))
             other, other_s = self._timed(partial(self._attach, beside_by_peft, other, folders))
             taken = {"engine": base_s["engine"] + own_s, "eager": base_s["eager"] + other_s}
-            self._enter(offer.arm, own, other, count, taken)
+            self._enter(offer.arm, own, other, count, taken, mixes=not adapters.read_spec(folders[0]).dora)
 
     def _enter(
-        self, arm: str, own: torch.nn.Module, other: PeftModelForCausalLM, count: int, taken: dict[str, float]
+        self,
+        arm: str,
+        own: torch.nn.Module,
+        other: PeftModelForCausalLM,
+        count: int,
+        taken: dict[str, float],
+        *,
+        mixes: bool,
     ) -> None:
-        """Enter the contenders that these models make: one adapter is separate, several are swapped and mixed."""
+        """Enter the contenders that these models make: one adapter is separate, several are swapped and, where PEFT
+        `mixes` them too, mixed on both paths."""
         one, some = (lambda rows: 1), partial(mixed_of, count)
         if count == 1:
             found = {"separate": (Engine(own, adapters_of=one), Eager(other, adapters_of=one))}
         else:
             swapped = Engine(own, in_turns(count), adapters_of=one), EagerSwapped(other, in_turns(count))
-            mixture = Engine(own, mixed(count), adapters_of=some), EagerMixed(other, mixed(count), some)
-            found = {"swapped": swapped, "mixed": mixture}
+            found = {"swapped": swapped, "mixed": (Engine(own, mixed(count), adapters_of=some),)}
+            if mixes:
+                found["mixed"] += (EagerMixed(other, mixed(count), some),)
             self._packs[arm] = own, other
         self.reference[arm] = EagerSwapped(other, in_turns(count))
         for setup, both in found.items():
-            for path, answering in zip(("engine", "eager"), both, strict=True):
+            for path, answering in zip(("engine", "eager"), both, strict=False):
                 contender = Contender(setup=setup, path=path, arm=arm)
                 self.contenders[contender], self.load_s[contender] = answering, taken[path]
 
