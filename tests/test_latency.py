@@ -29,7 +29,7 @@ def bench(seconds, *, sessions: int = 3, laps: int = 4, works=(ONE, MANY)) -> Be
         ]
         opened = [Opened(contender=c, load_s=number + 1.0, weights_bytes=2**20, peak_bytes=None) for c in CONTENDERS]
         swaps = [Swaps(arm="lora", path="engine", where="disk", swaps_s=(0.01 * (number + 1), 5.0, 0.0))]
-        facts = {"device": "toy", "dtype": "float32", "threads": 1, "load": 0.0}
+        facts = {"device": "toy", "dtype": "float32", "threads": 1, "others": 0.3 * (number == 1)}
         of = {"laps": tuple(timed), "opened": tuple(opened), "swaps": tuple(swaps), "gates": (), "facts": facts}
         made.append(Session(number=number, order_digest="", **of))
     asked = Asked(base="toy", base_fingerprint="", precision="fp32", works=works, sessions=sessions, seconds=1)
@@ -171,6 +171,7 @@ def test_the_text_fits_100_columns_says_each_ratio_in_a_sentence_and_marks_what_
     one = next(r for r in found.setup_ratios if r.contender.setup == "separate" and r.contender.path == "engine")
     said = f"takes {one.ratio:.2f} × ({one.low:.2f} to {one.high:.2f}) lora merged at batch 1, prompts of 40 tokens"
     assert f"engine lora separate {said}, first token: SLOWER\n" in told and " – " in told
+    assert "Other processes computed meanwhile, on up to 30% of the cores" in told
     assert "nothing can be told from it" in deployment.text(summarise(bench(by_path, sessions=1)))
     assert [t.work for t in found.timings] == sorted((t.work for t in found.timings), key=[ONE, MANY].index)
 

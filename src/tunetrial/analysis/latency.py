@@ -58,7 +58,7 @@ def summarise(bench: Bench, *, margin: float = MARGIN, level: float = LEVEL) -> 
         path_ratios=tuple(_ratios(medians, _eager(keys), **said)),
         footprints=tuple(_footprints(bench)),
         swaps=tuple(_swaps(bench)),
-        facts=bench.sessions[0].facts,
+        facts=bench.sessions[0].facts | {"others": max(session.facts["others"] for session in bench.sessions)},
         **said,
     )
 

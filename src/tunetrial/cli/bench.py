@@ -55,3 +55,5 @@ def bench(
             print(writer.dumps(dumped, indent=1))
         else:
             print(deployment.text(found), end="")
+        if study is not None:
+            loaded.report()

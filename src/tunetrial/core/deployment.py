@@ -115,7 +115,8 @@ class Gate(Record):
 
 class Session(Record):
     """One process start: fresh loads, its own warm-up, all contenders in turns. `order_digest` is of the turns that the
-    seed gave, round after round."""
+    seed gave, round after round. `facts` say how it ran, and in "others" on which share of all cores other processes
+    computed meanwhile."""
 
     number: int
     order_digest: str
@@ -127,11 +128,13 @@ class Session(Record):
 
 
 class Bench(Record):
-    """All that was timed. `artifact_bytes` are the weight files of each arm's artifacts, by contender's name."""
+    """All that was timed. `artifact_bytes` are the weight files of each arm's artifacts, by contender's name, and
+    `trials` the finals whose they are, by arm; empty without a study."""
 
     schema_version: Literal[1] = 1
     asked: Asked
     artifact_bytes: dict[str, int]
+    trials: dict[str, tuple[str, ...]] = {}
     sessions: tuple[Session, ...]
 
 
@@ -184,7 +187,8 @@ class Swap(Record):
 
 
 class Deployment(Record):
-    """What a bench says, with ratios judged against `margin` (a share: 0.05 is 5 %) at a two-sided `level`."""
+    """What a bench says, with ratios judged against `margin` (a share: 0.05 is 5 %) at a two-sided `level`. `facts` are
+    those of the first session, "others" the most of any."""
 
     asked: Asked
     margin: float

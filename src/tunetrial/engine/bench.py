@@ -60,7 +60,7 @@ def session(
     if longest > shape.context:
         of = f"the base's context of {shape.context}"
         raise ConfigError(f"bench: prompt and answer are longer than {of}, got {longest} tokens; ask for fewer")
-    clock = Clock(place)
+    clock, others = Clock(place), _others()
     with does_not_fit("bench: all contenders at once"):
         line_up = LineUp(base, offers, DTYPES[asked.precision], clock, place)
         gates = prove(line_up, rng.integers(shape.vocabulary, size=(line_up.most_adapters * 2, 16)).tolist())
@@ -81,7 +81,7 @@ def session(
         opened=tuple(_opened(line_up, peaks)),
         swaps=tuple(swaps),
         gates=tuple(gates),
-        facts=_facts(line_up, place),
+        facts={**_facts(line_up, place), "others": others()},
     )
 
 
@@ -207,6 +207,23 @@ def _opened(line_up: LineUp, peaks: dict[Contender, list[int | None]]) -> Iterat
         )
 
 
+def _others() -> Callable[[], float]:
+    """The share of all cores that other processes computed on, from now until it is asked for."""
+
+    def computed() -> tuple[float, float]:
+        every, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        waiting = every.idle + getattr(every, "iowait", 0.0)
+        return sum(every) - waiting - own.user - own.system, sum(every)
+
+    busy, passed = computed()
+
+    def share() -> float:
+        busy_now, passed_now = computed()
+        return max(0.0, busy_now - busy) / max(passed_now - passed, 1e-9)
+
+    return share
+
+
 def _facts(line_up: LineUp, device: torch.device) -> dict[str, bool | int | float | str | None]:
     engines = [one for one in line_up.contenders.values() if isinstance(one, Engine)]
     return {
@@ -216,6 +233,5 @@ def _facts(line_up: LineUp, device: torch.device) -> dict[str, bool | int | floa
         "attention": attention.way(engines[0].model),
         "blocks": "tunetrial" if blocks.fits(engines[0].model.base_model) else "transformers",
         "cuda_graphs": all(one.recorded for one in engines),
-        "load": psutil.getloadavg()[0] / (psutil.cpu_count() or 1),
         **{name: version(name) for name in ("torch", "transformers", "peft")},
     }

@@ -1,5 +1,6 @@
 """Weights made ready to be deployed: an adapter merged, a tuned model as a language model, adapters drawn at random."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,8 +38,11 @@ def offer(base: PinnedModel, arm: str, artifacts: Sequence[Path], out: Path) -> 
 
 
 def as_language_model(base: PinnedModel, artifact: Path, out: Path) -> Path:
-    """A tuned model's folder as one that is read as a language model; a classifier's backbone goes under the output
-    layer of its base, in a new folder."""
+    """A tuned model's folder as one that is read as a language model: itself if it is one; a classifier's backbone goes
+    under the output layer of its base, in a new folder."""
+    config = json.loads((artifact / "config.json").read_text(encoding="utf-8"))
+    if any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()):
+        return artifact
     _, tuned = pairs.open_pair(base, artifact, stored_dtype(base.folder), torch.device("cpu"))
     tuned.model.save_pretrained(out)
     copy_rest(base.folder, out)

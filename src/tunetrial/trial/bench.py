@@ -104,7 +104,8 @@ def of_study(
         study, lock = evidence.lock.study, evidence.lock
         if lock.engine == "sim":
             raise EvidenceError(f"{path}: a synthetic study has no weights, got engine sim; name a study that trains")
-        artifacts = {arm: _artifacts(store, evidence, arm) for arm in _arms(evidence, arms)}
+        finals = {arm: _finals(store, evidence, arm) for arm in _arms(evidence, arms)}
+        artifacts = {arm: [str(store.trial(r.trial).artifact) for r in found] for arm, found in finals.items()}
         base = models.resolve(study.base_model, root)
         if base.fingerprint != lock.base_fingerprint:
             got = f"got {base.fingerprint[:12]}"
@@ -115,9 +116,11 @@ def of_study(
         writes = lock.controls(task).readout == "text"
         if not writes and terms.new_tokens not in (None, 1):
             raise ConfigError(f"bench: --tokens: {task} writes no text, got {terms.new_tokens}; leave it out")
-        offers, _ = _offers(base, {a: [str(f) for f in folders] for a, folders in artifacts.items()}, scratch)
+        offers, _ = _offers(base, artifacts, scratch)
         works = terms.works(_row_tokens(evidence, task), writes=writes)
         bench = _time(base, offers, works, terms, lock.precision, path / "worker.log", tell)
+        trials = {arm: tuple(record.trial.id for record in found) for arm, found in finals.items()}
+        bench = bench.model_copy(update={"trials": trials})
         store.write_bench(bench)
         return bench
 
@@ -143,8 +146,8 @@ def _arms(evidence: Evidence, named: Sequence[str]) -> list[str]:
     return [name for name in found if not named or name in named]
 
 
-def _artifacts(store: StudyFolder, evidence: Evidence, arm: str) -> list[Path]:
-    """What is kept of an arm's finals on the primary task: the median's first, of adapters the others' too."""
+def _finals(store: StudyFolder, evidence: Evidence, arm: str) -> list[TrialRecord]:
+    """An arm's finals on the primary task whose weights are there: the median first, of adapters others too."""
     study, task = evidence.lock.study, evidence.lock.study.rule.primary
     finals = [r for r in evidence.of(purpose="final", task=task, arm=arm) if r.status == "ok"]
     median = median_replicate(first_look(evidence.lock, finals), study.task(task).metric)
@@ -156,9 +159,8 @@ def _artifacts(store: StudyFolder, evidence: Evidence, arm: str) -> list[Path]:
             f"{len(finals)} finals with weights; run the study to its end first"
         )
     if methods.find(first.trial.arm).trains_base:
-        return [store.trial(first.trial).artifact]
-    ordered = [first, *(r for r in kept if r is not first)]
-    return [store.trial(record.trial).artifact for record in ordered[:MOST_ADAPTERS]]
+        return [first]
+    return [first, *(r for r in kept if r is not first)][:MOST_ADAPTERS]
 
 
 def _row_tokens(evidence: Evidence, task: str) -> int:
