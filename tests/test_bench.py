@@ -14,8 +14,9 @@ from tiny import make_data, make_model, make_trial
 from tunetrial import models
 from tunetrial.core.deployment import Asked, Contender, Offer, Work
 from tunetrial.core.errors import ConfigError, IntegrityError, ModelError
-from tunetrial.engine import bench, offers
+from tunetrial.engine import bench, blocks, offers
 from tunetrial.engine.adapters import adapted, read_spec, take_in
+from tunetrial.engine.attention import lay_out
 from tunetrial.engine.contenders import (
     beside_by_engine,
     in_turns,
@@ -272,3 +273,15 @@ def test_an_encoder_is_refused_by_name(tmp_path):
     base = models.resolve(str(tmp_path / "bert"))
     with pytest.raises(ModelError, match="language models alone are timed, got a bert base"):
         offers.drawn(base, {"rank": 2}, 1, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "bucket", "tokens"), [((9,), 16, 16), ((16,), 16, 32), ((7, 8), 16, 16), ((3,), 1, 4)]
+)
+def test_a_finer_bucket_has_an_idle_token_at_least_and_changes_no_answer(line_up, lengths, bucket, tokens):
+    rows = [list(range(5, 5 + length)) for length in lengths]
+    layout, usual = lay_out(rows, CPU, bucket=bucket), lay_out(rows, CPU)
+    assert layout.ids.shape == (1, tokens) and usual.ids.shape == (1, 64)
+    model = one(line_up, "base", "engine").model
+    found, expected = (blocks.states(model, made)[made.last] for made in (layout, usual))
+    assert torch.allclose(found, expected, atol=1e-6)

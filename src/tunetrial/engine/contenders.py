@@ -25,6 +25,8 @@ from tunetrial.engine.graphs import CudaGraphs, Replay, recordable
 from tunetrial.engine.merge import peft_config
 from tunetrial.models.adapters import AdapterFolder
 
+TOKEN_BUCKET = {"cpu": 16}  # finer than in training: shapes of requests come again, and each is prepared once
+
 Rows = Sequence[Sequence[int]]
 Weights = dict[str, torch.Tensor]
 Choice = Callable[[int], Sequence[int]]  # rows of a request -> the adapter of each, rows of one after the other
@@ -192,7 +194,8 @@ class Engine:
         return self._logits(self._lay_out(rows, owners))
 
     def _lay_out(self, rows: Rows, owners: Sequence[int]) -> Layout:
-        return lay_out(rows, self.model.device, members=range(owners[0], owners[-1] + 1))
+        members, bucket = range(owners[0], owners[-1] + 1), TOKEN_BUCKET.get(self.model.device.type)
+        return lay_out(rows, self.model.device, members=members, bucket=bucket)
 
     def _best(self, prompts: Prompts, nothing: torch.Tensor) -> torch.Tensor:
         return self._logits(prompts.layout).argmax(-1, keepdim=True)
