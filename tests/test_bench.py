@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tiny import make_data, make_model, make_trial
 from tunetrial import models
 from tunetrial.core.deployment import Asked, Contender, Offer, Work
 from tunetrial.core.errors import ConfigError, IntegrityError, ModelError
+from tunetrial.core.evidence import TaskData
 from tunetrial.engine import bench, blocks, offers
 from tunetrial.engine.adapters import adapted, read_spec, take_in
 from tunetrial.engine.attention import lay_out
@@ -259,6 +261,22 @@ def test_dora_and_rslora_answer_alike_on_all_paths(base, tmp_path, settings):
     assert max(gate.difference for gate in bench.prove(made, [[5, 6, 7, 8]] * 4)) < 1e-5
     mixed_by = {contender.path for contender in made.contenders if contender.setup == "mixed"}
     assert mixed_by == ({"engine"} if "dora" in settings else {"eager", "engine"})  # PEFT mixes no DoRA
+
+
+def test_a_tuned_language_model_is_deployed_as_it_was_saved(base, tmp_path):
+    rows = make_data("classify", rows=16, validation=4).splits
+    turned = {name: tuple(replace(e, target=e.prompt[::-1]) for e in split) for name, split in rows.items()}
+    trial = make_trial("full", rate=1e-2, epochs=2, readout="text", max_new_tokens=4)
+    run = TorchEngine(device="cpu").open(base.folder, "fp32").start(trial, TaskData("tiny", "generate", (), turned))
+    list(run.steps(None))
+    run.save(tmp_path / "artifact")
+    made = offers.offer(base, "full", [tmp_path / "artifact"], tmp_path / "unused")
+    assert made.full == str(tmp_path / "artifact") and not (tmp_path / "unused").exists()
+    line_up = LineUp(base, [made], torch.float32, Clock(CPU), CPU)
+    given = [[5, 6, 7, 8]] * 2
+    assert max(gate.difference for gate in bench.prove(line_up, given)) < 1e-5
+    tuned, plain = (one(line_up, setup, "engine").logits(given, [0, 0]) for setup in ("full", "base"))
+    assert (tuned - plain).norm() > 0.1 * plain.norm()
 
 
 def test_choices_share_rows_evenly():
