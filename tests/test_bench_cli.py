@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from tunetrial import cli
 from tunetrial.core.deployment import Bench
 from tunetrial.core.errors import IntegrityError
 from tunetrial.store import StudyFolder
+from tunetrial.trial.worker import Service
 
 SHORT = ("--batches", "1,4", "--prompt", 6, "--seconds", 0)
 
@@ -72,11 +74,12 @@ def test_a_synthetic_study_has_nothing_to_deploy(tmp_path):
     assert StudyFolder(tmp_path / "study-results").bench() is None
 
 
-def test_random_adapters_over_a_base_are_timed_without_a_study(base, tmp_path):
-    how = ("--base", base, "--rank", 4, "--targets", "q_proj,v_proj", "--tokens", 3, "--sessions", 1, *SHORT)
-    ran = tunetrial("bench", *how, "--json", home=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    made = json.loads(ran.stdout)
+HOW = ("--rank", 4, "--targets", "q_proj,v_proj", "--tokens", 3, "--sessions", 1)
+
+
+def check(printed: str) -> None:
+    """What is printed of random adapters over a base, as JSON."""
+    made = json.loads(printed)
     found = Bench.model_validate(made["bench"])
     works = [(work.batch, work.prompt_tokens, work.new_tokens) for work in found.asked.works]
     assert works == [(1, 6, 1), (1, 6, 3), (4, 6, 1), (4, 6, 3)]
@@ -84,6 +87,27 @@ def test_random_adapters_over_a_base_are_timed_without_a_study(base, tmp_path):
     assert setups == {"base", "merged", "separate", "swapped", "mixed"}
     assert found.artifact_bytes["lora separate"] < found.artifact_bytes["lora merged"] / 3
     assert found.artifact_bytes["lora swapped"] == 8 * found.artifact_bytes["lora separate"]
+
+
+def test_random_adapters_over_a_base_are_timed_without_a_study(base, monkeypatch):
+    """What workers are ordered to do is done here, without processes of their own."""
+
+    def answer(order: dict, log: Path) -> dict:
+        said: list[dict] = []
+        getattr(Service(said.append, Event()), order["do"])(order)
+        return said[-1]
+
+    monkeypatch.setattr("tunetrial.trial.bench._ask", answer)
+    ran = bench("--base", base, *HOW, *SHORT, "--json")
+    assert ran.exit_code == 0, ran.stderr
+    check(ran.stdout)
+
+
+@pytest.mark.slow
+def test_sessions_are_processes_that_leave_nothing_behind(base, tmp_path):
+    ran = tunetrial("bench", "--base", base, *HOW, *SHORT, "--json", home=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    check(ran.stdout)
     assert "session 1 of 1" in ran.stderr and not list(tmp_path.iterdir())
 
 
