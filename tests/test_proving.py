@@ -59,7 +59,7 @@ def test_a_scale_that_is_not_the_trained_one_fails_and_cannot_be_promoted(study,
     registry = Registry(tmp_path / "registry")
     registry.add("mail", tmp_path / "out")
     with pytest.raises(StoreError, match="its fidelity chain failed"):
-        registry.promote("mail", 1)
+        registry.promote("mail", "1")
 
 
 def test_files_that_were_not_measured_are_a_fault(study, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from tunetrial.core.deployment import Deployment
 from tunetrial.core.findings import (
     Concord,
     Explained,
@@ -356,8 +357,8 @@ class Decision(Record):
     nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
     budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `searches` are those
     that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`, how
-    far states `moved` and weights were `updated`, and what raters found (`rated`, and how far they agree, `concord`)
-    decide nothing.
+    far states `moved` and weights were `updated`, what raters found (`rated`, and how far they agree, `concord`) and
+    how long finals take as they are `deployed` decide nothing.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -389,6 +390,7 @@ class Decision(Record):
     updated: tuple[Updated, ...] = added(())
     learned: tuple[Learned, ...] = ()
     outlook: Outlook | None = added()
+    deployed: Deployment | None = added()
     study_digest: str
     record_digests: dict[str, str]
     synthetic: bool

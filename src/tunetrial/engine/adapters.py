@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import grouped_mm
 from transformers.pytorch_utils import Conv1D
 
+from tunetrial.core.errors import ModelError
 from tunetrial.engine import place, tensors
 from tunetrial.engine.quantised import QuantisedLinear, is_linear, matrix, sizes
 from tunetrial.engine.segments import Segments, current
@@ -288,3 +289,54 @@ def save_peft(
         "inference_mode": True,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_spec(folder: Path) -> AdapterSpec:
+    """What an adapter folder in PEFT's layout asks to be attached; `models.adapters.read_adapter` has let it pass.
+
+    Raises:
+        ModelError: Its layers differ in rank or scale, or are not named one by one.
+    """
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    unlike = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
+    targets = config.get("target_modules")
+    if unlike or not isinstance(targets, list) or not targets:
+        got = f"got {unlike[0]}" if unlike else f"target_modules {json.dumps(targets)}"
+        raise ModelError(
+            f"{folder / CONFIG}: layers must be named, and be of one rank and scale, {got}; merge it first"
+        )
+    rank, root = config["r"], config.get("use_rslora", False)
+    scaling = config.get("lora_alpha", 8) / (rank**0.5 if root else rank)
+    return AdapterSpec(rank=rank, scaling=scaling, targets=tuple(targets), dora=bool(config.get("use_dora")))
+
+
+def adapted(model: nn.Module) -> dict[str, LoraLinear]:
+    """The adapted layers by path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+@torch.no_grad()
+def take_in(layers: Mapping[str, LoraLinear], weights: Mapping[str, torch.Tensor], *, member: int = 0) -> None:
+    """Copy a saved adapter's weights, by PEFT's names, over those of a member of `adapted` layers.
+
+    Raises:
+        ModelError: They are not of these layers, or of other shapes.
+    """
+    wanted = {
+        f"base_model.model.{path}.{name}": part for path, layer in layers.items() for name, part in _own(layer, member)
+    }
+    strange = sorted(wanted.keys() ^ weights.keys())
+    strange += [name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape]
+    if strange:
+        raise ModelError(f"adapter: does not fit the attached layers, got {strange[0]}; name adapters of one shape")
+    for name, part in wanted.items():
+        part.copy_(weights[name], non_blocking=True)
+
+
+def _own(layer: LoraLinear, member: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """A member's weights in a layer, by PEFT's names, without what fills up its rank."""
+    rank = layer.ranks[member]
+    yield "lora_A.weight", layer.lora_A.data[member, :rank]
+    yield "lora_B.weight", layer.lora_B.data[member, :, :rank]
+    if layer.lora_magnitude_vector is not None:
+        yield "lora_magnitude_vector", layer.lora_magnitude_vector.data[member]

@@ -103,13 +103,19 @@ class Layout:
 
 
 def lay_out(
-    tokens: Sequence[Sequence[int]], device: torch.device, *, members: range = range(1), longest: int = 1
+    tokens: Sequence[Sequence[int]],
+    device: torch.device,
+    *,
+    members: range = range(1),
+    longest: int = 1,
+    bucket: int | None = None,
 ) -> Layout:
     """Lay rows of tokens end to end, and idle tokens after them up to the next bucket.
 
     Args:
         members: Those of a pack that the rows are of, equally many of each, the first those of the first member.
         longest: How long rows of other batches are, so that batches have their `most` in common.
+        bucket: Instead of the device's own: idle tokens, one at least, up to its next multiple.
     """
     reach = max(longest, max(len(row) for row in tokens))
     lengths = np.array([len(row) for row in tokens])
@@ -118,7 +124,8 @@ def lay_out(
     ends = lengths.cumsum()
     positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
     cells = positions + np.repeat(np.arange(len(lengths)) * longest, lengths)
-    idle = np.zeros(_rounded(len(cells), place.kind(device)) - len(cells), dtype=np.int64)
+    many = len(cells) + bucket - len(cells) % bucket if bucket else _rounded(len(cells), place.kind(device))
+    idle = np.zeros(many - len(cells), dtype=np.int64)
     ids = np.concatenate([*(np.asarray(row, dtype=np.int64) for row in tokens), idle])
     positions = np.concatenate([positions, idle])
     most = max(SHORTEST_MOST, 1 << (reach - 1).bit_length())

@@ -31,7 +31,7 @@ from tunetrial.methods.storage import Storage
 from tunetrial.models.adapters import CONFIG, FINGERPRINT, HEADS, WEIGHTS, AdapterFolder, read_adapter
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
 PREFIX = "base_model.model."
 PROBE_ROWS, PROBE_LENGTH = 8, 32
@@ -210,11 +210,9 @@ def attach_by_peft(model: torch.nn.Module, read: AdapterFolder, weights: dict[st
     Raises:
         ModelError: Its keys are not those of the model.
     """
-    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft import PeftModel, set_peft_model_state_dict
 
-    config = PeftConfig.from_pretrained(str(read.folder))
-    config.task_type = config.modules_to_save = config.auto_mapping = None
-    config.inference_mode = True
+    config = peft_config(read)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT's use of transformers, not ours
@@ -229,6 +227,16 @@ def attach_by_peft(model: torch.nn.Module, read: AdapterFolder, weights: dict[st
     if missing:
         raise ModelError(f"{read.folder}: weights are missing, got none for {missing[0]}; restore the file")
     return attached.eval()
+
+
+def peft_config(read: AdapterFolder) -> "PeftConfig":
+    """An adapter's settings as PEFT has them, for a language model, without heads."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(str(read.folder))
+    config.task_type = config.modules_to_save = config.auto_mapping = None
+    config.inference_mode = True
+    return config
 
 
 def _head(read: AdapterFolder) -> torch.Tensor:
@@ -282,7 +290,7 @@ def _dequantise(model: torch.nn.Module, onto: Dequantised, targets: tuple[str, .
         setattr(parent, name, layer)
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
+def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype that the base is stored in."""
     with safe_open(sorted(folder.glob("*.safetensors"))[0], framework="pt") as file:
         return file.get_tensor(next(iter(file.keys()))).dtype
@@ -298,11 +306,11 @@ def _save(
     keep_head: bool,
 ) -> None:
     """Write the weights, and beside them the base's own tokenizer and settings."""
-    merged.to(DTYPES[dtype] if dtype else _stored_dtype(base.folder))
+    merged.to(DTYPES[dtype] if dtype else stored_dtype(base.folder))
     if keep_head:
         merged.score.float()
     merged.save_pretrained(folder)
-    _copy_rest(base.folder, folder)
+    copy_rest(base.folder, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if dtype is not None:
         config.pop("torch_dtype", None)
@@ -321,7 +329,7 @@ def _tell(folder: Path, read: AdapterFolder, base: models.PinnedModel, onto: Deq
     (folder / MERGED_FROM).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def _copy_rest(base: Path, folder: Path) -> None:
+def copy_rest(base: Path, folder: Path) -> None:
     """Tokenizer and settings are the base's own files."""
     for path in sorted(base.iterdir()):
         if path.is_file() and not path.name.endswith(NOT_COPIED) and path.suffix not in models.PICKLED:

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Decision, Evidence
 from tunetrial.report import (
+    deployment,
     drift,
     forgetting,
     headline,
@@ -68,6 +69,8 @@ def html(evidence: Evidence, decision: Decision) -> str:
             worded_heads=wordings.HEADS,
             source_names=tuple(wordings.SOURCES.values()),
             drift=drift.section(evidence, decision),
+            deployed=deployment.section(decision),
+            deployed_px=deployment.SIZES_PX,
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
             searched=headline.searched(decision),

@@ -7,7 +7,18 @@ from functools import cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunetrial.core.evidence import Decision, Evidence
-from tunetrial.report import drift, forgetting, headline, learning, provenance, raters, tables, wordings, words
+from tunetrial.report import (
+    deployment,
+    drift,
+    forgetting,
+    headline,
+    learning,
+    provenance,
+    raters,
+    tables,
+    wordings,
+    words,
+)
 from tunetrial.report.page import TEMPLATES
 
 LINES = 12
@@ -35,6 +46,7 @@ def markdown(evidence: Evidence, decision: Decision) -> str:
             worded=wordings.section(evidence, decision),
             worded_heads=wordings.HEADS,
             drift=drift.section(evidence, decision),
+            deployed=deployment.section(decision),
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
             equal_learning=forgetting.frontier_sentences(evidence, decision),

@@ -204,7 +204,7 @@ def _gguf_files(source: Source, folder: Path) -> tuple[str, str | None]:
         write_base(source.artifact, folder / "model.gguf", kind=kind)
         return "model.gguf", None
     if source.whole:
-        model = folder.parent / "model"
+        model = folder.parent / "merged"  # the name that its GGUF states
         _merge(source, model, dtype="fp32", dequantised=source.order.dequantised)
         write_base(model, folder / "model.gguf", kind=kind)
         shutil.rmtree(model)

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tunetrial.core import files
+from tunetrial.core.deployment import Bench
 from tunetrial.core.errors import EvidenceError, IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, TrialRecord
 from tunetrial.core.study import Lock, Trial
@@ -17,7 +18,7 @@ from tunetrial.store import lease, sealed
 from tunetrial.store.trial import TrialFolder
 
 _LOCK = "study.lock.json"
-_PACKS, _PLAN = "packs.json", "plan.json"
+_PACKS, _PLAN, _BENCH = "packs.json", "plan.json", "bench.json"
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,26 @@ class StudyFolder:
     def write_decision(self, decision: Decision) -> None:
         """Keep the decision."""
         self._write("decision.json", json.dumps(decision.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+
+    def write_bench(self, bench: Bench) -> None:
+        """Keep what was timed of its artifacts, in place of what was there."""
+        with files.writing(self.path):
+            sealed.write(self.path / _BENCH, {"bench": bench.model_dump(mode="json")})
+
+    def bench(self) -> Bench | None:
+        """What was timed of its artifacts; None where nothing was.
+
+        Raises:
+            IntegrityError: It is not what was written.
+        """
+        path = self.path / _BENCH
+        if not path.exists():
+            return None
+        try:
+            return Bench.model_validate(sealed.read(path)["bench"])
+        except (ValidationError, KeyError) as error:
+            found = str(error).splitlines()[0]
+            raise IntegrityError(f"{path}: not a bench of this version, got {found}; measure again") from None
 
     def write_report(self, name: str, text: str) -> None:
         """Keep a report under its name, such as `report.html`."""

@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tunetrial import analysis, plan
-from tunetrial.analysis import arms, rounds
+from tunetrial.analysis import arms, latency, rounds
+from tunetrial.core.deployment import Deployment
 from tunetrial.core.errors import IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, Held, Scored
 from tunetrial.core.findings import Concord, Rated
@@ -40,7 +41,10 @@ def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
         evidence = store.evidence()
         decision = analysis.decide(
             evidence, test_openings=count_openings(evidence.lock), post_hoc=post_hoc(store.read_locks())
-        ).model_copy(update={"spent": spent(study, folder), **_planned(store, evidence), **_rated(evidence, folder)})
+        ).model_copy(
+            update={"spent": spent(study, folder), **_planned(store, evidence), **_rated(evidence, folder)}
+            | {"deployed": _deployed(store, evidence)}
+        )
         store.write_decision(decision)
     return evidence, decision
 
@@ -66,6 +70,13 @@ def _rated(evidence: Evidence, folder: Path) -> dict[str, tuple[Rated, ...] | tu
     references = {task.name: arms.reference(evidence, task.name) for task in evidence.lock.study.tasks}
     found = tuple(rounds.rated(one, references[one.task]) for one in held)
     return {"rated": found, "concord": rounds.concord(held, references)}
+
+
+def _deployed(store: StudyFolder, evidence: Evidence) -> Deployment | None:
+    """What was timed of finals that the study still has; None where nothing was."""
+    bench, known = store.bench(), {record.trial.id for record in evidence.records}
+    timed = {trial for trials in bench.trials.values() for trial in trials} if bench else set()
+    return latency.summarise(bench) if timed and timed <= known else None
 
 
 def post_hoc(locks: Sequence[Lock]) -> tuple[str, ...]:

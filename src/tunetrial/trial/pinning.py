@@ -309,6 +309,10 @@ class Survey:
     def close(self) -> None:
         self._worker.close()
 
+    def kill(self) -> None:
+        """End it now, whatever it is doing."""
+        self._worker.kill()
+
 
 def _data_pin(data: TaskData) -> DataPin:
     return DataPin(

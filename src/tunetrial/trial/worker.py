@@ -17,11 +17,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
 
+from tunetrial.core.deployment import Asked, Offer
 from tunetrial.core.engine import Engine, Session, Step
 from tunetrial.core.errors import DoesNotFitError, SpecError, TunetrialError
 from tunetrial.core.evidence import Example, Fact, TaskData
 from tunetrial.core.loading import load
 from tunetrial.core.study import Arm, Controls, Trial
+from tunetrial.models import PinnedModel
 from tunetrial.store import StudyFolder
 from tunetrial.trial.execution import Interrupted, Terms, carry_out
 from tunetrial.trial.preflight import attempt
@@ -79,6 +81,29 @@ class Service:
         count = getattr(self._session, "count", None)
         found = None if count is None else count(arm, controls, order["lengths"], **asked)
         self._report({"event": "counted", "found": found and found.model_dump(mode="json")})
+
+    def offers(self, order: dict) -> None:
+        """Make weights ready to be deployed: artifacts by arm, or adapters drawn with these settings."""
+        load("tunetrial.engine.bench")
+        from tunetrial.engine import offers
+
+        base, scratch = PinnedModel.model_validate(order["base"]), Path(order["scratch"])
+        artifacts = {arm: [Path(folder) for folder in folders] for arm, folders in order["artifacts"].items()}
+        if not artifacts:
+            artifacts["lora"] = offers.drawn(base, order["settings"], order["count"], scratch, seed=order["seed"])
+        made = [offers.offer(base, arm, folders, scratch / arm) for arm, folders in artifacts.items()]
+        found = {"offers": [offer.model_dump(mode="json") for offer in made]}
+        self._report({"event": "offers", "precision": find_engine("torch").precision(), **found})
+
+    def bench(self, order: dict) -> None:
+        """Time one session of a deployment benchmark."""
+        load("tunetrial.engine.bench")
+        from tunetrial.engine import bench
+
+        asked, base = Asked.model_validate(order["asked"]), PinnedModel.model_validate(order["base"])
+        offers = [Offer.model_validate(offer) for offer in order["offers"]]
+        found = bench.session(asked, base, offers, number=order["number"])
+        self._report({"event": "timed", "session": found.model_dump(mode="json")})
 
     def describe(self, order: dict) -> None:
         """Say how the base reads rows."""
