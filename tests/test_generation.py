@@ -310,7 +310,8 @@ def test_logits_of_a_pack_are_those_of_each_member_alone(pack):
                 expected.append(by_itself.step(torch.tensor([5 + number]), one[:1]))
             for ours, theirs in zip(found, expected, strict=True):
                 ours, theirs = (attention.logits(model, states) for states in (ours[number], theirs[0]))
-                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+                # Of the largest, as merges are held: processors add one row's products in other orders than four's.
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
 
 
 @pytest.mark.gpu

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from transformers.utils import logging
 
 from tunetrial import models
 from tunetrial.analysis import intervals, metrics
@@ -143,6 +144,7 @@ class _Forms:
     """The forms as they are made, one after the other, and what each answered."""
 
     def __init__(self, artifact: Path, base_model: str, examples: Sequence[Example], out: Path, asked: Asked):
+        logging.disable_progress_bar()
         self.artifact, self.base_model, self.asked, self.out = artifact, base_model, asked, out
         self.base = models.resolve(base_model)
         self.metric = None if asked.metric is None else metrics.find(asked.metric)

@@ -111,9 +111,7 @@ def ship(
         why=why,
         verdict=said,
         base_fingerprint=source.base.fingerprint,
-        files={
-            path.relative_to(to).as_posix(): path.stat().st_size for path in sorted(to.rglob("*")) if path.is_file()
-        },
+        files=_sizes(to),
         metric=source.task.metric,
         scores=scores,
         remarks=made.remarks,
@@ -121,6 +119,12 @@ def ship(
         pushed=pushed,
         chain=chain,
     )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of all files of a folder."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
 
 
 def _find(evidence: Evidence, order: Order, study: Path, root: Path, to: Path, *, scored: bool) -> tuple[Source, str]:
