@@ -74,6 +74,12 @@ def test_files_that_were_not_measured_are_a_fault(study, tmp_path, monkeypatch):
     assert made.broken and made.chain.first_break.startswith("adapter.gguf: none of the forms that were measured")
 
 
+def test_what_no_chain_leads_to_is_refused_before_anything_is_written(study, tmp_path):
+    with pytest.raises(ConfigError, match="beside a base in fp32, got --format gguf and q8_0; add --merge"):
+        ship(study, tmp_path / "no", "gguf", dtype="q8_0")
+    assert not (tmp_path / "no").exists()
+
+
 def test_heads_and_other_rows_are_refused_and_leave_nothing(study, tmp_path):
     head = shippable.make_study(tmp_path / "head", shippable.LABELS, arms=("full", "lora"), seeds=1)
     with pytest.raises(ConfigError, match="--prove: compares what is written as text, got readout head"):

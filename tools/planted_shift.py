@@ -43,6 +43,7 @@ def main() -> None:
     runs, told = drifts(Path(sys.argv[1])), probes()
     print("\n".join(tables(runs, told)))
     print("\n".join(["Runs that learnt their task alone:", "", *tables(learnt(runs), told)]))
+    print(with_rate(runs, told))
     picture(runs, told)
 
 
@@ -126,7 +127,7 @@ def drifts(results: Path) -> dict[tuple[str, str, str], dict[int, float]]:
         frame = parquet.read_table(path).to_pandas()
         frame = frame[(frame["source"] == "test") & (frame["pooling"] == "mean") & (frame["layer"] > 0)]
         values = {measure: float(value(frame).mean()) for measure, value in MEASURES.items()}
-        values["score"] = measured["test.accuracy"]["value"]
+        values |= {"score": measured["test.accuracy"]["value"], "rate": trial["learning_rate"]}
         for measure, value in values.items():
             found.setdefault((measure, trial["arm"]["name"], trial["task"]), {})[trial["seed"]] = value
     return found
@@ -150,6 +151,18 @@ def slope(runs: dict, measure: str, arm: str, probes: dict[str, float]) -> Estim
         if len(at) >= FEWEST_TASKS:
             slopes.append(-0.5 * np.polyfit(at, drift, 1)[0])
     return paired(np.array(slopes))
+
+
+def with_rate(runs: dict, probes: dict[str, float]) -> str:
+    """Log relative change with log rate over tasks, both less their arm's mean; a point is an arm on a task."""
+    sides: list[np.ndarray] = []
+    for arm in {arm for _, arm, _ in runs}:
+        means = [[np.mean(list(runs[m, arm, task].values())) for task in probes] for m in ("rate", "relative change")]
+        logs = np.log(means)
+        sides.append(logs - logs.mean(1, keepdims=True))
+    rate, drift = np.concatenate(sides, axis=1)
+    found = np.corrcoef(rate, drift)[0, 1], np.polyfit(rate, drift, 1)[0]
+    return f"log drift with log rate, within arms: correlation {found[0]:.2f}, slope {found[1]:.2f}"
 
 
 def tables(runs: dict, probes: dict[str, float]) -> list[str]:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tunetrial.engine.torch_engine import TorchPack
 
 VECTORS = 20
-# Up to so many rows or columns a host decomposes a matrix sooner than a GPU: an H200 took 60 to 170 ms for one of
-# 256 x 768, three decompositions, a CPU core 30.
+# Up to so many rows or columns a matrix is decomposed on the host: 84 of up to 256 x 768, three times each, took a CPU
+# core 2.5 to 4 s, and an H200 that up to five processes shared 3 to 29 s. Larger ones were not compared.
 HOST_DECOMPOSES = 1024
 
 

@@ -14,7 +14,7 @@ from tunetrial.ship import card, hub, replicate
 from tunetrial.ship.chain import Chain
 from tunetrial.ship.formats import variants, write
 from tunetrial.ship.order import Format, Order, Source
-from tunetrial.ship.proving import fidelity, prove_shipped
+from tunetrial.ship.proving import check, fidelity, prove_shipped
 from tunetrial.ship.shipped import Shipped
 from tunetrial.store import StudyFolder
 
@@ -84,7 +84,7 @@ def ship(
         StoreError: `to` holds something already, or cannot be written; nothing is left there then.
     """
     files.check_new(to)
-    source, why = _find(evidence, order, study, root, to, scored=rescore is not None)
+    source, why = _find(evidence, order, study, root, to, scored=rescore is not None, proven=probes is not None)
     repository = hub.check(order.push_to) if order.push_to else None
     record = source.record
     said = replicate.verdict(decision, order.arm, source.task.name)
@@ -127,7 +127,9 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
 
 
-def _find(evidence: Evidence, order: Order, study: Path, root: Path, to: Path, *, scored: bool) -> tuple[Source, str]:
+def _find(
+    evidence: Evidence, order: Order, study: Path, root: Path, to: Path, *, scored: bool, proven: bool
+) -> tuple[Source, str]:
     """The run that ships, and why it."""
     lock = evidence.lock
     task = replicate.find_arm(lock, order.arm, order.task)
@@ -137,7 +139,10 @@ def _find(evidence: Evidence, order: Order, study: Path, root: Path, to: Path, *
     if chosen.record.synthetic:
         raise ConfigError(f"ship: runs of this study are simulated, got engine {lock.engine}; there are no weights")
     base = _base(lock, order.arm, root)
-    return Source(order, chosen.record, chosen.folder.artifact, base, lock, str(to.absolute())), chosen.why
+    source = Source(order, chosen.record, chosen.folder.artifact, base, lock, str(to.absolute()))
+    if proven:
+        check(source)
+    return source, chosen.why
 
 
 def _base(lock: Lock, arm: str, root: Path) -> models.PinnedModel:

@@ -17,6 +17,24 @@ NAME = "chain.json"
 PROVEN = (".gguf", ".safetensors")
 
 
+def check(source: Source) -> None:
+    """Refuse what no chain leads to, before anything is written.
+
+    Raises:
+        ConfigError: Answers are read by a head, which only torch has; or a base in fewer bits beside an adapter, or one
+            that was dequantised, which are no forms of the chain.
+    """
+    order = source.order
+    got = f"got --format {order.format}"
+    if source.has_head:
+        said = "compares what is written as text, got readout head"
+        raise ConfigError(f"--prove: {said}; leave it out, or train another readout")
+    if order.dequantised:
+        raise ConfigError("--prove: merges into the plain base, got --onto dequantised; leave one of them out")
+    if order.format in ("gguf", "ollama") and not source.whole and order.dtype not in (None, "fp32"):
+        raise ConfigError(f"--prove: holds an adapter beside a base in fp32, {got} and {order.dtype}; add --merge")
+
+
 def prove_shipped(source: Source, folder: Path, probes: Sequence[Example]) -> Chain:
     """Take the run through the forms that lead to what lies in `folder`, and leave what was measured there.
 
@@ -24,12 +42,9 @@ def prove_shipped(source: Source, folder: Path, probes: Sequence[Example]) -> Ch
     a fault. No margin is held: a metric's interval over few probes would fail what computes the same.
 
     Raises:
-        ConfigError: Answers are read by a head, which only torch has, or a part of llama.cpp is missing.
+        ConfigError: A part of llama.cpp is missing.
         ModelError: A form cannot be written.
     """
-    if source.has_head:
-        got = "got readout head"
-        raise ConfigError(f"--prove: compares what is written as text, {got}; leave it out, or train another readout")
     out = folder.parent / "chain"
     try:
         found = prove(source.artifact, str(source.base.folder), probes, out, asked=_asked(source))
