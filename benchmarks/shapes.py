@@ -43,6 +43,7 @@ SHAPES = {
     "embedded": Shape(layers=12, hidden=256, heads=4, kv_heads=4, intermediate=768, vocabulary=8192, context=512),
     "1.1B": Shape(layers=22, hidden=2048, heads=32, kv_heads=4, intermediate=5632),
     "7B": Shape(layers=32, hidden=4096, heads=32, kv_heads=32, intermediate=11008),
+    "8B": Shape(layers=32, hidden=4096, heads=32, kv_heads=8, intermediate=14336, vocabulary=128256),
 }
 
 

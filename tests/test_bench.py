@@ -25,7 +25,6 @@ from tunetrial.engine.contenders import (
     load,
     mixed,
     mixed_of,
-    tensors_of,
     twin,
     weights_bytes,
 )
@@ -223,7 +222,7 @@ def test_prompt_and_answer_must_fit_the_context(base, lora):
 def test_a_twin_has_modules_of_its_own_and_the_same_weights(base):
     model = load(base.folder, torch.float32, CPU)
     other = twin(model)
-    assert {t.data_ptr() for t in tensors_of(model)} == {t.data_ptr() for t in tensors_of(other)}
+    assert {t.data_ptr() for t in model.parameters()} == {t.data_ptr() for t in other.parameters()}
     assert other.model.layers[0] is not model.model.layers[0] and weights_bytes(other) == weights_bytes(model)
     other.set_attn_implementation("eager")
     assert model.config._attn_implementation == "sdpa"

@@ -96,7 +96,7 @@ def test_states_are_those_of_each_row_read_anew(name, made):
     """While rows leave and others come."""
     model, _, prompts, *_ = made(name)
     fed, found = torch.Generator().manual_seed(1), []
-    with generation._caching(model):
+    with generation.caching(model):
         grids, rows = generation.Grids(model), [prompts[place] for place in (0, 1, 2, 4, 6)]
         found.append((rows, grids.read(rows)))
         for step in range(4):
@@ -293,7 +293,7 @@ def test_logits_of_a_pack_are_those_of_each_member_alone(pack):
     model, _, prompts, _ = pack
     rows = [prompts[place] for place in (0, 2, 4, 6)]
     members, one = Segments(range(3), (1, 1, 2), (9, 40, 16)), torch.ones(4, dtype=torch.bool)
-    with generation._caching(model):
+    with generation.caching(model):
         together = generation.Grids(model)
         with over(members):
             found = [together.read(rows)]

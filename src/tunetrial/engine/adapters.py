@@ -322,15 +322,30 @@ def take_in(layers: Mapping[str, LoraLinear], weights: Mapping[str, torch.Tensor
     Raises:
         ModelError: They are not of these layers, or of other shapes.
     """
-    wanted = {
-        f"base_model.model.{path}.{name}": part for path, layer in layers.items() for name, part in _own(layer, member)
-    }
+    own = own_weights(layers, weights, member=member)
+    torch._foreach_copy_(list(places(layers, member).values()), own, non_blocking=True)
+
+
+def places(layers: Mapping[str, LoraLinear], member: int) -> dict[str, torch.Tensor]:
+    """Where a member's weights are, by PEFT's names and in its shapes."""
+    own = {path: _own(layer, member) for path, layer in layers.items()}
+    return {f"base_model.model.{path}.{name}": part for path, parts in own.items() for name, part in parts}
+
+
+def own_weights(
+    layers: Mapping[str, LoraLinear], weights: Mapping[str, torch.Tensor], *, member: int
+) -> list[torch.Tensor]:
+    """A saved adapter's weights in the order of `places`.
+
+    Raises:
+        ModelError: They are not of these layers, or of other shapes.
+    """
+    wanted = places(layers, member)
     strange = sorted(wanted.keys() ^ weights.keys())
     strange += [name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape]
     if strange:
         raise ModelError(f"adapter: does not fit the attached layers, got {strange[0]}; name adapters of one shape")
-    for name, part in wanted.items():
-        part.copy_(weights[name], non_blocking=True)
+    return [weights[name] for name in wanted]
 
 
 def _own(layer: LoraLinear, member: int) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,7 +10,7 @@ together and taking answers out belong to it. Nothing ends early, so that all ma
 
 import copy
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,8 @@ import torch
 from peft import PeftModelForCausalLM, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from tunetrial.engine import adapters, attention, blocks, generation
+from tunetrial.engine import adapters, attention, blocks, decoding, generation
+from tunetrial.engine.answers import Answers
 from tunetrial.engine.attention import Layout, lay_out
 from tunetrial.engine.graphs import CudaGraphs, Replay, recordable
 from tunetrial.engine.merge import peft_config
@@ -175,6 +176,8 @@ class Engine:
         self.recordable = model.device.type == "cuda" and recordable(model)
         self.first = Replay(self._best, CudaGraphs(), abandon=lambda: None) if self.recordable else self._best
         self.nothing = torch.zeros((), device=model.device)
+        known = decoding.takes(model)
+        self.answers = Answers(model, decoding.Decoder(model.base_model)) if known else None
 
     @property
     def recorded(self) -> bool:
@@ -186,6 +189,8 @@ class Engine:
         if tokens == 1:
             layout = self._lay_out(rows, owners)
             return self.first(Prompts(layout, layout.shape if self.recordable else None), self.nothing).tolist()
+        if self.answers is not None:
+            return self.answers.made(rows, owners, tokens)
         context = len(rows[0]) + tokens
         return generation.complete(self.model, rows, longest=tokens, stops=set(), context=context, owners=owners)
 
@@ -237,11 +242,7 @@ def beside_by_peft(model: PreTrainedModel, read: Sequence[tuple[AdapterFolder, W
     return made.to(model.dtype).eval().requires_grad_(False)
 
 
-def tensors_of(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """A model's weights and buffers, each once, however many modules have it."""
-    yield from {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers())}.values()
-
-
 def weights_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a model's weights and buffers, each storage once."""
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(model))
+    """Bytes of a model's weights and buffers, each once, however many modules have it."""
+    held = {(t.data_ptr(), t.nbytes) for t in (*model.parameters(), *model.buffers())}
+    return sum(nbytes for _, nbytes in held)

@@ -61,7 +61,7 @@ def complete(
     limits = [max(1, min(longest, context - len(prompt))) for prompt in prompts]
     widest = max((len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)), default=0)
     tokens = min(CACHE_BYTES[causal.device.type] // token_bytes(causal), len(prompts) * widest)
-    with _caching(causal):
+    with caching(causal):
         while True:
             try:
                 return _Completions(causal, prompts, owners, limits, stops).made(tokens)
@@ -368,7 +368,7 @@ def _joined(grids: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 @contextmanager
-def _caching(model: PreTrainedModel) -> Iterator[None]:
+def caching(model: PreTrainedModel) -> Iterator[None]:
     """Let attention without padding keep keys and values."""
     before = model.config._attn_implementation
     if before == UNPADDED:

@@ -31,6 +31,7 @@ from tunetrial.engine.contenders import (
     name_of,
     twin,
 )
+from tunetrial.engine.exchange import Exchange
 from tunetrial.engine.merge import PREFIX, adapter_weights, peft_config
 from tunetrial.engine.probe import Clock
 from tunetrial.engine.segments import Segments, over
@@ -39,6 +40,7 @@ from tunetrial.models.adapters import HEADS, WEIGHTS, AdapterFolder, read_adapte
 
 Swap = Callable[[int], None]
 Made = TypeVar("Made")
+CPU = torch.device("cpu")
 SWAPS = 21  # the first of which is not counted
 
 
@@ -167,7 +169,8 @@ class LineUp:
 
     def _by_engine(self, pack: torch.nn.Module, folders: Sequence[Path]) -> dict[tuple[str, str], Swap]:
         """Ways to make an adapter of a number the one in place: the first member's."""
-        layers, host = adapters.adapted(pack), [self._on_host(folder) for folder in folders]
+        exchange = Exchange(adapters.adapted(pack))
+        host = [exchange.flat(self._on_host(folder)) for folder in folders]
 
         def resident(number: int) -> None:
             with over(Segments(range(number, number + 1), (1,))):
@@ -175,8 +178,8 @@ class LineUp:
 
         return {
             ("engine", "resident"): resident,
-            ("engine", "host"): lambda number: adapters.take_in(layers, host[number]),
-            ("engine", "disk"): lambda number: adapters.take_in(layers, self._on_host(folders[number])),
+            ("engine", "host"): lambda number: exchange.take_in(host[number]),
+            ("engine", "disk"): lambda number: exchange.take_in(exchange.flat(self._from_disk(folders[number]))),
         }
 
     def _by_peft(self, model: PeftModelForCausalLM, folders: Sequence[Path]) -> dict[tuple[str, str], Swap]:
@@ -195,9 +198,12 @@ class LineUp:
 
     def _on_host(self, folder: Path) -> Weights:
         """An adapter's weights without heads, in the dtype that is computed in."""
-        found = load_file(folder / WEIGHTS)
-        kept = {name: w for name, w in found.items() if name.removeprefix(PREFIX).split(".")[0] not in HEADS}
-        return {name: self._pinned(weight.to(self.dtype)) for name, weight in kept.items()}
+        return {name: self._pinned(weight.to(self.dtype)) for name, weight in self._from_disk(folder, CPU).items()}
+
+    def _from_disk(self, folder: Path, device: torch.device | None = None) -> Weights:
+        """An adapter's weights without heads, as they are stored, on the device if no other is named."""
+        found = load_file(folder / WEIGHTS, device=str(device or self.device))
+        return {name: w for name, w in found.items() if name.removeprefix(PREFIX).split(".")[0] not in HEADS}
 
     def _pinned(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.pin_memory() if self.device.type == "cuda" else weight
