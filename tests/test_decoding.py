@@ -203,3 +203,15 @@ def test_recorded_answers_are_those_of_completions_on_cuda():
     expected = generation.complete(made, rows, longest=40, stops=set(), context=512, owners=owners)
     same = [n for n, (a, b) in enumerate(zip(first, expected, strict=True)) if a[:4] == b[:4]]
     assert len(same) >= 5, "roundings part rows late, and seldom"
+
+
+@pytest.mark.parametrize("members", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_read_by_stacked_layers_have_the_same_states(family, members):
+    made = model(family, members)
+    layout = lay_out(rows_of(made), made.device)
+    with torch.no_grad():
+        expected = blocks.states(made, layout)[layout.last]
+        with blocks.stacked(Decoder(made.base_model).stacks):
+            assert torch.allclose(blocks.states(made, layout)[layout.last], expected, rtol=1e-4, atol=1e-5)
+    assert Decoder(model(members=3).base_model).stacks == {}

@@ -8,11 +8,12 @@ on them. A backbone that is not known exactly is left to transformers, as is gen
     hidden = states(model, lay_out(rows, model.device))
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,10 +28,12 @@ from tunetrial.engine.attention import UNPADDED, Layout
 from tunetrial.engine.elementwise import Norm, SumAndNorm, SwiGLU, Turn
 from tunetrial.engine.place import is_cuda
 from tunetrial.engine.segments import Segments, over
+from tunetrial.engine.stacks import Stack
 
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 PROVEN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 RECOMPUTES: ContextVar[bool] = ContextVar("recomputes", default=False)
+STACKED: ContextVar[Mapping[nn.Module, tuple[Stack, Stack]]] = ContextVar("stacked", default=MappingProxyType({}))
 
 
 def states(model: PreTrainedModel, layout: Layout) -> torch.Tensor:
@@ -120,8 +123,23 @@ def recomputing(wanted: bool) -> Iterator[None]:
         RECOMPUTES.reset(token)
 
 
+@contextmanager
+def stacked(stacks: Mapping[nn.Module, tuple[Stack, Stack]]) -> Iterator[None]:
+    """Multiply by stacks instead of by layers: of an attention those of its inputs and of its output, of a feed-forward
+    part likewise. For answers, without gradients, of one adapter or none."""
+    token = STACKED.set(stacks)
+    try:
+        yield
+    finally:
+        STACKED.reset(token)
+
+
 def feed_forward(module: nn.Module, h: torch.Tensor) -> torch.Tensor:
     """down(silu(gate(h)) * up(h)), by the module itself where nothing is compiled or it is another function."""
+    if module in STACKED.get():
+        into, down = STACKED.get()[module]
+        gate, up = into.parts(h)
+        return down.parts(SwiGLU.apply(gate, up))[0]
     if not (fusion.fuses(h) and _is(module, "MLP") and isinstance(module.act_fn, nn.SiLU | SiLUActivation)):
         return module(h)
     return module.down_proj(SwiGLU.apply(module.gate_proj(h), module.up_proj(h)))
@@ -219,13 +237,15 @@ class Flat:
         q, k, v = (x.view(x.shape[1], -1, size) for x in (q, k, v))
         q, k = (Turn.apply(x, *self.angles) for x in (q, k))
         window = window if window is not None and window < self.layout.most else None
+        v = v.contiguous()  # of stacked layers' outputs it is a part
         mixed = varlen.attend(q, k, v, self.layout.bounds, self.layout.most, scaling=scaling, window=window)
         return mixed.flatten(1)[None]
 
 
 def attend(module: nn.Module, h: torch.Tensor, place: Grid | Flat) -> torch.Tensor:
     """Causal attention of h (1, tokens, hidden) within each row, with the module's projections."""
-    q, k, v = module.q_proj(h), module.k_proj(h), module.v_proj(h)
+    into, out = STACKED.get().get(module, (None, None))
+    q, k, v = (module.q_proj(h), module.k_proj(h), module.v_proj(h)) if into is None else into.parts(h)
     size = module.head_dim
     if hasattr(module, "q_norm"):
         q, k = (
@@ -233,7 +253,8 @@ def attend(module: nn.Module, h: torch.Tensor, place: Grid | Flat) -> torch.Tens
             for x, norm in ((q, module.q_norm), (k, module.k_norm))
         )
     window = getattr(module, "sliding_window", getattr(place.config, "sliding_window", None))
-    return module.o_proj(place.attend(q, k, v, size=size, scaling=module.scaling, window=window))
+    mixed = place.attend(q, k, v, size=size, scaling=module.scaling, window=window)
+    return module.o_proj(mixed) if out is None else out.parts(mixed)[0]
 
 
 def _turned(x: torch.Tensor, swapped: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, sign: int) -> torch.Tensor:

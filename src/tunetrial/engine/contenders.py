@@ -28,6 +28,8 @@ from tunetrial.models.adapters import AdapterFolder
 
 TOKEN_BUCKET = {"cpu": 16}  # finer than in training: shapes of requests come again, and each is prepared once
 
+FEW_TOKENS = 128  # of prompts that are read by stacked layers: of more, taking outputs apart costs what they save
+
 Rows = Sequence[Sequence[int]]
 Weights = dict[str, torch.Tensor]
 Choice = Callable[[int], Sequence[int]]  # rows of a request -> the adapter of each, rows of one after the other
@@ -178,6 +180,7 @@ class Engine:
         self.nothing = torch.zeros((), device=model.device)
         known = decoding.takes(model)
         self.answers = Answers(model, decoding.Decoder(model.base_model)) if known else None
+        self.stacks = self.answers.decoder.stacks if known else {}
 
     @property
     def recorded(self) -> bool:
@@ -206,7 +209,8 @@ class Engine:
         return self._logits(prompts.layout).argmax(-1, keepdim=True)
 
     def _logits(self, layout: Layout) -> torch.Tensor:
-        return attention.logits(self.model, blocks.states(self.model, layout)[layout.last])
+        with blocks.stacked(self.stacks if len(layout.cells) <= FEW_TOKENS else {}):
+            return attention.logits(self.model, blocks.states(self.model, layout)[layout.last])
 
 
 def name_of(adapter: int) -> str:

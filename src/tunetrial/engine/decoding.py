@@ -80,6 +80,16 @@ class Decoder:
         self.way = _way(backbone)
 
     @property
+    def stacks(self) -> dict[nn.Module, tuple[Stack, Stack]]:
+        """What `blocks.stacked` takes, so that prompts are read by the same products; none where there are several
+        adapters, whose tokens the layers themselves tell apart."""
+        if any(layer.qkv.members > 1 or layer.up.members > 1 for layer in self.layers):
+            return {}
+        heads = {layer.heads: (layer.qkv, layer.o) for layer in self.layers}
+        own = zip(self.backbone.layers, self.layers, strict=True)
+        return heads | {layer.mlp: (stacks.up, stacks.down) for layer, stacks in own}
+
+    @property
     def own_kernels(self) -> bool:
         """Whether kernels of our own lie between the products."""
         return not isinstance(self.way, Plain)

@@ -30,7 +30,7 @@ class Stack:
     def __init__(self, linears: Sequence[nn.Module]):
         bases = [linear.base if isinstance(linear, LoraLinear) else linear for linear in linears]
         adapted = [linear for linear in linears if isinstance(linear, LoraLinear)]
-        widths = [base.out_features for base in bases]
+        self.widths = widths = [base.out_features for base in bases]
         self.outputs, self.linears = sum(widths), tuple(linears)
         self.rank = max((linear.lora_A.shape[1] for linear in adapted), default=0)
         self.members = len(adapted[0].ranks) if adapted else 1
@@ -69,8 +69,9 @@ class Stack:
         """x (rows, in) times all of the matrix (rows, outputs + low)."""
         return nn.functional.linear(x, self.weight)
 
-    def grown(self, made: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
-        """The layers' outputs (rows, outputs) of a product, by torch: W x + scaling B A x and biases."""
+    def grown(self, made: torch.Tensor, owners: torch.Tensor | None) -> torch.Tensor:
+        """The layers' outputs (rows, outputs) of a product, by torch: W x + scaling B A x and biases. Whose adapter a
+        row takes needs to be told where there are several."""
         out = made[:, : self.outputs]
         for start, end, first in self.low:
             low = made[:, self.outputs + first : self.outputs + first + self.members * self.rank]
@@ -81,6 +82,11 @@ class Stack:
             own = own * self.factors[owners, None].to(own.dtype)
             out[:, start:end] += torch.bmm(own[:, None], self.b[owners, :, start:end])[:, 0]
         return out if self.bias is None else out + self.bias
+
+    def parts(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What each layer gives of x (1, tokens, in), with the one adapter there is, or with none."""
+        made = self.grown(self(x[0]), None)
+        return [part[None] for part in made.split(self.widths, 1)]
 
     @property
     def scaling(self) -> float:
