@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunetrial.core import money
 from tunetrial.core.errors import ConfigError
-from tunetrial.plan import catalogue, money
-from tunetrial.plan.estimate import Range
-from tunetrial.plan.money import (
+from tunetrial.core.money import (
     Account,
     Bill,
     EngineerHours,
@@ -19,6 +18,8 @@ from tunetrial.plan.money import (
     Requests,
     Usd,
 )
+from tunetrial.plan import catalogue
+from tunetrial.plan.estimate import Range
 
 UNITS = (GpuHours, EngineerHours, GbMonths, GbHours, Requests, InputTokens, OutputTokens)
 GB = 10**9

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from tunetrial.core.errors import ConfigError
+from tunetrial.core.money import Price, Source, given
 from tunetrial.core.records import Record
 from tunetrial.core.study import Hardware
 
 GIB = 2**30
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
-Unit = Literal["GPU-hour", "engineer-hour", "GB-month", "GB-hour", "request", "input token", "output token"]
 
 HERE = Path(__file__).parent
 # Words of makers and drivers that tell no device from another: "NVIDIA GeForce RTX 4090" is "rtx4090".
@@ -28,22 +28,6 @@ IDLE_WORDS = ("nvidia", "geforce", "tesla", "quadro", "amd", "instinct", "intel(
 SEVERAL = re.compile(r"(?P<count>[0-9]{1,9})\s*[x×]\s*(?P<device>.+)")
 MOST_DEVICES = 1024
 NEAREST, CLOSE = 3, 0.6  # names offered for one that is not known, and difflib's ratio that they reach
-
-
-class Source(Record):
-    """Who says so, where, and the day on which it was read, or noted from memory; None for what the user gave."""
-
-    text: str
-    address: str | None = None
-    date: str | None
-
-    @property
-    def confirmed(self) -> bool:
-        """Whether it was found on a public page or in a public table, and is not from memory."""
-        return "from memory" not in self.text
-
-    def __str__(self) -> str:
-        return ", ".join(part for part in (self.text, self.address, self.date) if part)
 
 
 class Tier(Record):
@@ -91,29 +75,6 @@ class Device(Record):
     sources: Mapping[str, Source]
     note: str | None = None
     tier: Tier | None = None
-
-
-class Price(Record):
-    """US dollars a unit, and whose: `given` by the user, or a default of a day that has passed.
-
-    A GB of storage is `gb_bytes` in the provider's bills. Prices are without tax, transfer and volume discounts.
-    """
-
-    usd: float
-    unit: Unit
-    kind: Literal["given", "dated default"]
-    provider: str
-    what: str
-    region: str | None = None
-    gb_bytes: int | None = None
-    source: Source
-
-    def __str__(self) -> str:
-        if self.kind == "given":
-            return f"{self.usd:.4g} USD a {self.unit} ({self.source})"
-        place = f", {self.region}" if self.region else ""
-        doubt = "" if self.source.confirmed else ", from memory"
-        return f"{self.usd:.4g} USD a {self.unit} ({self.provider} {self.what}{place}, {self.source.date}{doubt})"
 
 
 def device(name: str) -> Device:
@@ -197,19 +158,6 @@ def rate(of: Device, hardware: Hardware) -> Price:
     if not rows:
         raise ConfigError(f"price: none is known for an hour, got {of.name}; give hardware.usd_per_hour")
     return rows[len(rows) // 2]
-
-
-def given(usd: float, unit: Unit, *, where: str) -> Price:
-    """A price of the user's; a GB is 10**9 bytes.
-
-    Raises:
-        ConfigError: It is negative or not a number.
-    """
-    if not 0 <= usd < math.inf:
-        raise ConfigError(f"{where}: not a price, got {usd}; give US dollars, 0 or more")
-    size = 10**9 if unit.startswith("GB") else None
-    said = Source(text=where, date=None)
-    return Price(usd=usd, unit=unit, kind="given", provider="you", what="given", gb_bytes=size, source=said)
 
 
 def _device(name: str, row: Mapping) -> Device:

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 
 from tunetrial.core.errors import ConfigError, DoesNotFitError
+from tunetrial.core.money import Account, Bill, Price, Usd, compute
 from tunetrial.core.records import Record, added
 from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Lock
 from tunetrial.plan import catalogue
-from tunetrial.plan.catalogue import Price
 from tunetrial.plan.duration import sessions, start_up
-from tunetrial.plan.money import Account, Bill, Usd, compute
 from tunetrial.plan.timing import CHECKPOINT_EVERY_S, Timed, Trials
 
 # Steps that a probe takes: 24 on a CPU; on a GPU until they have settled, 44 to 224 (`engine.probe`).

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from tunetrial import methods
 from tunetrial.core.evidence import Evidence, Held, TaskData
+from tunetrial.core.money import Account
 from tunetrial.core.records import Record, added
 from tunetrial.core.spans import between, span
 from tunetrial.core.speed import Range, exactly
@@ -15,7 +16,6 @@ from tunetrial.plan import budget, catalogue, estimate
 from tunetrial.plan.estimate import GIB, Sizes
 from tunetrial.plan.ladder import runs_in_words
 from tunetrial.plan.machine import Machine, disk_bytes, side_by_side
-from tunetrial.plan.money import Account
 from tunetrial.plan.outlay import Time, account, time_of
 from tunetrial.plan.peaks import peaks, phases
 from tunetrial.plan.power import Power, power, prior

@@ -3,13 +3,23 @@
 from collections.abc import Iterator, Mapping
 
 from tunetrial import methods
+from tunetrial.core.money import (
+    GB_BYTES,
+    Account,
+    Bill,
+    EngineerHours,
+    GbMonths,
+    Line,
+    Price,
+    Requests,
+    Unit,
+    line,
+)
 from tunetrial.core.speed import Range
 from tunetrial.core.study import Arm, Lock
 from tunetrial.models import ModelShape
 from tunetrial.plan import catalogue, estimate
-from tunetrial.plan.catalogue import Price, Unit
 from tunetrial.plan.estimate import Sizes
-from tunetrial.plan.money import GB_BYTES, Account, Bill, EngineerHours, GbMonths, Line, Requests, line
 
 
 def upkeep(lock: Lock, sizes: Mapping[str, Sizes], outputs: int) -> Account | None:

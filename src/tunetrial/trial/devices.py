@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from tunetrial import methods, models, plan
 from tunetrial.core.errors import ConfigError
+from tunetrial.core.money import Account
 from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Hardware, Lock, Study, TaskSpec
 from tunetrial.core.work import Counted, Traced
@@ -16,7 +17,6 @@ from tunetrial.plan import Gauge, Sizes, catalogue
 from tunetrial.plan.catalogue import Device
 from tunetrial.plan.fit import Ask, Need, fit
 from tunetrial.plan.forecast import Cell, Forecast, Pack, Whole
-from tunetrial.plan.money import Account
 from tunetrial.plan.outlay import Time, account, price_of, time_of
 from tunetrial.plan.peaks import AFTER_TRAINING, phases
 from tunetrial.plan.timing import counts

@@ -8,12 +8,13 @@ from pathlib import Path
 from tunetrial import methods, models
 from tunetrial.core.errors import ConfigError, EvidenceError
 from tunetrial.core.loading import load
+from tunetrial.core.money import Price
 from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Controls, Hardware, Precision
 from tunetrial.core.work import Traced
 from tunetrial.models import Described, ModelShape
 from tunetrial.plan import catalogue, shards
-from tunetrial.plan.catalogue import Device, Price
+from tunetrial.plan.catalogue import Device
 from tunetrial.plan.deployed import phases_of
 from tunetrial.plan.fit import Ask, Fit, Share, fit, sharded_fit
 from tunetrial.plan.forecast import Cell, Forecast

@@ -13,13 +13,52 @@ from pydantic import Field, model_validator
 
 from tunetrial.core.errors import ConfigError
 from tunetrial.core.records import Record
-from tunetrial.plan.catalogue import Price
-from tunetrial.plan.estimate import Range
+from tunetrial.core.speed import Range
 
 HOURS_PER_MONTH = 730.0  # a twelfth of 365 days, as cloud bills reckon
 GB_BYTES = 10**9
 
 Basis = Literal["measured", "estimated", "given"]
+Unit = Literal["GPU-hour", "engineer-hour", "GB-month", "GB-hour", "request", "input token", "output token"]
+
+
+class Source(Record):
+    """Who says so, where, and the day on which it was read, or noted from memory; None for what the user gave."""
+
+    text: str
+    address: str | None = None
+    date: str | None
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it was found on a public page or in a public table, and is not from memory."""
+        return "from memory" not in self.text
+
+    def __str__(self) -> str:
+        return ", ".join(part for part in (self.text, self.address, self.date) if part)
+
+
+class Price(Record):
+    """US dollars a unit, and whose: `given` by the user, or a default of a day that has passed.
+
+    A GB of storage is `gb_bytes` in the provider's bills. Prices are without tax, transfer and volume discounts.
+    """
+
+    usd: float
+    unit: Unit
+    kind: Literal["given", "dated default"]
+    provider: str
+    what: str
+    region: str | None = None
+    gb_bytes: int | None = None
+    source: Source
+
+    def __str__(self) -> str:
+        if self.kind == "given":
+            return f"{self.usd:.4g} USD a {self.unit} ({self.source})"
+        place = f", {self.region}" if self.region else ""
+        doubt = "" if self.source.confirmed else ", from memory"
+        return f"{self.usd:.4g} USD a {self.unit} ({self.provider} {self.what}{place}, {self.source.date}{doubt})"
 
 
 class Amount(Record):
@@ -185,6 +224,19 @@ class Account(Record):
         whole = "not known: a price is missing" if self.usd is None else str(self.usd)
         budget = f", budget {self.budget}: {self.fits or 'not known'}" if self.budget else ""
         return "\n".join([*rows, f"in all {whole}{budget}", *(f"  price: {each}" for each in said)])
+
+
+def given(usd: float, unit: Unit, *, where: str) -> Price:
+    """A price of the user's; a GB is 10**9 bytes.
+
+    Raises:
+        ConfigError: It is negative or not a number.
+    """
+    if not 0 <= usd < math.inf:
+        raise ConfigError(f"{where}: not a price, got {usd}; give US dollars, 0 or more")
+    size = 10**9 if unit.startswith("GB") else None
+    said = Source(text=where, date=None)
+    return Price(usd=usd, unit=unit, kind="given", provider="you", what="given", gb_bytes=size, source=said)
 
 
 def cost(amount: Amount, price: Price) -> Usd:
