@@ -16,7 +16,7 @@ from tunetrial import Study, __version__, cli, spec
 
 HERE = Path(__file__).parent
 TUNETRIAL = [sys.executable, "-c", "from tunetrial.cli import main; main()"]
-VERBS = ("demo", "plan", "run", "report", "decide", "rate", "init", "recipe", "compare")
+VERBS = ("demo", "plan", "run", "report", "decide", "costs", "rate", "init", "recipe", "compare")
 VERBS += ("calibrate", "selfcheck", "doctor", "merge", "ship", "bench")
 
 

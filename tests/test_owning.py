@@ -29,6 +29,7 @@ def taken(arm="full", *, shares_base=False, **given_):
         "finals_s": "s",
         "evaluation_s": "s",
         "swap_s": "s",
+        "run_j": "J",
         "artifact_bytes": "bytes",
         "base_bytes": "bytes",
         "resident_bytes": "bytes",
@@ -173,18 +174,18 @@ def test_serving_is_paid_by_the_request_where_that_has_a_price():
 
 def test_what_was_not_measured_declared_or_priced_is_left_out_and_named():
     found = own("mail", [taken("full", tuning_s=3600)], terms(engineer_hours=None, gb_month=None)).of("full", 4)
-    assert found.once_usd == Usd.of(2) and found.monthly_usd == Usd.of(0)
+    assert found.once_usd == found.first_year_usd == Usd.of(2) and found.monthly_usd is None
     assert found.left_out == {
         "finals": "its runs have no times",
         "evaluation": "its runs have no times",
-        "further variants": "nobody measured how long one more run takes",
-        "engineers": "no hours of engineers were declared",
-        "storage": "nobody measured how large it is",
-        "serving": "nobody measured how many requests it answers a second",
-        "retraining": "nobody measured how long one more run takes",
+        "further variants": "the time of one more run was not measured",
+        "engineers": "no hours of engineers were declared (costs.engineer_hours)",
+        "storage": "its size was not measured",
+        "serving": "its requests a second were not measured",
+        "retraining": "the time of one more run was not measured",
     }
     unpriced = own("mail", ARMS, terms(gpu_hour=None)).of("lora", 1)
-    assert unpriced.left_out["tuning"] == "no price of a GPU-hour is known"
+    assert unpriced.left_out["tuning"] == "no price of a GPU-hour is known (hardware.usd_per_hour)"
     assert line_of(unpriced.once, "tuning").low == 2 and line_of(unpriced.once, "tuning").usd is None
     silent = own("mail", ARMS, terms(requests_per_month=None, retrainings_per_month=None)).of("lora", 1)
     assert set(silent.left_out) == {"serving", "retraining"}

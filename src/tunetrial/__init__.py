@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tunetrial.core.evidence import Decision, Evidence
+    from tunetrial.core.owning import Ownership
     from tunetrial.plan import Plan
     from tunetrial.plan.forecast import Forecast
     from tunetrial.ship.export import Shipment
@@ -183,6 +184,30 @@ class Study:
         task = order.task or evidence.lock.study.rule.primary
         rows = probes(evidence, task, order.arm, root) if prove else None
         return ship(evidence, decision, order, study=self.folder, root=root, to=Path(to), rescore=again, probes=rows)
+
+    def costs(
+        self,
+        *,
+        requests_per_month: float | None = None,
+        variants: int | None = None,
+        usd_per_engineer_hour: float | None = None,
+        gpu: str | None = None,
+    ) -> Ownership:
+        """What every arm costs to own: once, a month and in the first year, for 1, 4 and so many variants.
+
+        What is not said here is as the study file says under `costs` and `hardware`; what nobody says, measured or
+        priced is left out and named.
+
+        Args:
+            requests_per_month: Of all variants together.
+            gpu: Whose price an hour has; seconds stay those of the machine that measured.
+        """
+        from tunetrial.trial.owning import Volumes, ownership
+        from tunetrial.trial.spending import earlier_s
+
+        asked = Volumes(requests_per_month, variants, usd_per_engineer_hour, gpu)
+        evidence, decision = self._conclude()
+        return ownership(evidence, deployed=decision.deployed, run_s=earlier_s(self.folder), asked=asked)
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """Trials, learning curves and per-example scores as pandas frames."""

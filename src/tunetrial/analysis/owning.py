@@ -31,12 +31,18 @@ from tunetrial.core.owning import Figure, Owned, Ownership, Taken, Terms
 
 SECONDS_PER_HOUR = 3600
 AGAIN = ("further variants", "retraining")  # what goes by the length of a run
+PRICED_BY: dict[Unit, str] = {
+    "GPU-hour": "hardware.usd_per_hour",
+    "engineer-hour": "costs.usd_per_engineer_hour",
+    "GB-month": "costs.usd_per_gb_month",
+}
 ASSUMED = (
     "Rates are searched for once; each further variant is one more run at the rate found, on as many rows.",
     "Requests come evenly over the hours of the month, and machines may be as busy as they were when measured.",
     "Adapters of one base share its weights in memory and on the disk; every full model has its own. Weights alone are "
     "counted, not what requests take beside them.",
-    "Machine time is paid by the second, with nothing for starting machines, for idle time or for sending data.",
+    "Runs are paid by the second, machines that serve for every hour, busy or not; starting machines and sending data "
+    "cost nothing.",
 )
 
 
@@ -61,8 +67,8 @@ def costs_per_draw(ownership: Ownership, *, variants: int, seeds: Sequence[int])
     together. What the study's own runs took, storage, serving and people do not vary: that is not in the spread. Where
     nothing is trained again and there is one variant, all S are equal.
 
-    An arm is absent if it lacks the time of one of these finals or if its total leaves out what another's has: such
-    totals must not be compared. With one of an arm's finals in a pack its seconds are its share of the pack's.
+    An arm is absent if it lacks the time of one of these finals, has no known cost, or if its total leaves out what
+    another's has: such totals must not be compared. Seconds of a final in a pack are its share of the pack's.
 
     Raises:
         EvidenceError: No seeds, or so many variants were not reckoned.
@@ -75,10 +81,11 @@ def costs_per_draw(ownership: Ownership, *, variants: int, seeds: Sequence[int])
     shared = set.intersection(*(set(each.left_out) for each in owned.values()))
     draws = {}
     for taken in ownership.taken:
-        if set(owned[taken.arm].left_out) == shared and all(seed in taken.run_s for seed in seeds):
+        each = owned[taken.arm]
+        year = each.first_year_usd
+        if year is not None and set(each.left_out) == shared and all(seed in taken.run_s for seed in seeds):
             run_S = np.array([taken.run_s[seed] for seed in seeds])
-            again = _again_usd(owned[taken.arm])
-            draws[taken.arm] = owned[taken.arm].first_year_usd.low + again * (run_S / run_S.mean() - 1)
+            draws[taken.arm] = year.low + _again_usd(each) * (run_S / run_S.mean() - 1)
     return draws
 
 
@@ -115,7 +122,7 @@ def _lines(items: Iterable[_Item], left_out: dict[str, str]) -> Iterator[Line]:
             continue
         made = line(what, amount, price, basis=basis)
         if made.usd is None:
-            left_out[what] = f"no price of a {made.unit} is known"
+            left_out[what] = f"no price of a {made.unit} is known ({PRICED_BY[made.unit]})"
         yield made
 
 
@@ -126,7 +133,7 @@ def _once(taken: Taken, terms: Terms, variants: int) -> Iterator[_Item]:
     if variants > 1:
         yield _Item(AGAIN[0], _runs(taken, variants - 1), terms.gpu_hour, _basis(terms))
     if terms.engineer_hours is None:
-        yield _Item("engineers", "no hours of engineers were declared", None)
+        yield _Item("engineers", "no hours of engineers were declared (costs.engineer_hours)", None)
     else:
         yield _Item("engineers", EngineerHours.of(terms.engineer_hours), terms.engineer_hour)
     if terms.other_usd is not None:
@@ -137,7 +144,7 @@ def _monthly(taken: Taken, terms: Terms, variants: int) -> Iterator[_Item]:
     yield _storage(taken, terms, variants)
     yield _serving(taken, terms, variants)
     if terms.retrainings_per_month is None:
-        yield _Item(AGAIN[1], "no retrainings a month were declared", None)
+        yield _Item(AGAIN[1], "no retrainings a month were declared (costs.retrainings_per_month)", None)
     elif terms.retrainings_per_month:
         amount = _runs(taken, variants * terms.retrainings_per_month)
         yield _Item(AGAIN[1], amount, terms.gpu_hour, _basis(terms))
@@ -146,7 +153,7 @@ def _monthly(taken: Taken, terms: Terms, variants: int) -> Iterator[_Item]:
 def _storage(taken: Taken, terms: Terms, variants: int) -> _Item:
     each, base = taken.artifact_bytes, taken.base_bytes
     if each is None or (taken.shares_base and base is None):
-        return _Item("storage", "nobody measured how large it is", terms.gb_month)
+        return _Item("storage", "its size was not measured", terms.gb_month)
     size = (base.value if base else 0) + variants * each.value
     gb_bytes = (terms.gb_month and terms.gb_month.gb_bytes) or GB_BYTES
     return _Item("storage", GbMonths.of(size / gb_bytes), terms.gb_month, _least(each, base))
@@ -160,18 +167,18 @@ def _way(terms: Terms) -> Unit:
 def _serving(taken: Taken, terms: Terms, variants: int) -> _Item:
     way = _way(terms)
     if terms.requests_per_month is None and way != "GB-hour":
-        return _Item("serving", "no requests a month were declared", None)
+        return _Item("serving", "no requests a month were declared (costs.requests_per_month)", None)
     if way == "request":
         return _Item("serving", Requests.of(terms.requests_per_month), terms.request)
     if way == "GB-hour":
         size = _resident_bytes(taken, variants)
         if size is None:
-            return _Item("serving", "nobody measured its memory", None)
+            return _Item("serving", "its memory was not measured", None)
         basis = _least(taken.resident_bytes, taken.resident_base_bytes)
         return _Item("serving", GbHours.of(size * terms.hours_per_month / GB_BYTES), terms.gb_hour, basis)
     machines = _machines(taken, terms, variants)
     if machines is None:
-        return _Item("serving", "nobody measured how many requests it answers a second", None)
+        return _Item("serving", "its requests a second were not measured", None)
     return _Item("serving", GpuHours.of(machines * terms.hours_per_month), terms.gpu_hour, "estimated")
 
 
@@ -195,7 +202,7 @@ def _resident_bytes(taken: Taken, variants: int) -> float | None:
 
 def _runs(taken: Taken, runs: float) -> GpuHours | str:
     if taken.iteration_s is None:
-        return "nobody measured how long one more run takes"
+        return "the time of one more run was not measured"
     return _hours(runs * taken.iteration_s)
 
 
@@ -222,6 +229,6 @@ def _assumed(taken: Sequence[Taken], terms: Terms) -> Iterator[str]:
     yield from ASSUMED
     if not terms.on_machine:
         measured = ", ".join(sorted({each.machine for each in taken if each.machine}))
-        yield f"Hours are those of {measured or 'another machine'}, at the price of one that nobody measured."
+        yield f"Hours were measured on {measured or 'a machine without a name'} and have another machine's price."
     if _way(terms) == "GPU-hour" and terms.room_bytes is None:
         yield "How much fits a machine is not known: machines are counted by requests alone."

@@ -66,6 +66,7 @@ class _Arm:
             cycle_s={name: getattr(self, f"_{name}")() for name in ("train", "export", "deploy", "test")},
             run_s=self._run_s(),
             swap_s=self._swap(),
+            run_j=self._energy(),
             artifact_bytes=self._artifact(),
             base_bytes=self._base() if self.shares_base else None,
             resident_bytes=resident,
@@ -76,11 +77,23 @@ class _Arm:
         )
 
     def _train(self) -> Figure | None:
-        steps = next((r.measurements["steps"].value for r in self.finals if "steps" in r.measurements), None)
+        steps = self._steps()
         if "step_s" not in self.probe or "load_s" not in self.probe or steps is None:
             return self._of_probe("train_s", "s")
         seconds = self.probe["load_s"].value + steps * self.probe["step_s"].value
         return Figure(value=seconds, unit="s", basis="measured", of=f"probe: loading and {steps:g} steps")
+
+    def _energy(self) -> Figure | None:
+        """Of the GPU alone, not of its host."""
+        steps, step = self._steps(), self.probe.get("step_j")
+        if step is None or steps is None:
+            return None
+        of = f"probe: the GPU's own counter, {steps:g} steps"
+        return Figure(value=steps * step.value, unit="J", basis="measured", of=of)
+
+    def _steps(self) -> float | None:
+        """Steps of one final."""
+        return next((r.measurements["steps"].value for r in self.finals if "steps" in r.measurements), None)
 
     def _export(self) -> Figure | None:
         return self._of_probe("save_s", "s")

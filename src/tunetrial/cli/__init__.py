@@ -12,7 +12,7 @@ from tunetrial import __version__
 from tunetrial.cli import registry
 from tunetrial.cli.bench import bench
 from tunetrial.cli.lab import calibrate, init, merge, selfcheck
-from tunetrial.cli.results import decide, rate, recipe, report
+from tunetrial.cli.results import costs, decide, rate, recipe, report
 from tunetrial.cli.ship import ship
 from tunetrial.cli.study import compare, demo, doctor, plan, run
 
@@ -25,7 +25,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find out by trial whether to fine-tune fully or with an adapter: plan, run, decide.",
 )
-VERBS = (demo, plan, calibrate, selfcheck, doctor, run, report, decide, rate, init, merge, recipe, compare, ship, bench)
+VERBS = (
+    demo,
+    plan,
+    calibrate,
+    selfcheck,
+    doctor,
+    run,
+    report,
+    decide,
+    costs,
+    rate,
+    init,
+    merge,
+    recipe,
+    compare,
+    ship,
+    bench,
+)
 for verb in VERBS:
     app.command()(verb)
 app.add_typer(registry.app, name="registry")

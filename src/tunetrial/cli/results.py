@@ -1,5 +1,6 @@
 """Verbs on the results there are: nothing is trained."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,28 @@ def decide(study: StudyFile, folder: Folder = None, json: Json = False) -> None:
     with exit_status():
         loaded = Study.load(study, folder=folder)
         print(loaded.to_json() if json else loaded.summary())
+
+
+def costs(
+    study: StudyFile,
+    requests: Annotated[float | None, typer.Option(help="A month, in all [costs].", min=0, show_default=False)] = None,
+    variants: Annotated[int | None, typer.Option(help="Kept side by side [costs].", min=1, show_default=False)] = None,
+    engineer_usd_per_hour: Annotated[float | None, typer.Option(help="[costs]", min=0, show_default=False)] = None,
+    gpu: Annotated[str | None, typer.Option(help="At whose price [hardware].", show_default=False)] = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Say what each arm costs to own, from what was measured."""
+    with exit_status():
+        from tunetrial.report import owning
+
+        loaded = Study.load(study, folder=folder)
+        asked = {"requests_per_month": requests, "variants": variants, "gpu": gpu}
+        found = loaded.costs(**asked, usd_per_engineer_hour=engineer_usd_per_hour)
+        if json:
+            print(found.model_dump_json(indent=1))
+        else:
+            print(owning.text(found, shutil.get_terminal_size().columns), end="")
 
 
 def recipe(

@@ -19,6 +19,7 @@ from tunetrial.core.findings import (
     Updated,
     Wordings,
 )
+from tunetrial.core.owning import Ownership
 from tunetrial.core.records import Record, added, digest
 from tunetrial.core.study import Folding, Kind, Lock, Trial, whole
 from tunetrial.core.work import Part
@@ -357,8 +358,8 @@ class Decision(Record):
     nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
     budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `searches` are those
     that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`, how
-    far states `moved` and weights were `updated`, what raters found (`rated`, and how far they agree, `concord`) and
-    how long finals take as they are `deployed` decide nothing.
+    far states `moved` and weights were `updated`, what raters found (`rated`, and how far they agree, `concord`),
+    how long finals take as they are `deployed` and what arms cost to be `owned` decide nothing.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -391,6 +392,7 @@ class Decision(Record):
     learned: tuple[Learned, ...] = ()
     outlook: Outlook | None = added()
     deployed: Deployment | None = added()
+    owned: Ownership | None = added()
     study_digest: str
     record_digests: dict[str, str]
     synthetic: bool

@@ -22,7 +22,8 @@ class Taken(Record):
     and `evaluation_s` are machine seconds of all its runs; what was looked at in finals besides their answers is not in
     them. `cycle_s` are seconds of one more run, alone on the machine: "train" (loading included), "export" (saving),
     "deploy" (from files to answering), "test" (validation and test rows); None where one of them was not measured.
-    `run_s` are train and test seconds of each final, by seed. `swap_s` is from one variant to another.
+    `run_s` are train and test seconds of each final, by seed. `swap_s` is from one variant to another. `run_j` is the
+    energy of one more run's training, by the GPU's own counter where there is one.
 
     `artifact_bytes` is what a variant takes on the disk, `base_bytes` the base beside it; `resident_bytes` and
     `resident_base_bytes` are the same in memory, weights alone. `alone_per_s` are requests a second of one variant,
@@ -38,6 +39,7 @@ class Taken(Record):
     cycle_s: dict[str, Figure | None]
     run_s: dict[int, float]
     swap_s: Figure | None
+    run_j: Figure | None
     artifact_bytes: Figure | None
     base_bytes: Figure | None
     resident_bytes: Figure | None
@@ -88,19 +90,21 @@ class Owned(Record):
     left_out: dict[str, str]
 
     @property
-    def once_usd(self) -> Usd:
-        """What is paid once, but for what is left out."""
+    def once_usd(self) -> Usd | None:
+        """What is paid once, but for what is left out; None where nothing of it is known."""
         return _known(self.once)
 
     @property
-    def monthly_usd(self) -> Usd:
-        """What is paid every month, but for what is left out."""
+    def monthly_usd(self) -> Usd | None:
+        """What is paid every month, likewise."""
         return _known(self.monthly)
 
     @property
-    def first_year_usd(self) -> Usd:
-        """Once and twelve months, but for what is left out."""
-        return self.once_usd + self.monthly_usd * 12
+    def first_year_usd(self) -> Usd | None:
+        """Once and twelve months, likewise."""
+        year = self.monthly_usd and self.monthly_usd * 12
+        parts = [part for part in (self.once_usd, year) if part is not None]
+        return total(parts) if parts else None
 
 
 class Ownership(Record):
@@ -120,5 +124,6 @@ class Ownership(Record):
         raise KeyError((arm, variants))
 
 
-def _known(bill: Bill) -> Usd:
-    return total(line.usd for line in bill.lines if line.usd is not None)
+def _known(bill: Bill) -> Usd | None:
+    costs = [line.usd for line in bill.lines if line.usd is not None]
+    return total(costs) if costs else None

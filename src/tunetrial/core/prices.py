@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from tunetrial.core.records import Record
+from tunetrial.core.records import Record, added
 
 
 class Hardware(Record):
@@ -23,8 +23,12 @@ class Budget(Record):
 
 
 class Costs(Record):
-    """What the user says of costs beside the trials': hours of engineers for the whole study; and of what is then used,
-    for how many months how many variants are kept, and how many requests each answers a month."""
+    """What the user says of costs beside the trials': hours of engineers for the whole study, and dollars for anything
+    `other`, once; and of what is then used, for how many months how many variants are kept, how often a month each is
+    trained again, how many requests are answered a month in all, in how many hours of it.
+
+    Serving is paid by the request or by memory and hour, where one has a price, else by the machine's hour.
+    """
 
     engineer_hours: float | None = Field(default=None, ge=0)
     usd_per_engineer_hour: float | None = Field(default=None, ge=0)
@@ -33,3 +37,7 @@ class Costs(Record):
     usd_per_gb_month: float | None = Field(default=None, ge=0)
     requests_per_month: float | None = Field(default=None, ge=0)
     usd_per_request: float | None = Field(default=None, ge=0)
+    usd_per_gb_hour: float | None = added()
+    hours_per_month: float | None = added()
+    retrainings_per_month: float | None = added()
+    other_usd: float | None = added()

@@ -143,6 +143,12 @@ def storage_prices() -> tuple[Price, ...]:
     return tuple(sorted((_storage_price(row) for row in rows), key=lambda price: price.usd))
 
 
+def storage_rate() -> Price | None:
+    """The price of a GB-month to reckon with: the middle one of those known."""
+    known = storage_prices()
+    return known[len(known) // 2] if known else None
+
+
 def rate(of: Device, hardware: Hardware) -> Price:
     """The price to reckon with: the user's; else the middle one of those known, of two the dearer.
 

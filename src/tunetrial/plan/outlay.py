@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from tunetrial.core.errors import ConfigError, DoesNotFitError
 from tunetrial.core.money import Account, Bill, Price, Usd, compute
+from tunetrial.core.prices import Hardware
 from tunetrial.core.records import Record, added
 from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Lock
@@ -89,7 +90,7 @@ def account(lock: Lock, time: Time) -> Account | None:
 
     Hours are of the machine's wall time, of which every arm has its share.
     """
-    price = price_of(lock)
+    price = price_of(lock.study.hardware)
     if price is None:
         return None
     whole, budget = time.stages.seconds, lock.study.budget.usd
@@ -107,9 +108,8 @@ def account(lock: Lock, time: Time) -> Account | None:
     return Account(bills=bills, budget=None if budget is None else Usd.of(budget))
 
 
-def price_of(lock: Lock) -> Price | None:
-    """The user's price of an hour, else a dated one of the GPU that the study names, if any is known."""
-    hardware = lock.study.hardware
+def price_of(hardware: Hardware) -> Price | None:
+    """The user's price of an hour, else a dated one of the GPU that is named, if any is known."""
     if hardware.usd_per_hour is not None:
         return catalogue.given(hardware.usd_per_hour, "GPU-hour", where="hardware.usd_per_hour")
     place = hardware.gpu and catalogue.find(hardware.gpu)

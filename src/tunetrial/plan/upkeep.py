@@ -39,7 +39,7 @@ def upkeep(lock: Lock, sizes: Mapping[str, Sizes], outputs: int) -> Account | No
         arms = ((arm, tuple(_of(lock, arm, sizes[arm.name].shape, outputs))) for arm in lock.study.arms)
         bills += [Bill(name=arm.name, lines=lines) for arm, lines in arms]
     if costs.engineer_hours is not None:
-        price = _given(costs.usd_per_engineer_hour, "engineer-hour", "usd_per_engineer_hour")
+        price = stated(costs.usd_per_engineer_hour, "engineer-hour", "usd_per_engineer_hour")
         hours = line("engineers", EngineerHours.of(costs.engineer_hours), price, basis="given")
         bills.append(Bill(name="the study", lines=(hours,)))
     return Account(bills=tuple(bills)) if bills else None
@@ -47,12 +47,12 @@ def upkeep(lock: Lock, sizes: Mapping[str, Sizes], outputs: int) -> Account | No
 
 def _of(lock: Lock, arm: Arm, shape: ModelShape, outputs: int) -> Iterator[Line]:
     costs = lock.study.costs
-    price = _given(costs.usd_per_gb_month, "GB-month", "usd_per_gb_month") or _storage()
+    price = stated(costs.usd_per_gb_month, "GB-month", "usd_per_gb_month") or catalogue.storage_rate()
     size, months = _bytes(arm, shape, outputs, variants=costs.variants), costs.months
     ends = (end * months / ((price and price.gb_bytes) or GB_BYTES) for end in (size.low, size.high))
     yield line(f"storage of {costs.variants}", GbMonths.of(*ends), price, basis="estimated")
     if costs.requests_per_month is not None:
-        price = _given(costs.usd_per_request, "request", "usd_per_request")
+        price = stated(costs.usd_per_request, "request", "usd_per_request")
         yield line("requests", Requests.of(costs.requests_per_month * months), price, basis="given")
 
 
@@ -63,10 +63,6 @@ def _bytes(arm: Arm, shape: ModelShape, outputs: int, *, variants: int) -> Range
     return Range(low=shared + variants * each.low, high=shared + variants * each.high)
 
 
-def _given(usd: float | None, unit: Unit, field: str) -> Price | None:
+def stated(usd: float | None, unit: Unit, field: str) -> Price | None:
+    """The user's price under `costs` in a study file; None where none is given."""
     return None if usd is None else catalogue.given(usd, unit, where=f"costs.{field}")
-
-
-def _storage() -> Price | None:
-    known = catalogue.storage_prices()
-    return known[len(known) // 2] if known else None

@@ -201,7 +201,7 @@ class HardwareForm(Record):
 
 
 class CostsForm(Record):
-    """What the plan reckons with beside the trials; without these it says nothing of them."""
+    """What plan and report reckon with beside the trials; without these they say nothing of them."""
 
     engineer_hours: Price | Absent = Field(None, description="hours of engineers for the study", examples=[6])
     usd_per_engineer_hour: Price | Absent = Field(None, description="price of such an hour", examples=[90])
@@ -210,6 +210,10 @@ class CostsForm(Record):
     usd_per_gb_month: Price | Absent = Field(None, description="price of a GB kept for a month", examples=[0.1])
     requests_per_month: Price | Absent = Field(None, description="requests that are answered", examples=[100000])
     usd_per_request: Price | Absent = Field(None, description="price of one request", examples=[0.0002])
+    usd_per_gb_hour: Price | Absent = Field(None, description="price of a GB of memory for an hour", examples=[0.05])
+    hours_per_month: Positive | Absent = Field(None, description="hours of a month that it serves", examples=[200])
+    retrainings_per_month: Price | Absent = Field(None, description="how often each variant is retrained", examples=[2])
+    other_usd: Price | Absent = Field(None, description="US dollars for anything else, once", examples=[500])
 
 
 class LadderForm(Record):

@@ -11,16 +11,19 @@ from tunetrial.core.deployment import Deployment
 from tunetrial.core.errors import IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, Held, Scored
 from tunetrial.core.findings import Concord, Rated
+from tunetrial.core.owning import Ownership
+from tunetrial.core.prices import Costs
 from tunetrial.core.study import Lock, Study, TaskSpec
 from tunetrial.store import StudyFolder
 from tunetrial.trial import raters
 from tunetrial.trial.openings import count_openings
-from tunetrial.trial.spending import spent
+from tunetrial.trial.owning import ownership
+from tunetrial.trial.spending import earlier_s, spent
 
 # What may be changed once trials have run without running any again; a change of the first group is post hoc.
 CHOICES = ("reference", "rule", "limits", "require", "criteria")
 LADDER_CHOICES = ("ladder.margin_usd",)
-WORDS = ("question", "hardware", "keep", "budget", "ladder.label_usd")
+WORDS = ("question", "hardware", "costs", "keep", "budget", "ladder.label_usd")
 TASK_CHOICES = ("metric", "margin", "criterion")
 
 
@@ -43,7 +46,7 @@ def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
             evidence, test_openings=count_openings(evidence.lock), post_hoc=post_hoc(store.read_locks())
         ).model_copy(
             update={"spent": spent(study, folder), **_planned(store, evidence), **_rated(evidence, folder)}
-            | {"deployed": _deployed(store, evidence)}
+            | _used(store, evidence)
         )
         store.write_decision(decision)
     return evidence, decision
@@ -70,6 +73,14 @@ def _rated(evidence: Evidence, folder: Path) -> dict[str, tuple[Rated, ...] | tu
     references = {task.name: arms.reference(evidence, task.name) for task in evidence.lock.study.tasks}
     found = tuple(rounds.rated(one, references[one.task]) for one in held)
     return {"rated": found, "concord": rounds.concord(held, references)}
+
+
+def _used(store: StudyFolder, evidence: Evidence) -> dict[str, Deployment | Ownership | None]:
+    """How finals are as they are deployed, and, where the study says how they are used, what arms cost to own."""
+    deployed, owned = _deployed(store, evidence), None
+    if evidence.lock.study.costs != Costs():
+        owned = ownership(evidence, deployed=deployed, run_s=earlier_s(store.path))
+    return {"deployed": deployed, "owned": owned}
 
 
 def _deployed(store: StudyFolder, evidence: Evidence) -> Deployment | None:

@@ -109,7 +109,7 @@ def _cell(arm: Arm, name: str, room: int, counted: "Counts", time: Time | None, 
     if fitted.verdict == "does not fit" or time is None:
         return Cell(**told)
     more = fitted.changes[0].time if fitted.verdict == "fits in smaller steps" else 1.0
-    runs_s, price = time.arms[arm.name].seconds * exactly(more), price_of(lock)
+    runs_s, price = time.arms[arm.name].seconds * exactly(more), price_of(lock.study.hardware)
     bill = None if bills is None else next(bill for bill in bills.bills if bill.name == arm.name)
     usd = None if bill is None or bill.usd is None else Range(low=more * bill.usd.low, high=more * bill.usd.high)
     return Cell(runs_s=runs_s, usd=usd, price=None if usd is None else f"{name}: {price}", **told)
