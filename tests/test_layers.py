@@ -33,9 +33,9 @@ def test_files_and_functions_stay_short():
 def test_every_third_party_import_is_declared():
     project = tomllib.loads((PACKAGE.parent.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = project["dependencies"] + extras["eval"] + extras["lm-eval"] + extras["gguf"]
+    declared = project["dependencies"] + extras["eval"] + extras["lm-eval"] + extras["gguf"] + extras["gpu"]
     imported_as = {"MarkupSafe": "markupsafe", "PyYAML": "yaml", "rouge-score": "rouge_score", "lm-eval": "lm_eval"}
-    imported_as["scikit-learn"] = "sklearn"
+    imported_as |= {"scikit-learn": "sklearn", "nvidia-ml-py": "pynvml"}
     names = {imported_as.get(name := line.split(">")[0], name) for line in declared}
     names |= set(sys.stdlib_module_names) | {"tunetrial"}
     names.add("triton")  # comes with torch's CUDA builds, and is asked for where it is

@@ -14,6 +14,7 @@ import torch
 
 from tunetrial.core.evidence import Measurement, TaskData
 from tunetrial.core.study import Trial
+from tunetrial.engine import energy
 from tunetrial.engine.loop import Loop
 from tunetrial.engine.quantised import resident_bytes
 
@@ -38,6 +39,7 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     run = session.start(trial, data)
     pace = train(run.loop, clock, rate=trial.learning_rate * 1e-3)
     peak = memory.read()
+    joules = _joules(run.loop, session.device, clock, rate=trial.learning_rate * 1e-3)
     examples = data.splits["validation"]
     run.predict(examples[:1])
     evaluate_s = clock.time(lambda: run.predict(examples))
@@ -61,6 +63,8 @@ def measure(session, trial: Trial, data: TaskData, folder: Path) -> dict[str, Me
     }
     if peak is not None:
         found["peak_bytes"] = Measurement(value=peak, unit="bytes")
+    if joules is not None:
+        found["step_j"] = Measurement(value=joules[0], unit="J", n=joules[1])
     return found
 
 
@@ -95,6 +99,15 @@ def _pace(loop: Loop, clock: "Clock", rate: float) -> Pace:
     step_s = [seconds for _, seconds in timed]
     tokens = sum(len(loop.tokens[row]) for number, _ in timed for row in order[number % len(order)])
     return Pace(statistics.median(step_s), tokens / sum(step_s), len(step_s))
+
+
+def _joules(loop: Loop, device: torch.device, clock: "Clock", *, rate: float) -> tuple[float, int] | None:
+    """Energy of a settled step, and over how many; None where no GPU counts it."""
+    read = energy.counter(device)
+    if read is None:
+        return None
+    order = loop.courses[0].order
+    return energy.a_step(lambda number: clock.time(lambda: loop.step([order[number % len(order)]], [rate])), read)
 
 
 def settled(take: Callable[[int], float], *, blocks: int = MOST_BLOCKS) -> list[tuple[int, float]]:
