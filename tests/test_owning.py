@@ -9,6 +9,7 @@ from tunetrial.analysis.owning import costs_per_draw, own
 from tunetrial.core.errors import ConfigError, EvidenceError
 from tunetrial.core.money import Usd, given
 from tunetrial.core.owning import Figure, Taken, Terms
+from tunetrial.core.prices import Budget
 
 GB = 10**9
 HOUR_S = 3600
@@ -99,6 +100,9 @@ def test_a_published_calculator_with_its_own_inputs_and_right_units():
     full, lora = of_seed_001("full"), of_seed_001("lora")
     assert (round(full.first_year_usd.low), round(lora.first_year_usd.low)) == (19_154, 8_978)
     assert line_of(full.monthly, "storage").usd.low == pytest.approx(6.50)
+    all_five = 12 * 24 * 30 * 0.05  # a GB more in memory for a year
+    assert round(full.first_year_usd.low + 4 * 26 * all_five) == 64_082
+    assert round(lora.first_year_usd.low + 4 * 0.016 * all_five) == 9_005
     assert (full.once_usd, lora.once_usd) == (Usd.of(168 * 8 + 40 * 150 + 500), Usd.of(12 * 2.5 + 20 * 150 + 100))
 
 
@@ -223,3 +227,15 @@ def test_totals_that_leave_out_what_others_have_are_not_drawn():
     assert set(costs_per_draw(own("mail", [*ARMS, bare, other], terms()), variants=1, seeds=(1, 2))) == {"full", "lora"}
     with pytest.raises(EvidenceError, match="need seeds, and variants among"):
         costs_per_draw(own("mail", ARMS, terms()), variants=7, seeds=(1,))
+
+
+def test_as_many_more_runs_as_a_month_and_the_budget_have_room_for():
+    found = own("mail", ARMS, terms(budget=Budget(usd=4, gpu_hours=1)))
+    one = found.iterations[0]
+    assert (one.arm, one.seconds, one.usd) == ("full", 720, Usd.of(0.4))
+    assert one.a_month == pytest.approx(730 * 5) and one.in_budget == pytest.approx(5)
+    by_money = own("mail", ARMS, terms(budget=Budget(usd=0.8))).iterations[0]
+    assert by_money.in_budget == pytest.approx(2) and found.iterations[1].arm == "lora"
+    assert own("mail", ARMS, terms(gpu_hour=None, budget=Budget(usd=4))).iterations[0].in_budget is None
+    nothing = own("mail", [taken("full")], terms()).iterations[0]
+    assert (nothing.seconds, nothing.usd, nothing.a_month, nothing.in_budget) == (None, None, None, None)

@@ -155,6 +155,7 @@ def test_the_report_has_a_table_and_a_plain_sentence_and_hostile_names_stay_text
     arms = [ARMS[0], ARMS[1].model_copy(update={"arm": evil})]
     evidence, decision = reported(own("mail", arms, terms()))
     page, text = report.html(evidence, decision), report.markdown(evidence, decision)
+    assert "One more run" in page and "One more run" in text
     assert 'href="#owned"' in page and "<script>" not in page and "costs $" in page and "assumed: " in page
     rows = [line for line in text.splitlines() if "script" in line and line.startswith("|")]
     assert rows and all("<script" not in row for row in rows)

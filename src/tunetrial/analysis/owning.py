@@ -13,6 +13,7 @@ import numpy as np
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.money import (
     GB_BYTES,
+    HOURS_PER_MONTH,
     Amount,
     Basis,
     Bill,
@@ -25,9 +26,10 @@ from tunetrial.core.money import (
     Requests,
     Unit,
     Usd,
+    cost,
     line,
 )
-from tunetrial.core.owning import Figure, Owned, Ownership, Taken, Terms
+from tunetrial.core.owning import Figure, Iteration, Owned, Ownership, Taken, Terms
 
 SECONDS_PER_HOUR = 3600
 AGAIN = ("further variants", "retraining")  # what goes by the length of a run
@@ -56,7 +58,14 @@ def own(task: str, taken: Sequence[Taken], terms: Terms) -> Ownership:
         ConfigError: A price is not one of its item's unit, or an amount is negative.
     """
     owned = tuple(_owned(each, terms, variants) for each in taken for variants in terms.variants)
-    return Ownership(task=task, terms=terms, taken=tuple(taken), owned=owned, assumed=tuple(_assumed(taken, terms)))
+    return Ownership(
+        task=task,
+        terms=terms,
+        taken=tuple(taken),
+        owned=owned,
+        iterations=tuple(_iteration(each, terms) for each in taken),
+        assumed=tuple(_assumed(taken, terms)),
+    )
 
 
 def costs_per_draw(ownership: Ownership, *, variants: int, seeds: Sequence[int]) -> dict[str, np.ndarray]:
@@ -204,6 +213,22 @@ def _runs(taken: Taken, runs: float) -> GpuHours | str:
     if taken.iteration_s is None:
         return "the time of one more run was not measured"
     return _hours(runs * taken.iteration_s)
+
+
+def _iteration(taken: Taken, terms: Terms) -> Iteration:
+    seconds, budget = taken.iteration_s, terms.budget
+    if not seconds:
+        return Iteration(arm=taken.arm, seconds=seconds, usd=None, a_month=None, in_budget=None)
+    usd = cost(_hours(seconds), terms.gpu_hour) if terms.gpu_hour else None
+    limits = [] if budget.gpu_hours is None else [budget.gpu_hours * SECONDS_PER_HOUR / seconds]
+    limits += [budget.usd / usd.low] if budget.usd is not None and usd is not None and usd.low else []
+    return Iteration(
+        arm=taken.arm,
+        seconds=seconds,
+        usd=usd,
+        a_month=HOURS_PER_MONTH * SECONDS_PER_HOUR / seconds,
+        in_budget=min(limits, default=None),
+    )
 
 
 def _hours(seconds: float) -> GpuHours:

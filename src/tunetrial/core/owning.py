@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from tunetrial.core.money import HOURS_PER_MONTH, Basis, Bill, Price, Usd, total
+from tunetrial.core.prices import Budget
 from tunetrial.core.records import Record
 
 
@@ -60,7 +61,7 @@ class Terms(Record):
     `requests_per_month` are those of all variants together; each variant is trained again `retrainings_per_month` times
     a month. Serving is paid by the request if that has a price, else by memory and hour if that has one, else by hours
     of machines, each with `room_bytes` for weights. `on_machine` says whether the price of an hour is that of the
-    machine that measured.
+    machine that measured. `budget` is the study's.
     """
 
     variants: tuple[int, ...] = Field(min_length=1)
@@ -76,6 +77,7 @@ class Terms(Record):
     request: Price | None = None
     room_bytes: float | None = None
     on_machine: bool = True
+    budget: Budget = Budget()
 
 
 class Owned(Record):
@@ -107,13 +109,26 @@ class Owned(Record):
         return total(parts) if parts else None
 
 
+class Iteration(Record):
+    """One more run of an arm, trained, saved and tested: machine seconds, its cost, how many of them a machine makes in
+    a month without a pause, and how many the study's budget pays for; None where it is not known."""
+
+    arm: str
+    seconds: float | None
+    usd: Usd | None
+    a_month: float | None
+    in_budget: float | None
+
+
 class Ownership(Record):
-    """Every arm at every number of variants, what it follows from, and in sentences what is assumed."""
+    """Every arm at every number of variants, one more run of each, what it follows from, and in sentences what is
+    assumed."""
 
     task: str
     terms: Terms
     taken: tuple[Taken, ...]
     owned: tuple[Owned, ...]
+    iterations: tuple[Iteration, ...]
     assumed: tuple[str, ...]
 
     def of(self, arm: str, variants: int) -> Owned:

@@ -7,24 +7,29 @@ from dataclasses import dataclass
 from tunetrial.core.evidence import Decision
 from tunetrial.core.money import Bill, Line
 from tunetrial.core.owning import Owned, Ownership
+from tunetrial.core.spans import span
 from tunetrial.report import words
 
 HEADS = ("Arm", "Variants", "Once", "A month", "First year", "Machines")
 ITEM_HEADS = ("Arm", "Item", "Amount", "Known by", "Price", "USD")
+RUN_HEADS = ("Arm", "Train", "Export", "Test", "In all", "USD", "Energy", "A month", "In budget")
+JOULES_PER_KWH = 3.6e6
 MOST, NARROW = 100, 60
 SHOWN = {"GPU-hour": "machine hour"}  # nothing in these amounts needs a GPU
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the report says: a sentence, a table of totals, one of items with the most variants, what no total has, what
-    is assumed, and whose the prices are."""
+    """What the report says: a sentence, a table of totals, one of items with the most variants, one of one more run and
+    how many of them there can be, where energy is from, what no total has, what is assumed, whose the prices are."""
 
     task: str
     answer: str
     variants: int
     totals: tuple[tuple[str, ...], ...]
     items: tuple[tuple[str, ...], ...]
+    runs: tuple[tuple[str, ...], ...]
+    energy: tuple[str, ...]
     left_out: tuple[str, ...]
     assumed: tuple[str, ...]
     prices: tuple[str, ...]
@@ -45,6 +50,8 @@ def of(found: Ownership) -> Section:
         variants=most,
         totals=tuple(_totals(found)),
         items=tuple(cells for each in largest for cells in _items(each)),
+        runs=tuple(_runs(found)),
+        energy=tuple(dict.fromkeys(f"{one.run_j.basis}, {one.run_j.of}" for one in found.taken if one.run_j)),
         left_out=tuple(_left_out(largest)),
         assumed=found.assumed,
         prices=tuple(_prices(largest)),
@@ -78,7 +85,9 @@ def text(found: Ownership, width: int = MOST) -> str:
     wrap = lambda line: textwrap.fill(line, width, subsequent_indent="  ")  # noqa: E731
     lines = [wrap(f"What each arm costs to own, on {made.task}"), "", *_table(HEADS, made.totals), ""]
     lines += [f"Items with {made.variants} variants", *_item_lines(made.items), ""]
+    lines += ["One more run", *_table(RUN_HEADS, made.runs), ""]
     lines += [wrap(made.answer), *(wrap(f"left out (*): {each}") for each in made.left_out)]
+    lines += [wrap(f"energy of training: {each}") for each in made.energy]
     lines += [wrap(f"price: {each}") for each in made.prices] + [wrap(f"assumed: {each}") for each in made.assumed]
     return "\n".join(lines) + "\n"
 
@@ -98,6 +107,16 @@ def _items(owned: Owned) -> Iterator[tuple[str, ...]]:
             price = "–" if line.price is None else f"{line.price:.4g}"
             usd = "–" if line.usd is None else _dollars(line.usd.low)
             yield (words.name(owned.arm), f"{line.what}, {bill.name}", _amount(line), line.basis, price, usd)
+
+
+def _runs(found: Ownership) -> Iterator[tuple[str, ...]]:
+    for taken, run in zip(found.taken, found.iterations, strict=True):
+        parts = (taken.cycle_s[name] for name in ("train", "export", "test"))
+        times = (*(part and part.value for part in parts), run.seconds)
+        kwh = "–" if taken.run_j is None else f"{taken.run_j.value / JOULES_PER_KWH:.2g} kWh"
+        usd = "–" if run.usd is None else _dollars(run.usd.low)
+        many = ("–" if each is None else f"{each:,.0f}" for each in (run.a_month, run.in_budget))
+        yield (words.name(taken.arm), *("–" if s is None else span(s) for s in times), usd, kwh, *many)
 
 
 def _amount(line: Line) -> str:

@@ -75,6 +75,7 @@ def html(evidence: Evidence, decision: Decision) -> str:
             owned=owning.section(decision),
             owned_heads=owning.HEADS,
             owned_item_heads=owning.ITEM_HEADS,
+            owned_run_heads=owning.RUN_HEADS,
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
             searched=headline.searched(decision),

@@ -81,6 +81,7 @@ def ownership(
         request=stated(costs.usd_per_request, "request", "usd_per_request"),
         room_bytes=place.usable_bytes if place else None,
         on_machine=hardware.gpu is None or place == measured,
+        budget=study.budget,
     )
     return own(study.rule.primary, [_with_energy(each, measured) for each in taken], terms)
 
