@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tunetrial.analysis.owning import costs_per_draw, own
+from tunetrial.core import money
 from tunetrial.core.errors import ConfigError, EvidenceError
-from tunetrial.core.money import Usd, given
+from tunetrial.core.money import Usd
 from tunetrial.core.owning import Figure, Taken, Terms
 from tunetrial.core.prices import Budget
 
@@ -16,7 +19,7 @@ HOUR_S = 3600
 
 
 def price(usd, unit):
-    return given(usd, unit, where="test")
+    return money.given(usd, unit, where="test")
 
 
 def figure(value, unit, basis="measured"):
@@ -180,8 +183,8 @@ def test_what_was_not_measured_declared_or_priced_is_left_out_and_named():
     found = own("mail", [taken("full", tuning_s=3600)], terms(engineer_hours=None, gb_month=None)).of("full", 4)
     assert found.once_usd == found.first_year_usd == Usd.of(2) and found.monthly_usd is None
     assert found.left_out == {
-        "finals": "its runs have no times",
-        "evaluation": "its runs have no times",
+        "finals": "no times of its runs are known",
+        "evaluation": "no times of its runs are known",
         "further variants": "the time of one more run was not measured",
         "engineers": "no hours of engineers were declared (costs.engineer_hours)",
         "storage": "its size was not measured",
@@ -239,3 +242,25 @@ def test_as_many_more_runs_as_a_month_and_the_budget_have_room_for():
     assert own("mail", ARMS, terms(gpu_hour=None, budget=Budget(usd=4))).iterations[0].in_budget is None
     nothing = own("mail", [taken("full")], terms()).iterations[0]
     assert (nothing.seconds, nothing.usd, nothing.a_month, nothing.in_budget) == (None, None, None, None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    requests=st.floats(0, 1e9),
+    again=st.floats(0, 30),
+    variants=st.integers(1, 200),
+    usd=st.floats(0, 50),
+    room=st.one_of(st.none(), st.floats(GB, 200 * GB)),
+)
+def test_more_of_anything_never_costs_less_and_totals_are_their_lines(requests, again, variants, usd, room):
+    said = {"requests_per_month": requests, "retrainings_per_month": again, "room_bytes": room}
+    at = lambda **more: own("mail", ARMS, terms(**(said | {"gpu_hour": price(usd, "GPU-hour")} | more)))  # noqa: E731
+    found = at(variants=(variants, variants + 1))
+    for arm in ("full", "lora"):
+        less, more = found.of(arm, variants), found.of(arm, variants + 1)
+        lines = sum(line.usd.low for line in less.once.lines) + 12 * sum(line.usd.low for line in less.monthly.lines)
+        assert less.first_year_usd.low == pytest.approx(lines) and less.machines <= more.machines
+        if not (variants == 1 and requests):  # one variant and several were timed each for itself
+            assert less.first_year_usd.low <= more.first_year_usd.low * (1 + 1e-9)
+        dearer = at(variants=(variants,), requests_per_month=2 * requests, retrainings_per_month=again + 1)
+        assert less.first_year_usd.low <= dearer.of(arm, variants).first_year_usd.low * (1 + 1e-9)

@@ -150,7 +150,7 @@ def timing(measured: dict) -> str:
 def cells(row: dict, arms: dict) -> list[str]:
     lora, full = (arms[name].get(row["key"]) for name in ("lora", "full"))
     ratios = (row["values"], [each[0] for each in (lora, full)] if lora and full else None)
-    there, here = ("" if pair is None else f"{pair[1] / pair[0]:.2g}" for pair in ratios)
+    there, here = ("" if pair is None else times(pair[1] / pair[0]) for pair in ratios)
     unit = size if row["key"].endswith("_bytes") else count if row["key"].endswith("_month") else span
     shown = ("not measured" if each is None else unit(each[0]) for each in (lora, full))
     known = dict.fromkeys(each[1] for each in (lora, full) if each)
@@ -168,9 +168,20 @@ def remarks(arms: dict) -> Iterator[str]:
         f"- Rollback is the same row in the registry for both, {span(lora)} and {span(full)}; what serves must then "
         "load the version, which is a row of its own."
     )
+    lora, full = (arms[name]["deploy"] for name in ("lora", "full"))
+    if lora and full:
+        yield (
+            f"- Loading a base and an adapter beside it takes {span(lora[0])}, a full model {span(full[0])}: the base "
+            "is what is loaded in both. Once it is there, another adapter is in place at once; another full model is "
+            "loaded again."
+        )
     lora, full = (arms[name]["storage_bytes"] for name in ("lora", "full"))
     if lora and full:
         yield f"- Four full models take {full[0] / lora[0]:.1f} times the bytes of four adapters and their base."
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.2g}" if ratio < 10 else f"{ratio:,.0f}"
 
 
 def size(size_bytes: float) -> str:

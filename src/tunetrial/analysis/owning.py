@@ -137,7 +137,7 @@ def _lines(items: Iterable[_Item], left_out: dict[str, str]) -> Iterator[Line]:
 
 def _once(taken: Taken, terms: Terms, variants: int) -> Iterator[_Item]:
     for what, figure in (("tuning", taken.tuning_s), ("finals", taken.finals_s), ("evaluation", taken.evaluation_s)):
-        amount = "its runs have no times" if figure is None else _hours(figure.value)
+        amount = "no times of its runs are known" if figure is None else _hours(figure.value)
         yield _Item(what, amount, terms.gpu_hour, _basis(terms))
     if variants > 1:
         yield _Item(AGAIN[0], _runs(taken, variants - 1), terms.gpu_hour, _basis(terms))
