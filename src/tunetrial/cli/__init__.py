@@ -13,6 +13,7 @@ from tunetrial.cli import registry
 from tunetrial.cli.bench import bench
 from tunetrial.cli.lab import calibrate, init, merge, selfcheck
 from tunetrial.cli.results import costs, decide, rate, recipe, report
+from tunetrial.cli.serve import serve
 from tunetrial.cli.ship import ship
 from tunetrial.cli.study import compare, demo, doctor, plan, run
 
@@ -41,6 +42,7 @@ VERBS = (
     recipe,
     compare,
     ship,
+    serve,
     bench,
 )
 for verb in VERBS:
