@@ -120,8 +120,7 @@ def test_a_streaming_server_is_timed_as_whoever_asks_sees_it():
     assert {one["path"] for one in seen} == {"/v1/chat/completions"} and {one["key"] for one in seen} == {None}
     requests = [request for session in made.sessions for turn in session for request in turn.requests]
     assert all(one.tokens == 5 and one.fault is None for one in requests)
-    assert all(one.first_s >= GAP_S and one.token_s >= GAP_S for one in requests)
-    assert all(one.total_s >= 5 * GAP_S for one in requests)
+    assert all(one.first_s >= GAP_S and one.token_s > 0 and one.total_s >= 5 * GAP_S for one in requests)
     alone, many = summarise(made).timings
     assert many.answers_per_s > 1.5 * alone.answers_per_s  # four at once wait beside one another
     assert alone.tokens_per_s == pytest.approx(5 * alone.answers_per_s) and alone.tokens_made == 5

@@ -196,13 +196,16 @@ read = argparse.ArgumentParser(allow_abbrev=False)
 for name in ("model", "alias", "host", "port", "parallel", "ctx-size", "flash-attn", "cache-type-k", "cache-type-v"):
     read.add_argument(f"--{{name}}", required=True)
 read.add_argument("--cache-ram")
-read.add_argument("--lora", action="append", default=[])
-for name in ("offline", "no-ui", "no-cache-prompt", "lora-init-without-apply"):
+read.add_argument("--lora")
+read.add_argument("--lora-scaled", action="append", default=[])
+for name in ("offline", "no-webui", "no-cache-prompt"):
     read.add_argument(f"--{{name}}", action="store_true")
 asked = read.parse_args()
 assert (asked.host, asked.flash_attn, asked.cache_type_k, asked.cache_type_v) == ("127.0.0.1", "off", "f32", "f32")
 slots = int(asked.parallel)
-told = dict(model=asked.model, adapters=asked.lora, alias=asked.alias, context=int(asked.ctx_size) // slots, threads=1)
+assert all(one.endswith(":0") for one in asked.lora_scaled)
+loras = [asked.lora, *(one[:-2] for one in asked.lora_scaled)] if asked.lora else []
+told = dict(model=asked.model, adapters=loras, alias=asked.alias, context=int(asked.ctx_size) // slots, threads=1)
 told |= dict(exact=True, port=int(asked.port), slots=slots, cache=not asked.no_cache_prompt)
 with subprocess.Popen([sys.executable, {process!r}], stdin=subprocess.PIPE, text=True) as server:
     server.stdin.write(json.dumps(told) + "\\n")
@@ -365,7 +368,8 @@ def test_vllm_is_given_the_command_and_requests_of_its_documentation(home, adapt
     place = str(champion.folder)
     assert list(engine.words) == [
         *("vllm", "serve", str(BASE), "--enable-lora", "--lora-modules", f"mail@champion={place}"),
-        *("--max-lora-rank", "8", "--max-model-len", "512", "--dtype", "bfloat16", "--host", "127.0.0.1"),
+        *("--max-lora-rank", "8", "--max-model-len", "512", "--no-enable-prefix-caching"),
+        *("--dtype", "bfloat16", "--host", "127.0.0.1"),
     ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -388,6 +392,7 @@ def test_vllm_is_given_the_command_and_requests_of_its_documentation(home, adapt
             assert client.get("/").json()["posted"] == posted
         finally:
             llamacpp.stop(process)
+    assert "--no-enable-prefix-caching" not in engines.open_engine("vllm", again, (), None, None).words
     obstacles = [engine.obstacle(served.find(f"mail@{number}", adapters)[0]) for number in (2, 3)]
     assert obstacles == ["its rank is 64, and vLLM was started for 8", "it has another base"]
     with pytest.raises(EndpointError, match="vLLM does not answer, got ConnectError; start it again"):

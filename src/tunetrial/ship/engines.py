@@ -104,7 +104,7 @@ class LlamaCpp:
 
     Keys and values are f32 and flash attention is off, as where it was proven that the files compute what was trained.
     Where several adapters are held, no request begins with what another one computed: llama.cpp would go on from a
-    prompt that an adapter read which is no longer applied.
+    prompt that an adapter read which is no longer applied (github.com/ggml-org/llama.cpp/issues/26207).
     """
 
     name: str
@@ -146,14 +146,12 @@ class LlamaCpp:
         Source: the options of `llama-server`, github.com/ggml-org/llama.cpp, tools/server/README.md.
         """
         words = [str(self.program), "--model", str(self.model.absolute()), "--alias", self.name, "--offline"]
-        words += ["--host", "127.0.0.1", "--port", str(port), "--no-ui", "--parallel", str(SLOTS)]
+        words += ["--host", "127.0.0.1", "--port", str(port), "--no-webui", "--parallel", str(SLOTS)]
         words += ["--ctx-size", str(self.context * SLOTS), "--flash-attn", "off"]
         words += ["--cache-type-k", "f32", "--cache-type-v", "f32"]
-        for adapter in self.adapters:
-            words += ["--lora", str(adapter.absolute())]
-        if len(self.adapters) > 1:
-            words += ["--no-cache-prompt", "--cache-ram", "0", "--lora-init-without-apply"]
-        return words
+        for number, adapter in enumerate(self.adapters):
+            words += ["--lora-scaled", f"{adapter.absolute()}:0"] if number else ["--lora", str(adapter.absolute())]
+        return words if len(self.adapters) < 2 else [*words, "--no-cache-prompt", "--cache-ram", "0"]
 
     def obstacle(self, served: Served) -> str | None:
         model, adapter = served.gguf
@@ -171,13 +169,18 @@ class LlamaCpp:
 
 @dataclass(frozen=True)
 class VLLM:
-    """vLLM with a whole model, or with an adapter beside its base, which another may replace under the same name."""
+    """vLLM with a whole model, or with an adapter beside its base, which another may replace under the same name.
+
+    Where it may, no request begins with what another one computed, as with llama.cpp
+    (github.com/vllm-project/vllm/issues/42125).
+    """
 
     name: str
     words: tuple[str, ...]
     base: str | None
     fingerprint: str
     rank: int
+    by_alias: bool = False
     said: str = "vLLM"
 
     @classmethod
@@ -192,13 +195,14 @@ class VLLM:
         adapter, dtype = read_adapter(now.folder), vllm.dtype_of(now.folder / "serve.sh")
         rank = vllm.check(adapter, dtype)
         base = _checked_base(now, adapter.base_model)
+        more += ["--no-enable-prefix-caching"] if now.by_alias else []
         revision = read_config(now.path(CONFIG)).get("revision")
         how = {"revision": revision, "name": now.name, "rank": rank, "dtype": dtype, "more": more}
         words = vllm.adapter_command(base, place, **how)
-        return cls(now.name, tuple(words), base, now.shipped.base_fingerprint, rank)
+        return cls(now.name, tuple(words), base, now.shipped.base_fingerprint, rank, now.by_alias)
 
     def start(self, port: int, log: Any) -> subprocess.Popen:
-        may_change = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if self.base and "@" in self.name else {}
+        may_change = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if self.by_alias else {}
         return llamacpp.start(GUARD, [*self.words, "--port", str(port)], log, _environment() | QUIET | may_change)
 
     def obstacle(self, served: Served) -> str | None:

@@ -30,6 +30,11 @@ class Served:
         return str(self.folder) if self.version is None else f"{self.name.partition('@')[0]}@{self.version}"
 
     @property
+    def by_alias(self) -> bool:
+        """Whether another version may take its name."""
+        return self.version is not None and not self.name.rpartition("@")[2].isdigit()
+
+    @property
     def remark(self) -> str | None:
         """What whoever serves it should know of its fidelity."""
         chain = self.shipped.chain
