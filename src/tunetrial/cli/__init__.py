@@ -1,7 +1,7 @@
 """The command line: verbs without logic. stdout is the result, stderr is progress.
 
-Exit status: 0 done, 1 error, 2 usage, 3 some trials failed, 4 does not fit, 130 interrupted. Nothing heavy is imported
-before a verb needs it, so that `--help` answers at once.
+Exit status: 0 done, 1 error, 2 usage, 3 some trials or requests failed, 4 does not fit, 130 interrupted. Nothing
+heavy is imported before a verb needs it, so that `--help` answers at once.
 """
 
 from typing import Annotated
