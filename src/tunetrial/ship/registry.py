@@ -112,7 +112,7 @@ class Registry:
             got = f"got FAIL at {broken}"
             remedy = "promote a version whose chain passed, or ship it again"
             raise StoreError(f"{name}@{version.version}: its fidelity chain failed, {got}; {remedy}")
-        self._check_files(version)
+        self.check_files(version)
         return self._move(name, alias, "promote", lambda stack: version.version)
 
     def rollback(self, name: str, alias: str = CHAMPION) -> Move:
@@ -125,7 +125,7 @@ class Registry:
         """
         _check_alias(alias)
         earlier = _earlier(name, alias, _stacks(self.entry(name).history).get(alias, []))
-        self._check_files(self.find(name, str(earlier)))
+        self.check_files(self.find(name, str(earlier)))
 
         def back(stack: list[int]) -> int:
             if _earlier(name, alias, stack) != earlier:
@@ -133,6 +133,24 @@ class Registry:
             return earlier
 
         return self._move(name, alias, "rollback", back)
+
+    def check_files(self, version: Version, *, in_full: bool = False) -> None:
+        """Refuse a version with a damaged file. A file is read in full where its inode and times are not those of when
+        it was last found intact, or always with `in_full`.
+
+        Raises:
+            IntegrityError: A file is altered, truncated or missing.
+        """
+        with self._reading() as rows:
+            known = _stamps(rows)
+        stamps = {} if in_full else dict(known)
+        if found := self._shelf.damages(version.content, version.files, self._intact(stamps)):
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            remedy = "add the shipped folder again, which mends it"
+            raise IntegrityError(f"{version.name}@{version.version}: {found[0]}{more}; {remedy}")
+        if not stamps.items() <= known.items():
+            with self._writing() as rows:
+                _remember(rows, stamps)
 
     def sweep(self) -> Swept:
         """Remove files that no version names: what a crash or a full disk left of an `add`.
@@ -230,18 +248,6 @@ class Registry:
             return True
 
         return intact
-
-    def _check_files(self, version: Version) -> None:
-        with self._reading() as rows:
-            known = _stamps(rows)
-        stamps = dict(known)
-        if found := self._shelf.damages(version.content, version.files, self._intact(stamps)):
-            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            remedy = "add the shipped folder again, which mends it"
-            raise IntegrityError(f"{version.name}@{version.version}: {found[0]}{more}; {remedy}")
-        if stamps != known:
-            with self._writing() as rows:
-                _remember(rows, stamps)
 
 
 def _stacks(history: Iterable[Event]) -> dict[str, list[int]]:
