@@ -96,8 +96,9 @@ def pareto(arms: Sequence[str], costs: Costs, *, higher_is_better: bool) -> tupl
 
     Two arms are compared by what both have; an arm without quality is not on the front.
     """
+    rising = ("quality", "preference") if higher_is_better else ("preference",)
     points = {
-        arm: {n: (-m.value if n == "quality" and higher_is_better else m.value) for n, m in costs[arm].items()}
+        arm: {n: (-m.value if n in rising else m.value) for n, m in costs[arm].items()}
         for arm in arms
         if "quality" in costs.get(arm, {})
     }
