@@ -8,7 +8,7 @@ in blocks: all pairs of a block, then the same the other way round, so that whoe
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -87,20 +87,30 @@ def _points(items: Sequence[Item], rng: random.Random) -> tuple[Question, ...]:
 
 
 def _pairs(items: Sequence[Item], rng: random.Random) -> tuple[Question, ...]:
-    """Blocks of pairs, each pair turned by chance, then the block again the other way round."""
+    """Blocks of pairs, each pair turned by chance, then the block again the other way round.
+
+    Pairs of one text go with the first question of the block that they fall in, the last of them with the last.
+    """
     pairs = _told_apart(items)
     rng.shuffle(pairs)
-    asked, waiting = [], ()
-    for start in range(0, len(pairs), BLOCK):
-        block = [pair.turned() if rng.random() < 0.5 else pair for pair in pairs[start : start + BLOCK]]
-        waiting += tuple(place for pair in block if _same(pair) for place in (*pair.of, *pair.turned().of))
-        told = [pair for pair in block if not _same(pair)]
-        if told:
-            told[0], waiting = _with_alike(told[0], waiting), ()
-        asked += [*told, *(pair.turned() for pair in told)]
-    if asked and waiting:
-        asked[-1] = _with_alike(asked[-1], waiting)
+    asked: list[Question] = []
+    block: list[Question] = []
+    alike: tuple[Place, ...] = ()
+    for pair in pairs:
+        if _same(pair):
+            alike += (*pair.of, *pair.turned().of)
+            continue
+        block.append(pair.turned() if rng.random() < 0.5 else pair)
+        if len(block) == BLOCK:
+            asked, block, alike = [*asked, *_both_ways(block, alike)], [], ()
+    asked += _both_ways(block, alike if block else ())
+    if alike and asked and not block:
+        asked[-1] = replace(asked[-1], alike=(*asked[-1].alike, *alike))
     return tuple(asked)
+
+
+def _both_ways(block: Sequence[Question], alike: tuple[Place, ...]) -> list[Question]:
+    return [replace(pair, alike=() if n else alike) for n, pair in enumerate(block)] + [p.turned() for p in block]
 
 
 def _told_apart(items: Sequence[Item]) -> list[Question]:
@@ -125,10 +135,6 @@ def _sorted(places: Iterable[Place]) -> tuple[Place, ...]:
 
 def _same(pair: Question) -> bool:
     return pair.texts[0].strip() == pair.texts[1].strip()
-
-
-def _with_alike(question: Question, alike: tuple[Place, ...]) -> Question:
-    return Question(question.kind, question.request, question.texts, question.of, (*question.alike, *alike))
 
 
 def round_of(about: dict, answers: Iterable[Answer]) -> Round:
