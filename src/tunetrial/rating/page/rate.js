@@ -85,7 +85,7 @@ const done = () => seat.answered.filter((said) => said !== null).length;
 async function show(at) {
   const told = await ask("show", { rater: seat.rater, kind: seat.kind, number: at });
   number = at;
-  by("criterion").textContent = `${seat.kind === "pairs" ? "Judge" : "Rate"} by this alone: ${seat.criterion}`;
+  by("criterion").textContent = seat.kind === "pairs" ? `Judge by this alone: ${seat.criterion}` : `Rate by this alone, 1 worst and 10 best: ${seat.criterion}`;
   by("progress").max = seat.answered.length;
   by("progress").value = done();
   put(by("request"), told.request);
