@@ -23,9 +23,14 @@ class Bar:
     said: str
 
 
-def limits(study: Study, arm: str, own: Mapping[str, Measurement]) -> tuple[Bar, ...]:
+def limits_of(study: Study, arm: str, own: Mapping[str, Measurement]) -> tuple[Bar, ...]:
     """The study's limits, held against the costs of an arm. One that is not trained cannot have forgotten."""
     asked = {n: at for n, at in study.limits.items() if n != "forgetting_nats" or not study.arm(arm).untrained}
+    return limits(asked, own)
+
+
+def limits(asked: Mapping[str, float], own: Mapping[str, Measurement]) -> tuple[Bar, ...]:
+    """Limits by name, held against what was measured by the same names."""
     return tuple(_limit(name, at, own.get(name)) for name, at in asked.items())
 
 

@@ -69,7 +69,7 @@ def excluded(evidence: Evidence, results: Sequence[ArmResult], costs: Costs) -> 
             idle = result.state == "did not train" and study.arm(result.arm).untrained
             out[result.arm] = f"{'no better than a constant' if idle else result.state} on {result.task}"
     for arm in (arm.name for arm in study.arms if arm.name not in out):
-        asked = (*bars.limits(study, arm, costs.get(arm, {})), *bars.floors(evidence, results, arm))
+        asked = (*bars.limits_of(study, arm, costs.get(arm, {})), *bars.floors(evidence, results, arm))
         missed = [bar.said for bar in asked if not bar.holds]
         if missed:
             out[arm] = "; ".join(missed)

@@ -173,7 +173,7 @@ def _verdict(decision: Decision, arm: str | None, task: str) -> Gate:
 
 
 def _limits(evidence: Evidence, decision: Decision, arm: str) -> tuple[Bar, ...]:
-    return bars.limits(evidence.lock.study, arm, decision.costs.get(arm, {}))
+    return bars.limits_of(evidence.lock.study, arm, decision.costs.get(arm, {}))
 
 
 def _bars(name: str, arm: str | None, asked: object, held: Sequence[Bar]) -> Gate:
