@@ -39,7 +39,7 @@ def scales(study: Study, *, floor: float | None) -> tuple[tuple[Scale, ...], tup
     """The criteria that can be weighed, and in words those that cannot.
 
     Anchors that the user left out: for quality, the best constant prediction (0 for a correlation) and a perfect
-    score; for a cost, the limit of the same name and 0.
+    score; for people's preference never and always; for a cost, the limit of the same name and 0.
     """
     found, left = {}, []
     for name, criterion in study.criteria.items():
@@ -53,7 +53,9 @@ def scales(study: Study, *, floor: float | None) -> tuple[tuple[Scale, ...], tup
 
 
 def _anchors(study: Study, name: str, criterion: Criterion, floor: float | None) -> tuple[float | None, float]:
-    if name != "quality":
+    if name == "preference":
+        worst, best = 0.0, 1.0
+    elif name != "quality":
         worst, best = study.limits.get(name), 0.0
     else:
         worst = floor or 0.0

@@ -53,7 +53,7 @@ class Registry:
         """
         _check_name(name, "name")
         shipped, listed = read_shipped(folder), describe(folder)
-        _check_sealed(folder, listed)
+        check_sealed(folder, listed)
         with self._shelf.leased("making"):
             database.create(self._database)
         with self._shelf.leased("adding"):
@@ -277,7 +277,7 @@ def _find(entry: Entry, which: str) -> Version:
     raise ConfigError(f"{entry.name}: no such version or alias, got {which[:80]!r}; there are {there}")
 
 
-def _check_sealed(folder: Path, listed: Iterable[StoredFile]) -> None:
+def check_sealed(folder: Path, listed: Iterable[StoredFile]) -> None:
     """Hold a folder that was sealed when it was shipped to its manifest, with the digests that were just read."""
     found = {one.path: (one.sha256, one.bytes) for one in listed}
     if manifest.NAME not in found:

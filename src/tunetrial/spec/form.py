@@ -186,6 +186,7 @@ class CriteriaForm(Record):
     peak_gib: CriterionForm | Absent = Field(None, description="weight of the memory in GiB")
     storage_mib: CriterionForm | Absent = Field(None, description="weight of the MiB of the saved artifact")
     latency_ms: CriterionForm | Absent = Field(None, description="weight of the milliseconds for one example")
+    preference: CriterionForm | Absent = Field(None, description="weight of the share of pairs that people prefer")
 
 
 class BudgetForm(Record):
