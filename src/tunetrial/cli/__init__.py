@@ -11,7 +11,7 @@ import typer
 from tunetrial import __version__
 from tunetrial.cli import registry
 from tunetrial.cli.bench import bench
-from tunetrial.cli.lab import calibrate, init, merge, selfcheck
+from tunetrial.cli.lab import calibrate, convert, init, merge, selfcheck
 from tunetrial.cli.results import costs, decide, rate, recipe, report
 from tunetrial.cli.ship import ship
 from tunetrial.cli.study import compare, demo, doctor, plan, run
@@ -38,6 +38,7 @@ VERBS = (
     rate,
     init,
     merge,
+    convert,
     recipe,
     compare,
     ship,
