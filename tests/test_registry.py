@@ -115,6 +115,19 @@ def test_a_file_is_kept_once_however_many_versions_have_it(tmp_path):
     assert (registry.find("name-0", "3").folder / "nested" / "vocabulary.txt").read_bytes() == b"words"
 
 
+def test_adapters_are_held_against_as_many_full_models(tmp_path):
+    registry = Registry.at()
+    for number, base in enumerate(("ab", "ab", "cd")):
+        folder = shipped(tmp_path / f"s{number}", b"%d" % number * 1000, base_fingerprint=base, base_bytes=50_000)
+        registry.add("mail", folder)
+    registry.add("other", shipped(tmp_path / "whole", b"w" * 50_000, format="merged"))
+    found = registry.listing()
+    assert (found.adapters, found.bases_bytes, found.full_bytes) == (3, 100_000, 150_000)
+    own = sum(v.bytes for one in found.entries for v in one.versions if one.name == "mail")
+    last = tunetrial("list").splitlines()[-1]
+    assert last == f"adapters: 3, {own:,} B and 100.0 kB for their bases; 150.0 kB as full models"
+
+
 def test_the_same_files_again_are_the_same_version(registry, tmp_path):
     before = registry.entry("mail")
     version, is_new = registry.add("mail", tmp_path / "shipped-2")
@@ -449,7 +462,7 @@ def test_words_that_make_no_sense_are_refused_in_one_line(registry, tmp_path):
 def test_every_verb_has_json_and_few_options():
     for command in verbs.app.registered_commands:
         names = command.callback.__annotations__
-        assert "json" in names and len(names) - 1 <= {"compare": 8}.get(command.callback.__name__, 6)
+        assert "json" in names and len(names) - 1 <= {"compare": 9}.get(command.callback.__name__, 6)
 
 
 def test_json_of_every_verb_is_json_and_tables_fit_80_columns(registry, tmp_path):
@@ -483,7 +496,7 @@ def test_help_of_every_verb_fits_60_columns():
     ran = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"COLUMNS": "60"}, capture_output=True, text=True
     )
-    assert ran.returncode == 0 and ran.stdout.count("--json") == len(names) == 8, ran.stderr
+    assert ran.returncode == 0 and ran.stdout.count("--json") == len(names) == 9, ran.stderr
     assert all(len(line) <= 60 for line in ran.stdout.splitlines()), ran.stdout
 
 
@@ -518,9 +531,9 @@ def test_versions_are_compared_on_the_same_items_in_the_words_of_studies(registr
     a, b = (np.array(parquet.read_table(path)["score"]) for path in given.split(","))
     low, high = scipy.stats.ttest_rel(b, a).confidence_interval(0.95)
     assert (one["effect"], one["low"], one["high"]) == pytest.approx((np.mean(b - a), low, high))
-    assert found["times_compared"] == 1 and json.loads(tunetrial(*asked))["times_compared"] == 1  # a look repeated
+    assert found["times_opened"] == 1 and json.loads(tunetrial(*asked))["times_opened"] == 1  # a look repeated
     other = json.loads(tunetrial(*asked, "--versions", "2,3"))
-    assert other["times_compared"] == 2 == TestLedger(Path(os.environ["TUNETRIAL_HOME"])).count(found["items"])
+    assert other["times_opened"] == 2 == TestLedger(Path(os.environ["TUNETRIAL_HOME"])).count(found["items"])
     assert words in tunetrial(*asked[:-1]) and all(len(line) <= 80 for line in tunetrial(*asked[:-1]).splitlines())
 
 
@@ -686,7 +699,17 @@ def test_a_split_that_makes_no_sense_is_refused(registry, tmp_path):
 
 
 def test_a_statement_says_what_ship_writes(tmp_path):
-    assert set(Shipped.model_fields) == {"format", "base_fingerprint", "study", "arm", "trial", "verdict", "chain"}
+    assert set(Shipped.model_fields) == {
+        "format",
+        "base_fingerprint",
+        "study",
+        "arm",
+        "trial",
+        "verdict",
+        "test_rows",
+        "base_bytes",
+        "chain",
+    }
     assert Shipped.model_validate(statement()).model_dump() == statement()
     Shipped.model_validate(statement()).write(tmp_path)
     assert read_shipped(tmp_path).model_dump() == statement()

@@ -77,7 +77,17 @@ class Registry:
             entries = tuple(self._entry(rows, name) for name in names)
         once = {file.sha256: file.bytes for entry in entries for one in entry.versions for file in one.files}
         apart = sum(one.bytes for entry in entries for one in entry.versions)
-        return Listing(folder=self.folder, entries=entries, stored_bytes=sum(once.values()), apart_bytes=apart)
+        stated = [one.shipped for entry in entries for one in entry.versions if one.shipped.base_bytes is not None]
+        bases = {one.base_fingerprint: one.base_bytes for one in stated}
+        return Listing(
+            folder=self.folder,
+            entries=entries,
+            stored_bytes=sum(once.values()),
+            apart_bytes=apart,
+            adapters=len(stated),
+            bases_bytes=sum(bases.values()),
+            full_bytes=sum(one.base_bytes for one in stated),
+        )
 
     def entry(self, name: str) -> Entry:
         """All of one name; ConfigError if there is none."""
@@ -90,6 +100,17 @@ class Registry:
     def find(self, name: str, which: str) -> Version:
         """One version of a name, by its number or an alias; ConfigError if there is none."""
         return _find(self.entry(name), which)
+
+    def intact(self, name: str, which: str) -> Version:
+        """One version, its files checked as before a promotion.
+
+        Raises:
+            ConfigError: There is none.
+            IntegrityError: A file is altered, truncated or missing.
+        """
+        version = self.find(name, which)
+        self._check_files(version)
+        return version
 
     def damages(self, version: Version) -> tuple[str, ...]:
         """Read every file of a version in full and name what is altered, truncated, missing or foreign, a line each."""

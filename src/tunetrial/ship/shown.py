@@ -36,7 +36,12 @@ def listing(found: Listing) -> str:
     ]
     count = sum(len(one.versions) for one in found.entries)
     saved = f"{size(found.stored_bytes)} stored, each file once; {size(found.apart_bytes)} as {count} separate folders"
-    return "\n".join([*_table(["name", "versions", "size", "aliases"], rows), "", saved])
+    lines = [*_table(["name", "versions", "size", "aliases"], rows), "", saved]
+    if found.adapters:
+        own = sum(v.bytes for one in found.entries for v in one.versions if v.shipped.base_bytes is not None)
+        beside = f"adapters: {found.adapters}, {size(own)} and {size(found.bases_bytes)} for their bases"
+        lines.append(f"{beside}; {size(found.full_bytes)} as full models")
+    return "\n".join(lines)
 
 
 def entry(found: Entry) -> str:
@@ -92,16 +97,18 @@ def swept(found: Swept) -> str:
 
 
 def offline(found: "Offline") -> str:
-    """A paired comparison in three lines."""
+    """A paired comparison in a few lines."""
     one = found.comparison
     of = f"{one.n_examples} items" + (f" in {one.n_clusters} clusters" if one.n_clusters < one.n_examples else "")
+    of_runs = ["scores are of the runs as trained, not of merged or quantised files"] if found.as_trained else []
     return "\n".join(
         [
             f"{one.candidate} against {one.reference}: {one.words}",
             f"difference {one.effect:+.4g} [{one.low:+.4g}, {one.high:+.4g}] at {100 * one.level:g} %, "
             f"margin {one.margin:g}",
             f"paired on {of}, which show {one.mde:.4g} or more with 80 % power",
-            f"comparisons on these items so far: {found.times_compared}",
+            *of_runs,
+            f"openings of these items so far: {found.times_opened}",
         ]
     )
 
