@@ -17,7 +17,7 @@ from tunetrial import Study, __version__, cli, spec
 HERE = Path(__file__).parent
 TUNETRIAL = [sys.executable, "-c", "from tunetrial.cli import main; main()"]
 VERBS = ("demo", "plan", "run", "report", "decide", "costs", "rate", "init", "recipe", "compare")
-VERBS += ("calibrate", "selfcheck", "doctor", "merge", "ship", "bench")
+VERBS += ("calibrate", "selfcheck", "doctor", "merge", "ship", "combine", "bench")
 
 
 def tunetrial(*arguments: object, home: Path, columns: int = 80) -> subprocess.CompletedProcess:
@@ -229,8 +229,8 @@ def test_a_verb_has_six_options_at_most_and_json():
         names = command.callback.__annotations__
         arguments = {"study", "model", "data", "adapter"} & set(names)
         # plan and bench: with a study or without; rate: a judge, a sheet handed out, or one read back;
-        # ship: six formats, and how weights are merged
-        most = {cli.plan: 10, cli.bench: 11, cli.rate: 9, cli.ship: 15}.get(command.callback, 6)
+        # ship: six formats, and how weights are merged; combine: which ways, and their settings
+        most = {cli.plan: 10, cli.bench: 11, cli.rate: 9, cli.ship: 15, cli.combine: 7}.get(command.callback, 6)
         assert len(names) - 1 <= most + len(arguments) and "json" in names, command.callback.__name__
     assert {command.callback.__name__ for command in cli.app.registered_commands} == set(VERBS)
 

@@ -13,7 +13,7 @@ from tunetrial.cli import registry
 from tunetrial.cli.bench import bench
 from tunetrial.cli.lab import calibrate, init, merge, selfcheck
 from tunetrial.cli.results import costs, decide, rate, recipe, report
-from tunetrial.cli.ship import ship
+from tunetrial.cli.ship import combine, ship
 from tunetrial.cli.study import compare, demo, doctor, plan, run
 
 __all__ = ["app", "main"]
@@ -41,6 +41,7 @@ VERBS = (
     recipe,
     compare,
     ship,
+    combine,
     bench,
 )
 for verb in VERBS:
