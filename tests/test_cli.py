@@ -17,7 +17,7 @@ from tunetrial import Study, __version__, cli, spec
 HERE = Path(__file__).parent
 TUNETRIAL = [sys.executable, "-c", "from tunetrial.cli import main; main()"]
 VERBS = ("demo", "plan", "run", "report", "decide", "costs", "rate", "init", "recipe", "compare")
-VERBS += ("calibrate", "selfcheck", "doctor", "merge", "convert", "ship", "serve", "bench", "gate")
+VERBS += ("calibrate", "selfcheck", "doctor", "merge", "convert", "ship", "combine", "serve", "bench", "gate")
 
 
 def tunetrial(*arguments: object, home: Path, columns: int = 80) -> subprocess.CompletedProcess:
@@ -229,8 +229,9 @@ def test_a_verb_has_six_options_at_most_and_json():
         names = command.callback.__annotations__
         arguments = {"study", "model", "data", "adapter"} & set(names)
         # plan and bench: with a study or without, or a server; rate: a page, a judge or a sheet, there and back;
-        # ship: six formats, and how weights are merged; serve: which engine, and where; gate: the champion, and by what
-        most = {cli.plan: 10, cli.bench: 17, cli.rate: 10, cli.ship: 16, cli.serve: 7, cli.gate: 8}
+        # ship: six formats, and how weights are merged; serve: which engine, and where; gate: against what;
+        # combine: which ways, and their settings
+        most = {cli.plan: 10, cli.bench: 17, cli.rate: 10, cli.ship: 16, cli.serve: 7, cli.gate: 8, cli.combine: 7}
         most = most.get(command.callback, 6)
         assert len(names) - 1 <= most + len(arguments) and "json" in names, command.callback.__name__
     assert {command.callback.__name__ for command in cli.app.registered_commands} == set(VERBS)

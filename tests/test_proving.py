@@ -92,6 +92,6 @@ def test_heads_and_other_rows_are_refused_and_leave_nothing(study, tmp_path):
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
     lines[0]["text"] += " again"
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(IntegrityError, match="validation rows are not those of the study"):
+    with pytest.raises(IntegrityError, match="validation rows are not those that were answered"):
         ship(head, tmp_path / "no", "adapter")
     assert not (tmp_path / "no").exists()

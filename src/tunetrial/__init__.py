@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tunetrial.core.combination import Combination, Recipe
     from tunetrial.core.evidence import Decision, Evidence
     from tunetrial.core.owning import Ownership
     from tunetrial.plan import Plan
@@ -235,6 +236,27 @@ class Study:
         from tunetrial.ship import gate
 
         return gate.judge(*self._conclude(), asked or gate.Asked(), study=self.folder)
+
+    def combine(
+        self, arm: str, recipes: Sequence[Recipe], to: str | Path, *, tell: Callable[[str], None] | None = None
+    ) -> Combination:
+        """Make one adapter for all tasks of an arm's adapters in each of these ways, by settings chosen on validation
+        rows; score all on the test rows, which the test ledger counts; write the best on validation as a new folder.
+
+        Args:
+            recipes: `tunetrial.core.combination.Recipe(how=...)`.
+        """
+        from tunetrial.core import files
+        from tunetrial.ship import combination
+        from tunetrial.trial.combining import combine
+
+        files.check_new(Path(to))
+        evidence, _ = self._conclude()
+        about = {"arm": arm, "recipes": recipes, "tell": tell or (lambda said: None)}
+        found = combine(evidence, self.path.parent, self.folder, **about)
+        of = {"lock": evidence.lock, "base": found.base, "like": found.like}
+        combination.write(found.combination, found.adapter, to=Path(to), **of)
+        return found.combination
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """Trials, learning curves and per-example scores as pandas frames."""

@@ -70,9 +70,9 @@ def does_not_fit(evidence: Evidence, task: str, arm: str) -> bool:
     return any(r.status == "infeasible" for r in trials)
 
 
-def scored_rows(evidence: Evidence, task: str) -> Scores | None:
-    """The first sound test scores of a task: the rows that all finals must share."""
-    found = (evidence.scores.get((r.trial.id, "test")) for r in evidence.of(purpose="final", task=task))
+def scored_rows(evidence: Evidence, task: str, split: str = "test") -> Scores | None:
+    """The first sound scores of a task's split: the rows that all finals must share."""
+    found = (evidence.scores.get((r.trial.id, split)) for r in evidence.of(purpose="final", task=task))
     return next((scores for scores in found if sound(scores)), None)
 
 
@@ -116,7 +116,7 @@ def outcome(evidence: Evidence, task: str, arm: str) -> Outcome:
     failed = {r.trial.seed for r in finals if r.status == "diverged"}
     scored = {r.trial.seed: evidence.scores.get((r.trial.id, "test")) for r in finals if r.status == "ok"}
     scored = {seed: s for seed, s in scored.items() if sound(s) and same_rows(s, floor.rows)}
-    parts = {seed: _parts(metric, s) for seed, s in scored.items()}
+    parts = {seed: parts_of(metric, s) for seed, s in scored.items()}
     if floor.lost_E is not None:
         parts |= {seed: floor.lost_E for seed in failed}
     if fixed and parts:
@@ -200,17 +200,17 @@ def _floor(evidence: Evidence, task: str) -> _Floor:
         return _Floor(rows)
     guess_E = np.full(len(rows.target_E), guess, dtype=object if isinstance(guess, str) else float)
     guessed = replace(rows, prediction_E=guess_E)
-    value, part_E = metrics.value(metric, guessed), _parts(metric, guessed)
+    value, part_E = metrics.value(metric, guessed), parts_of(metric, guessed)
     return _Floor(rows, value, part_E, value or 0.0, part_E)
 
 
 def _no_floor(evidence: Evidence, task: str, metric: metrics.Metric, rows: Scores) -> _Floor:
     found = (evidence.scores.get((r.trial.id, "test")) for r in evidence.of(purpose="final", task=task))
-    worst_E = np.min([_parts(metric, s) for s in found if sound(s) and same_rows(s, rows)], axis=0)
+    worst_E = np.min([parts_of(metric, s) for s in found if sound(s) and same_rows(s, rows)], axis=0)
     return _Floor(rows, lost=float(worst_E.mean()) * (1 if metric.higher_is_better else -1), lost_E=worst_E)
 
 
-def _parts(metric: metrics.Metric, scores: Scores) -> Floats:
+def parts_of(metric: metrics.Metric, scores: Scores) -> Floats:
     """Contributions; 0 for each example where the metric is undefined, as a correlation with a constant is."""
     if metrics.value(metric, scores) is None:
         return np.zeros(len(scores.target_E))

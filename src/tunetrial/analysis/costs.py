@@ -23,10 +23,11 @@ def measured(evidence: Evidence, results: Iterable[ArmResult]) -> dict[str, dict
     its first, but for quality and forgetting.
     """
     study = evidence.lock.study
-    return {r.arm: _of_arm(evidence, r) for r in results if r.task == study.rule.primary}
+    return {r.arm: of_arm(evidence, r) for r in results if r.task == study.rule.primary}
 
 
-def _of_arm(evidence: Evidence, result: ArmResult) -> dict[str, Measurement]:
+def of_arm(evidence: Evidence, result: ArmResult) -> dict[str, Measurement]:
+    """The same of one arm, on the task of the result."""
     study, found = evidence.lock.study, {}
     if result.mean is not None:
         unit = metrics.find(study.task(result.task).metric).unit

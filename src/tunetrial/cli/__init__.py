@@ -15,7 +15,7 @@ from tunetrial.cli.gate import gate
 from tunetrial.cli.lab import calibrate, convert, init, merge, selfcheck
 from tunetrial.cli.results import costs, decide, rate, recipe, report
 from tunetrial.cli.serve import serve
-from tunetrial.cli.ship import ship
+from tunetrial.cli.ship import combine, ship
 from tunetrial.cli.study import compare, demo, doctor, plan, run
 
 __all__ = ["app", "main"]
@@ -46,6 +46,7 @@ VERBS = (
     compare,
     ship,
     serve,
+    combine,
     bench,
 )
 for verb in VERBS:

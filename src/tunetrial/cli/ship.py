@@ -1,4 +1,4 @@
-"""The verb that takes what a study chose out of it."""
+"""The verbs that take what a study chose out of it."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from tunetrial import Study
-from tunetrial.cli.terminal import Folder, Json, StudyFile, exit_status
+from tunetrial.cli.terminal import Folder, Json, StudyFile, exit_status, misused
 
 
 def ship(
@@ -53,3 +53,30 @@ def ship(
         print(made.model_dump_json(indent=1) if json else f"{made}\n{to}")
         if made.broken:
             raise typer.Exit(1)
+
+
+def combine(
+    study: StudyFile,
+    arm: Annotated[str, typer.Option(help="LoRA or QLoRA arm.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
+    how: Annotated[str, typer.Option(help="Also sequential, joint.")] = "weighted,ties,dare",
+    rank: Annotated[int | None, typer.Option(help="Of what is combined [the sum].", min=1, show_default=False)] = None,
+    density: Annotated[float, typer.Option(help="Of TIES, DARE: share kept.", min=0, max=1)] = 0.5,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Make one adapter for all tasks of a study."""
+    from tunetrial.core.combination import HOWS, Recipe
+
+    named = tuple(dict.fromkeys(name.strip() for name in how.split(",")))
+    if unknown := [name for name in named if name not in HOWS]:
+        misused("combine", f"--how: no such way, got {unknown[0]!r}; use some of {', '.join(HOWS)}")
+    if density == 0:
+        misused("combine", "--density: must be above 0, got 0; 0.5 is usual")
+    with exit_status():
+        from tunetrial.report.combination import text
+
+        loaded = Study.load(study, folder=folder)
+        recipes = [Recipe(how=name, density=density, rank=rank) for name in named]
+        found = loaded.combine(arm, recipes, to, tell=lambda said: print(said, file=sys.stderr))
+        print(found.model_dump_json(indent=1) if json else f"{text(found)}{to}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from tunetrial.core import manifest
 from tunetrial.core.errors import IntegrityError, ModelError
 from tunetrial.core.records import Record
+from tunetrial.core.study import Lock
 from tunetrial.models.bounds import Bound
 from tunetrial.models.hub import Repository, fetch, listed
 from tunetrial.models.named import EMBEDDED, Described, described
@@ -24,6 +25,7 @@ __all__ = [
     "ModelShape",
     "PinnedModel",
     "described",
+    "of_arm",
     "resolve",
     "shape",
     "shape_of",
@@ -87,6 +89,21 @@ def resolve(base_model: str, root: Path | None = None) -> PinnedModel:
     lines = [f"{path.name}:{digests.get(path.name) or manifest.sha256(path)}" for path in weights]
     fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return PinnedModel(name=base_model, folder=folder, fingerprint=fingerprint, revision=revision)
+
+
+def of_arm(lock: Lock, arm: str, root: Path | None = None) -> PinnedModel:
+    """Find the base that an arm of a locked study was trained on.
+
+    Raises:
+        ModelError: As `resolve`.
+        IntegrityError: Its weights are others now.
+    """
+    pin, name = lock.base(arm), lock.study.base_of(arm)
+    base = resolve(f"{name.partition('@')[0]}@{pin.revision}" if pin.revision else name, root)
+    if base.fingerprint != pin.fingerprint:
+        got = f"got fingerprint {base.fingerprint[:12]}, the runs have {pin.fingerprint[:12]}"
+        raise IntegrityError(f"{base.folder}: not the base that {arm} was trained on, {got}; restore its weights")
+    return base
 
 
 def _weights(folder: Path, repository: Repository | None) -> tuple[list[Path], dict[str, str]]:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from tunetrial import models
 from tunetrial.core import files, manifest
-from tunetrial.core.errors import ConfigError, IntegrityError
+from tunetrial.core.errors import ConfigError
 from tunetrial.core.evidence import Decision, Evidence, Example, TrialRecord
 from tunetrial.core.fidelity import Chain, Proof
 from tunetrial.core.records import Record
-from tunetrial.core.study import Lock
 from tunetrial.ship import card, hub, replicate
 from tunetrial.ship.formats import Made, variants, write
 from tunetrial.ship.order import Format, Order, Source
@@ -177,7 +176,7 @@ def _find(
     chosen = replicate.choose(evidence, order.arm, task, trials, order.seed, with_weights=not order.retrain)
     if chosen.record.synthetic:
         raise ConfigError(f"ship: runs of this study are simulated, got engine {lock.engine}; there are no weights")
-    base = _base(lock, order.arm, root)
+    base = models.of_arm(lock, order.arm, root)
     source = Source(order, chosen.record, chosen.folder.artifact, base, lock, str(to.absolute()))
     if proven:
         check(source)
@@ -199,17 +198,3 @@ def _recounted(decision: Decision, source: Source) -> Decision:
         return decision
     count = TestLedger(home()).count(source.lock.tested(task))
     return decision.model_copy(update={"test_openings": decision.test_openings | {task: count}})
-
-
-def _base(lock: Lock, arm: str, root: Path) -> models.PinnedModel:
-    """The base that the arm was trained on, found again.
-
-    Raises:
-        IntegrityError: Its weights are others now.
-    """
-    pin, name = lock.base(arm), lock.study.base_of(arm)
-    base = models.resolve(f"{name.partition('@')[0]}@{pin.revision}" if pin.revision else name, root)
-    if base.fingerprint != pin.fingerprint:
-        got = f"got fingerprint {base.fingerprint[:12]}, the runs have {pin.fingerprint[:12]}"
-        raise IntegrityError(f"{base.folder}: not the base that {arm} was trained on, {got}; restore its weights")
-    return base

@@ -182,17 +182,17 @@ def _finals(evidence: Evidence, task: str, arm: str) -> dict[int, tuple[tuple[st
     return found
 
 
-def answered(evidence: Evidence, spec: TaskSpec, root: Path) -> dict[str, Example]:
-    """The test rows that were answered, by id, as they are read again.
+def answered(evidence: Evidence, spec: TaskSpec, root: Path, split: str = "test") -> dict[str, Example]:
+    """The rows of a split that finals answered, by id, as they are read again.
 
     Raises:
         IntegrityError: They are others now.
     """
-    read = {example.id: example for example in tasks.load(spec, root).splits["test"]}
-    names: Sequence[str] = arms.scored_rows(evidence, spec.name).example_id_E
+    read = {example.id: example for example in tasks.load(spec, root).splits[split]}
+    names: Sequence[str] = arms.scored_rows(evidence, spec.name, split).example_id_E
     answered = [read[name] for name in names if name in read]
-    if digest([example_row(example) for example in answered]) != evidence.lock.data[spec.name].digests["test"]:
-        raise IntegrityError(f"{spec.name}: test rows are not those that were answered; restore the rows")
+    if digest([example_row(example) for example in answered]) != evidence.lock.data[spec.name].digests[split]:
+        raise IntegrityError(f"{spec.name}: {split} rows are not those that were answered; restore the rows")
     return {example.id: example for example in answered}
 
 

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from tunetrial import methods, tasks
+from tunetrial import methods
 from tunetrial.analysis import metrics
-from tunetrial.core.errors import ConfigError, EvidenceError, IntegrityError
-from tunetrial.core.evidence import Evidence, Example, TaskData, TrialRecord, example_row
-from tunetrial.core.records import digest
+from tunetrial.core.errors import ConfigError, EvidenceError
+from tunetrial.core.evidence import Evidence, Example, TaskData, TrialRecord
 from tunetrial.core.study import Arm
 from tunetrial.trial.execution import Answers, Terms, score
 from tunetrial.trial.openings import note_use
@@ -26,15 +25,9 @@ def probes(evidence: Evidence, task: str, arm: str, root: Path) -> tuple[Example
     lock = evidence.lock
     if task not in {spec.name for spec in lock.study.tasks} or lock.folding(task):
         raise ConfigError(f"--prove: needs a task that is split once, got {task!r}; leave it out")
-    found = [record.trial.id for record in evidence.of(purpose="final", task=task, arm=arm) if record.status == "ok"]
-    if not found:
+    if not any(record.status == "ok" for record in evidence.of(purpose="final", task=task, arm=arm)):
         raise ConfigError(f"--prove: no finished run of {arm!r} on {task!r}, got none; run the study")
-    read = {example.id: example for example in tasks.load(lock.study.task(task), root).splits["validation"]}
-    names = evidence.scores[found[0], "validation"].example_id_E
-    answered = tuple(read[name] for name in names if name in read)
-    if digest([example_row(example) for example in answered]) != lock.data[task].digests["validation"]:
-        raise IntegrityError(f"{task}: validation rows are not those of the study; restore the rows")
-    return answered[:MOST_PROBES]
+    return tuple(answered(evidence, lock.study.task(task), root, "validation").values())[:MOST_PROBES]
 
 
 def rescore(evidence: Evidence, root: Path, record: TrialRecord, folder: Path) -> float:
