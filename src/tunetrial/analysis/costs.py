@@ -73,13 +73,14 @@ def excluded(evidence: Evidence, results: Sequence[ArmResult], costs: Costs) -> 
             out[result.arm] = f"{'no better than a constant' if idle else result.state} on {result.task}"
     for arm in (arm.name for arm in study.arms if arm.name not in out):
         limits = {n: at for n, at in study.limits.items() if n != "forgetting_nats" or not study.arm(arm).untrained}
-        reasons = [*_over_limits(limits, costs.get(arm, {})), *_under_floors(evidence, results, arm)]
+        reasons = [*over_limits(limits, costs.get(arm, {})), *_under_floors(evidence, results, arm)]
         if reasons:
             out[arm] = "; ".join(reasons)
     return out
 
 
-def _over_limits(limits: Mapping[str, float], own: Mapping[str, Measurement]) -> Iterable[str]:
+def over_limits(limits: Mapping[str, float], own: Mapping[str, Measurement]) -> Iterable[str]:
+    """Which of these an arm exceeds, or was never measured by, in words."""
     for name, limit in limits.items():
         if name not in own:
             yield f"{name} is limited to {limit:g} and was not measured"
