@@ -8,8 +8,8 @@ from tunetrial.core.weighed import Standing
 if TYPE_CHECKING:
     from tunetrial.analysis.weighing import Table
 
-# Criteria that are one thing by construction: time at a price, and what the year's bill is made of.
-COST = ("train_s", "cost_usd", "year_usd", "storage_mib")
+# What the bill of a run, and of a year, is made of: a weight on a part beside one on the bill counts it twice.
+PARTS = {"cost_usd": ("train_s",), "year_usd": ("train_s", "cost_usd", "storage_mib")}
 
 
 def restated(table: "Table", name: str) -> str | None:
@@ -21,7 +21,8 @@ def restated(table: "Table", name: str) -> str | None:
 def _told(table: "Table", name: str) -> str | None:
     if name in table.scenario.opinions:
         return table.scenario.opinions[name].restates
-    return "cost" if name in COST else None
+    present = [s.name for s in table.scales]
+    return "cost" if name in PARTS or any(name in PARTS[bill] for bill in present if bill in PARTS) else None
 
 
 def warnings(table: "Table") -> tuple[str, ...]:
@@ -31,6 +32,8 @@ def warnings(table: "Table") -> tuple[str, ...]:
         same = [s for s in scales if _told(table, s.name) == told]
         names, share = ", ".join(s.name for s in same), sum(s.weight for s in same)
         found.append(f"{100 * share:.0f} % of the weight is on {told}, told {len(same)} times: {names}.")
+    if table.owned and any(s.name == "year_usd" for s in scales):
+        found += [f"year_usd leaves out {what}: {why}." for what, why in _left_out(table).items()]
     opinions = [s for s in scales if s.name in table.scenario.opinions]
     if opinions:
         names, share = ", ".join(s.name for s in opinions), sum(s.weight for s in opinions)
@@ -43,6 +46,11 @@ def warnings(table: "Table") -> tuple[str, ...]:
     return tuple(found)
 
 
+def _left_out(table: "Table") -> dict[str, str]:
+    """What no total of the first year has, of the arms that are weighed."""
+    return {what: why for one in table.owned.owned if one.arm in table.names for what, why in one.left_out.items()}
+
+
 def because(
     table: "Table", order: Sequence[str], carried: Mapping[str, float], standings: Mapping[str, Standing]
 ) -> tuple[str, ...]:
@@ -53,9 +61,8 @@ def because(
         lead = standings[pick].score - standings[order[1]].score
         parts = sorted(((n, x) for n, x in carried.items() if abs(x) >= 5e-4), key=lambda part: -part[1])
         made = ", ".join(f"{name} {x:+.3f}{_mark(table, name)}" for name, x in parts) or "nothing above 0.0005"
-        said.append(
-            f"{pick} {standings[pick].score:.3f} leads {order[1]} {standings[order[1]].score:.3f} by {lead:.3f}: {made}."
-        )
+        scores = [f"{arm} {standings[arm].score:.3f}" for arm in order[:2]]
+        said.append(f"{scores[0]} leads {scores[1]} by {lead:.3f}: {made}.")
         said += [_figures(table, pick, order[1], [name for name, _ in parts])] if parts else []
         first, ever = standings[pick].first, standings[pick].ranks[0]
         said.append(f"{pick} is first in {100 * first:.0f} % of draws, and in {100 * ever:.0f} % under any weights.")

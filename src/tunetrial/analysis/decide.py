@@ -8,7 +8,8 @@
    safe ones, the cheapest (training time, then peak memory, then storage; within 10 % counts as equal). It abstains
    if a cheaper arm's verdict is open.
 4. With criteria or opinions, the arm with the highest weighted value, if it is first in 80 % of joint draws and stays
-   first when all weights change by up to a quarter (`weighing`). If quality is no criterion, only safe arms are weighed.
+   first when all weights change by up to a quarter (`weighing`). If quality is no criterion, only safe
+   arms are weighed.
 
 Other tasks than the primary decide nothing; where their verdicts differ, `because` says so.
 """
@@ -110,9 +111,8 @@ def _rule(board: Board, needed: Need | None) -> Choice:
     pool = better or safe
     pick = board.cheapest(pool)
     if pick is None:
-        return Choice(
-            abstention=reasons.abstention(board, f"{', '.join(pool)} cannot be told apart by cost", safe=pool[0])
-        )
+        reason = f"{', '.join(pool)} cannot be told apart by cost"
+        return Choice(abstention=reasons.abstention(board, reason, safe=pool[0]))
     rivals = [] if better else [arm for arm in board.open if board.cheapest([pick, arm]) != pick]
     if rivals:
         rival = board.cheapest(rivals) or rivals[0]

@@ -1,12 +1,12 @@
 """What arms may truly be, drawn jointly: one table of arms by criteria, all of it varied by the same seeds and rows.
 
-The centre is what was measured. A draw gives every final seed one weight, the same for all arms and all criteria that
-runs of that seed have (quality, forgetting), so what a seed does to all of them stays together; and one t scale, so
-that few seeds have the tails of Student's t. Quality varies with the test rows besides, the same rows for all arms: by
-the mean products of the crossed layout (`contrasts`), seeds' part MS_R / (R E) and rows' part (MS_E - MS_res) / (R E),
-which is that of every verdict but for its floor. Forgetting holds its texts fixed. Of a task in folds a replicate is a
-fold, with the variance of `folds`. What was measured once (a probe's time, memory, latency; bytes) does not vary, nor
-do opinions and prices; what tuned rates are expected to lose is in no draw.
+The centre is what was measured. A draw gives every final seed one weight, the same for all arms and for all criteria
+that runs of that seed have (quality, forgetting, the length of a run), so what a seed does to all of them stays
+together; and one t scale, so that few seeds have the tails of Student's t. Quality varies with the test rows besides,
+the same rows for all arms: by the mean products of the crossed layout (`contrasts`), seeds' part MS_R / (R E) and rows'
+part (MS_E - MS_res) / (R E), which is that of every verdict but for its floor. Forgetting holds its texts fixed. Of a
+task in folds a replicate is a fold, with the variance of `folds`. What was measured once (a probe's time, memory,
+latency; bytes) does not vary, nor do opinions and prices; what tuned rates are expected to lose is in no draw.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,8 @@ from tunetrial.analysis.stats import Floats
 from tunetrial.core.errors import EvidenceError
 
 DRAWS = 4000
+PerArm = Mapping[str, Mapping[int, float]]
+PerSeed = Mapping[str, PerArm]
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,18 @@ class Draws:
         return centre_A + seeds * self.by_seeds.get(name, 0.0) + self.by_rows.get(name, 0.0)
 
 
-def jointly(board: Board, names: Sequence[str], criteria: Sequence[str], *, seed: int = 0) -> Draws:
+def jointly(
+    board: Board, names: Sequence[str], criteria: Sequence[str], *, per_seed: PerSeed | None = None, seed: int = 0
+) -> Draws:
     """Draw what varies of these arms by these criteria. The same seed gives the same draws.
+
+    Args:
+        per_seed: Further criteria by arm and seed of its finals, beside quality and forgetting.
 
     Raises:
         EvidenceError: The arms share fewer than two finals.
     """
-    if not {"quality", "forgetting_nats"} & set(criteria):
+    if not {"quality", "forgetting_nats", *(per_seed or {})} & set(criteria):
         return Draws({}, {}, 0)
     rng = np.random.default_rng(seed)
     shared, score_ARE, lost = _by_seed(board, names)
@@ -60,13 +67,14 @@ def jointly(board: Board, names: Sequence[str], criteria: Sequence[str], *, seed
         seeds["quality"] = turn * _moved(score_ARE.mean(axis=2), z_BR, scale_B, spread)
         if score_ARE.shape[2] > 1:
             rows["quality"] = turn * _by_rows(score_ARE, rng)
-    if "forgetting_nats" in criteria and lost:
-        own_AR = np.array([[lost[arm].get(seed, np.nan) for seed in shared] for arm in names])
-        seeds["forgetting_nats"] = _moved(own_AR, z_BR, scale_B, spread)
+    for name, known in ({"forgetting_nats": lost} | dict(per_seed or {})).items():
+        if name in criteria and any(known.values()):
+            own_AR = np.array([[known.get(arm, {}).get(s, np.nan) for s in shared] for arm in names])
+            seeds[name] = _moved(own_AR, z_BR, scale_B, spread)
     return Draws(seeds, rows, replicates)
 
 
-def _by_seed(board: Board, names: Sequence[str]) -> tuple[list[int], Floats, dict[str, dict[int, float]]]:
+def _by_seed(board: Board, names: Sequence[str]) -> tuple[list[int], Floats, PerArm]:
     """The finals that all arms share: their seeds, contributions by arm, seed and row, and what each forgot."""
     outcomes = {arm: outcome(board.evidence, board.primary, arm) for arm in names}
     shared = sorted(set.intersection(*(set(o.seeds) for o in outcomes.values())))
@@ -82,7 +90,7 @@ def _by_seed(board: Board, names: Sequence[str]) -> tuple[list[int], Floats, dic
         arm: {seed: nats for (_, seed), nats in retention.lost_by_run(board.evidence, board.primary, arm).items()}
         for arm in names
     }
-    return shared, np.stack(stacked), lost if any(lost.values()) else {}
+    return shared, np.stack(stacked), lost
 
 
 def _spread(board: Board, replicates: int) -> float:

@@ -41,7 +41,7 @@ def more_seeds(table: "Table", found: Draws) -> tuple[MoreSeeds, ...]:
 
 
 def next_spend(table: "Table", found: Draws, first_two: tuple[int, int], more: tuple[MoreSeeds, ...]) -> str:
-    """The fewest more seeds that settle it as likely as not; else rows, if it is they that are too few; else nothing."""
+    """The fewest more seeds that settle it as likely as not; else rows, if they are too few; else nothing."""
     enough = next((one for one in more if one.settles >= 0.5), None)
     if enough is not None:
         chance = f"which settles it in {100 * enough.settles:.0f} % of simulated futures"

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # its optimisers load at first use
 
 from tunetrial.analysis import metrics
 from tunetrial.analysis.costs import Costs
@@ -20,7 +19,7 @@ from tunetrial.core.study import Study
 
 SURE = 0.8
 SHAKE = 0.25
-STEPS = 400
+STEPS = 24
 
 
 @dataclass(frozen=True)
@@ -91,35 +90,45 @@ def values(arms: Sequence[str], scales: Sequence[Scale], costs: Costs) -> Floats
 
 
 def input_flips(
-    what: str, scores: Callable[[float], Floats], arms: Sequence[str], *, now: float, most: float, least: float = 0.0
+    what: str, scores: Callable[[float], Floats], arms: Sequence[str], *, now: float, most: float, least: float
 ) -> tuple[Flip, ...]:
-    """The nearest prices or volumes, down to `least` and up to `most`, at which another arm is first.
+    """The nearest prices or volumes, down to `least` and up to `most`, at which another arm is first; whole numbers
+    where `now` is one.
 
-    Found on a grid of 400 steps each way and then to the last digit: a first place held for less than a step may be
+    Found on a grid of 24 steps each way and then to the last digit: a first place held for less than a step may be
     passed over.
     """
-    top, found = int(scores(now).argmax()), []
-    start = now if now > 0 else most / 1e6
-    upwards = np.concatenate([[now], np.geomspace(start, most, STEPS)]) if most > start else np.array([now])
-    for grid in (np.linspace(now, least, STEPS), upwards):
-        at = _first_change(scores, grid, top)
+    top, found, whole = int(scores(now).argmax()), [], isinstance(now, int)
+    up = np.concatenate([[now], np.geomspace(now or most / 1e6, most, STEPS)])
+    for grid in (np.linspace(now, least, STEPS), up):
+        steps = [int(x) for x in dict.fromkeys(np.rint(grid).tolist())] if whole else grid.tolist()
+        at = _first_change(scores, steps, top, whole=whole)
         if at is not None:
-            found.append(Flip(what=what, now=now, at=at[0], to=arms[at[1]]))
+            found.append(Flip(what=what, now=now, at=at, to=arms[int(_beyond(scores, at, now).argmax())]))
     return tuple(found)
 
 
-def _first_change(scores: Callable[[float], Floats], grid: Floats, top: int) -> tuple[float, int] | None:
-    """Where along a grid another arm overtakes, and which."""
-    for a, b in zip(grid, grid[1:], strict=False):
-        here = scores(b)
-        k = int(here.argmax())
-        if here[k] > here[top] + 1e-12:
+def _first_change(scores: Callable[[float], Floats], steps: Sequence[float], top: int, *, whole: bool) -> float | None:
+    """Where along these steps the first arm is overtaken, by halving the step in which it is; None if nowhere."""
 
-            def lead(x: float, k: int = k) -> float:
-                return float(scores(x)[top] - scores(x)[k])
+    def overtaken(x: float) -> bool:
+        here = scores(x)
+        return bool(here.max() > here[top] + 1e-12)
 
-            return (float(a) if lead(a) <= 0 else float(scipy.optimize.brentq(lead, a, b))), k
+    for kept, lost in zip(steps, steps[1:], strict=False):
+        if overtaken(lost):
+            while abs(lost - kept) > (1 if whole else 1e-12 * max(abs(lost), abs(kept))):
+                middle = (kept + lost) // 2 if whole else (kept + lost) / 2
+                if middle in (kept, lost):
+                    break
+                kept, lost = (kept, middle) if overtaken(middle) else (middle, lost)
+            return lost
     return None
+
+
+def _beyond(scores: Callable[[float], Floats], at: float, now: float) -> Floats:
+    """Scores at a flip or a hair beyond it, where two arms are equal no more."""
+    return scores(at if isinstance(now, int) else at + 1e-9 * (at - now))
 
 
 def opinions(scenario: Scenario, study: Study) -> Mapping[str, Mapping[str, float]]:

@@ -6,12 +6,12 @@ anchors, prices and volumes are the user's: nothing here says that they are righ
 arms are weighed that the study's verdicts call safe.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tunetrial.analysis import argued, costs, draws, information, owned, reasons, scoring, smaa
+from tunetrial.analysis import argued, costs, draws, information, reasons, scoring, smaa, yearly
 from tunetrial.analysis.board import Board
 from tunetrial.analysis.compare import FIRST_LOOK
 from tunetrial.analysis.draws import Draws
@@ -19,9 +19,10 @@ from tunetrial.analysis.scoring import Scale
 from tunetrial.analysis.stats import Floats
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import Abstention, Flip, Measurement
-from tunetrial.core.scenario import Basis, Inputs, Scenario
+from tunetrial.core.owning import Ownership
+from tunetrial.core.scenario import Inputs, Scenario
 from tunetrial.core.study import Study
-from tunetrial.core.weighed import MoreSeeds, Standing, Term, Weighed, Weight
+from tunetrial.core.weighed import Basis, MoreSeeds, Standing, Weighed, Weight
 
 # How far prices and volumes are followed upwards for a flip, as a multiple of what they are.
 FARTHEST = 1000.0
@@ -43,8 +44,9 @@ class Table:
 
     board: Board
     scenario: Scenario
+    inputs: Inputs
     amounts: Amounts
-    terms: Mapping[str, tuple[Term, ...]]
+    owned: Ownership | None
     scales: tuple[Scale, ...]
     excluded: Mapping[str, str]
     left_out: Mapping[str, str]
@@ -60,7 +62,7 @@ class Table:
         return scoring.values(self.names, self.scales, self.amounts)
 
     def drawn(self, found: Draws, shift: Mapping[str, Floats] | None = None, seeds: float = 1.0) -> tuple[Floats, ...]:
-        """Values and natural amounts in every draw, each of shape (B, A, J); `shift` moves what arms are by criterion."""
+        """Values and natural amounts in every draw, each of shape (B, A, J); `shift` moves the arms by criterion."""
         moved = shift or {}
         amount_BAJ = np.stack(
             [found.amounts(s.name, self.centre(s.name) + moved.get(s.name, 0.0), seeds=seeds) for s in self.scales],
@@ -82,30 +84,36 @@ def of_study(study: Study) -> Scenario:
         criteria=study.criteria,
         opinions=study.opinions,
         limits=study.limits,
-        inputs=Inputs(tenants=study.costs.variants, requests_per_month=study.costs.requests_per_month or 0.0),
+        inputs=Inputs(),
     )
 
 
-def weigh(board: Board, scenario: Scenario, *, seed: int = 0) -> Weighed:
-    """Decide for one scenario. The same seed gives the same bytes."""
-    table = lay_out(board, scenario)
+def weigh(board: Board, scenario: Scenario, *, owned: Ownership | None = None, seed: int = 0) -> Weighed:
+    """Decide for one scenario. The same seed gives the same bytes.
+
+    Args:
+        owned: What arms take to own, for the cost of the first year; without it no arm has one.
+    """
+    table = lay_out(board, scenario, owned)
     if board.costs_obstacle:
         return _unweighed(table, reasons.abstention(board, board.costs_obstacle))
     if not table.scales or not table.names:
         return _unweighed(table, reasons.abstention(board, "no arm can be weighed by the criteria", NOTHING))
     try:
-        found = draws.jointly(board, table.names, [s.name for s in table.scales], seed=seed)
+        per_seed = yearly.by_seed(table.owned, table.inputs.tenants) if table.owned else {}
+        criteria = [s.name for s in table.scales]
+        found = draws.jointly(board, table.names, criteria, per_seed={"year_usd": per_seed}, seed=seed)
     except EvidenceError as error:
         return _unweighed(table, reasons.abstention(board, str(error), FIRST_LOOK))
     return _judged(table, found, seed)
 
 
-def lay_out(board: Board, scenario: Scenario) -> Table:
+def lay_out(board: Board, scenario: Scenario, owned: Ownership | None = None) -> Table:
     """Fill in prices, gather amounts, rule out by limits, and find which arms and criteria can be weighed."""
     study = board.evidence.lock.study
-    scenario = scenario.model_copy(update={"inputs": _priced(scenario.inputs, study)})
-    terms = {arm.name: owned.terms(board, arm.name) for arm in study.arms}
-    amounts = _amounts(board, scenario, terms)
+    inputs = _filled(scenario.inputs, study, owned)
+    owned = yearly.at(owned, inputs) if owned and _yearly(scenario) else None
+    amounts = _amounts(board, scenario, inputs, owned)
     excluded = dict(board.excluded)
     for arm in board.candidates:
         limits = {n: at for n, at in scenario.limits.items() if n not in study.limits or study.limits[n] != at}
@@ -123,24 +131,30 @@ def lay_out(board: Board, scenario: Scenario) -> Table:
         elif lacking:
             left[arm] = f"{', '.join(lacking)} was not measured"
     names = tuple(arm for arm in entered if arm not in left)
-    table = Table(board, scenario, amounts, terms, scales, excluded, left, names)
+    table = Table(board, scenario, inputs, amounts, owned, scales, excluded, left, names)
     return Table(**vars(table) | {"warnings": argued.warnings(table)})
 
 
-def _priced(inputs: Inputs, study: Study) -> Inputs:
-    """Prices that the scenario leaves to the study."""
+def _filled(inputs: Inputs, study: Study, owned: Ownership | None) -> Inputs:
+    """Prices that the scenario leaves to the study, and the room of the machine that it has or names."""
     given = {
         "usd_per_hour": study.hardware.usd_per_hour,
         "usd_per_gb_month": study.costs.usd_per_gb_month,
         "usd_per_engineer_hour": study.costs.usd_per_engineer_hour,
+        "room_gib": owned.terms.room_bytes / 2**30 if owned and owned.terms.room_bytes else None,
     }
-    return inputs.model_copy(update={name: usd for name, usd in given.items() if getattr(inputs, name) is None})
+    return inputs.model_copy(update={name: value for name, value in given.items() if getattr(inputs, name) is None})
 
 
-def _amounts(board: Board, scenario: Scenario, terms: Mapping[str, tuple[Term, ...]]) -> Amounts:
+def _yearly(scenario: Scenario) -> bool:
+    return "year_usd" in (*scenario.criteria, *scenario.limits)
+
+
+def _amounts(board: Board, scenario: Scenario, inputs: Inputs, owned: Ownership | None) -> Amounts:
     """By arm what was measured, what the user says, and what it costs; what is not known is absent."""
-    study, inputs, found = board.evidence.lock.study, scenario.inputs, {}
+    study, found = board.evidence.lock.study, {}
     said = scoring.opinions(scenario, study)
+    year = yearly.comparable(owned) if owned else {}
     for arm in study.arms:
         own = dict(board.costs.get(arm.name, {}))
         if arm.untrained:
@@ -148,16 +162,15 @@ def _amounts(board: Board, scenario: Scenario, terms: Mapping[str, tuple[Term, .
         if "train_s" in own and inputs.usd_per_hour is not None:
             usd = own["train_s"].value / 3600 * inputs.usd_per_hour
             own["cost_usd"] = Measurement(value=usd, unit="USD", n=own["train_s"].n)
-        year = owned.usd(terms[arm.name], inputs)
-        if year is not None:
-            own["year_usd"] = Measurement(value=year, unit="USD in the first year")
+        if arm.name in year:
+            own["year_usd"] = Measurement(value=year[arm.name], unit="USD in the first year")
         own |= {name: Measurement(value=score, unit="points, an opinion") for name, score in said[arm.name].items()}
         found[arm.name] = own
     return found
 
 
 def _judged(table: Table, found: Draws, seed: int) -> Weighed:
-    board, names, weight_J = table.board, table.names, table.weight_J
+    names, weight_J = table.names, table.weight_J
     value_BAJ, amount_BAJ = table.drawn(found)
     score_A = table.value_AJ @ weight_J
     order = np.argsort(-score_A, kind="stable")
@@ -189,10 +202,11 @@ def _judged(table: Table, found: Draws, seed: int) -> Weighed:
 
 def _common(table: Table) -> dict[str, object]:
     return {
-        "scenario": table.scenario,
+        "asked": table.scenario,
+        "inputs": table.inputs,
         "warnings": table.warnings,
         "weights": tuple(_weight(table, scale) for scale in table.scales),
-        "costs": {arm: terms for arm, terms in table.terms.items() if terms},
+        "owned": yearly.bills(table.owned) if table.owned else {},
         "excluded": dict(table.excluded),
         "left_out": dict(table.left_out),
     }
@@ -264,29 +278,27 @@ def _flips(table: Table) -> tuple[Flip, ...]:
         Flip(what=f"weight of {table.scales[f.criterion].name}", now=weight_J[f.criterion], at=f.at, to=names[f.to])
         for f in smaa.weight_flips(table.value_AJ, weight_J)
     ]
-    costly = [j for j, s in enumerate(table.scales) if s.name in ("cost_usd", "year_usd")]
+    costly = [s.name for s in table.scales if s.name in ("cost_usd", "year_usd")]
     for name, what in INPUTS.items() if len(names) > 1 and costly else ():
-        now = getattr(table.scenario.inputs, name)
-        if now is not None:
-            least = 1.0 if name == "tenants" else 0.0
-            found += scoring.input_flips(
-                what, _moving(table, name), names, now=now, most=FARTHEST * max(now, 1.0), least=least
-            )
+        now = getattr(table.inputs, name)
+        if now is not None and (name == "usd_per_hour" or "year_usd" in costly):
+            least, most = 1 if name == "tenants" else 0.0, FARTHEST * max(now, 1.0)
+            found += scoring.input_flips(what, _moving(table, name), names, now=now, most=most, least=least)
     return tuple(found)
 
 
-def _moving(table: Table, name: str):
+def _moving(table: Table, name: str) -> Callable[[float], Floats]:
     """Scores as one price or volume moves."""
-    inputs = table.scenario.inputs
+    hours_A = table.centre("train_s") / 3600 if any(s.name == "cost_usd" for s in table.scales) else None
 
     def scores(x: float) -> Floats:
         value_AJ = table.value_AJ
         for j, scale in enumerate(table.scales):
             if scale.name == "year_usd":
-                usd = [owned.usd(table.terms[arm], inputs, **{name: x}) for arm in table.names]
-                value_AJ[:, j] = scale.value(np.array(usd, dtype=np.float64))
+                inputs = table.inputs.model_copy(update={name: x})
+                usd = yearly.comparable(yearly.at(table.owned, inputs))
+                value_AJ[:, j] = scale.value(np.array([usd[arm] for arm in table.names]))
             if scale.name == "cost_usd" and name == "usd_per_hour":
-                hours_A = table.centre("train_s") / 3600
                 value_AJ[:, j] = scale.value(hours_A * x)
         return value_AJ @ table.weight_J
 

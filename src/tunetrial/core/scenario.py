@@ -1,12 +1,8 @@
 """What is weighed and for whom: criteria between anchors, opinions, limits, and the volumes and prices of a use."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from tunetrial.core.records import Record, added
-
-Basis = Literal["measured", "estimated", "given", "opinion", "dated default"]
 
 
 class Criterion(Record):
@@ -36,19 +32,21 @@ class Opinion(Record):
 
 
 class Inputs(Record):
-    """Volumes and prices of a use: what slides. A price that is not said is not known, and no cost is made of it.
+    """Volumes and prices of a use: what slides. What is not said is not known, and no cost is made of it.
 
     `tenants` are variants that are kept and trained again, each `retrainings_per_month` times; requests are of all
-    together. `usd_per_hour` is that of a machine like the one that the study was measured on.
+    together. `usd_per_hour` is that of a machine like the one that the study was measured on, which has `room_gib` for
+    weights where it serves. `engineer_hours` are for the first year.
     """
 
-    tenants: float = Field(default=1.0, ge=1)
-    requests_per_month: float = Field(default=0.0, ge=0)
-    retrainings_per_month: float = Field(default=1.0, ge=0)
+    tenants: int = Field(default=1, ge=1)
+    requests_per_month: float | None = Field(default=None, ge=0)
+    retrainings_per_month: float = Field(default=0.0, ge=0)
+    engineer_hours: float | None = Field(default=None, ge=0)
     usd_per_hour: float | None = Field(default=None, ge=0)
     usd_per_gb_month: float | None = Field(default=None, ge=0)
-    engineer_hours_per_retraining: float = Field(default=0.0, ge=0)
     usd_per_engineer_hour: float | None = Field(default=None, ge=0)
+    room_gib: float | None = Field(default=None, gt=0)
 
 
 class Scenario(Record):

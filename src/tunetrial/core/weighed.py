@@ -1,18 +1,31 @@
 """What weighing a scenario found: standings, the argument, where it flips, and what would be worth knowing."""
 
-from tunetrial.core.evidence import Abstention, Flip
+from typing import Literal
+
 from tunetrial.core.findings import Ends
+from tunetrial.core.owning import Owned
 from tunetrial.core.records import Record
-from tunetrial.core.scenario import Basis, Scenario
+from tunetrial.core.scenario import Inputs, Scenario
+
+Basis = Literal["measured", "estimated", "given", "opinion"]
 
 
-class Term(Record):
-    """One part of a cost: `coefficient` times the product of these fields of `Inputs`, in US dollars."""
+class Flip(Record):
+    """A point at which the recommendation would change: of a weight, a price or a margin."""
 
     what: str
-    coefficient: float
-    inputs: tuple[str, ...]
-    basis: Basis
+    now: float
+    at: float
+    to: str
+
+
+class Abstention(Record):
+    """Why no arm is recommended; still the cheapest safe choice, what it may cost at worst, and the next spend."""
+
+    reason: str
+    safe_choice: str | None
+    at_worst: str | None
+    next_spend: str
 
 
 class Weight(Record):
@@ -61,15 +74,16 @@ class MoreSeeds(Record):
 
 
 class Weighed(Record):
-    """A scenario decided from a study's records.
+    """A scenario decided from a study's records: as it was `asked`, and its `inputs` with prices that the study gave.
 
     `carried` is by criterion what the first arm is ahead of the second by, in score, opinions among them. `knowing` is
     what perfect knowledge of a criterion would be worth, in score, `knowing_all` of all together. `standings` are by
     arm, the first first; empty where nothing could be weighed. `left_out` are arms and criteria that were not weighed,
-    `excluded` arms that were out before, with reasons.
+    `excluded` arms that were out before, with reasons. `owned` are bills of the first year by arm, where that counts.
     """
 
-    scenario: Scenario
+    asked: Scenario
+    inputs: Inputs
     recommendation: str | None
     abstention: Abstention | None
     because: tuple[str, ...]
@@ -81,7 +95,7 @@ class Weighed(Record):
     knowing: dict[str, float]
     knowing_all: float | None
     more_seeds: tuple[MoreSeeds, ...]
-    costs: dict[str, tuple[Term, ...]]
+    owned: dict[str, Owned]
     excluded: dict[str, str]
     left_out: dict[str, str]
     draws: int

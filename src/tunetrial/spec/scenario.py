@@ -17,6 +17,7 @@ from tunetrial.spec.explain import explain
 from tunetrial.spec.faults import Fault, nearest, refuse, show
 from tunetrial.spec.form import (
     Absent,
+    Count,
     CriteriaForm,
     CriterionForm,
     LimitsForm,
@@ -48,13 +49,14 @@ class ScenarioLimits(LimitsForm):
 class InputsForm(Record):
     """Volumes and prices of the use."""
 
-    tenants: float = Field(1.0, ge=1, description="number of variants that are kept", examples=[50])
-    requests_per_month: Price = Field(0.0, description="requests of all tenants together", examples=[100000])
-    retrainings_per_month: Price = Field(1.0, description="trainings of each variant a month", examples=[1])
+    tenants: Count = Field(1, description="number of variants that are kept", examples=[50])
+    requests_per_month: Price | Absent = Field(None, description="requests of all tenants together", examples=[100000])
+    retrainings_per_month: Price = Field(0.0, description="trainings of each variant a month", examples=[1])
+    engineer_hours: Price | Absent = Field(None, description="hours of engineers in the first year", examples=[20])
     usd_per_hour: Price | Absent = Field(None, description="price of a machine like the one measured", examples=[0.8])
     usd_per_gb_month: Price | Absent = Field(None, description="price of a GB kept for a month", examples=[0.1])
-    engineer_hours_per_retraining: Price = Field(0.0, description="hours of engineers for a training", examples=[2])
     usd_per_engineer_hour: Price | Absent = Field(None, description="price of such an hour", examples=[90])
+    room_gib: Positive | Absent = Field(None, description="GiB that a serving machine has for weights", examples=[16])
 
 
 class ScenarioForm(Record):
@@ -80,6 +82,11 @@ class ScenarioForm(Record):
 def names() -> tuple[str, ...]:
     """The built-in scenarios, by name."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+
+def uses() -> tuple[str, ...]:
+    """The built-in scenarios of a use, without the published matrices."""
+    return tuple(name for name in names() if not name.startswith("seed-"))
 
 
 def find(asked: str) -> Scenario:

@@ -18,6 +18,7 @@ from tunetrial.spec.faults import Fault, Keys, Tree, refuse, show
 
 LARGEST_BYTES = 256 * 1024
 DEEPEST = 8
+BEGIN = "not a study, got {}; begin with base_model:, tasks: and arms:"
 MOST_ENTRIES = 2000
 LONGEST_INTEGER = 18
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")

@@ -13,23 +13,27 @@ from tunetrial.core.evidence import Decision, Evidence, Held, Scored
 from tunetrial.core.findings import Concord, Rated
 from tunetrial.core.owning import Ownership
 from tunetrial.core.prices import Costs
+from tunetrial.core.scenario import Scenario
 from tunetrial.core.study import Lock, Study, TaskSpec
 from tunetrial.store import StudyFolder
 from tunetrial.trial import raters
+from tunetrial.trial import scenarios as kept_scenarios
 from tunetrial.trial.openings import count_openings
 from tunetrial.trial.owning import ownership
 from tunetrial.trial.spending import earlier_s, spent
 
 # What may be changed once trials have run without running any again; a change of the first group is post hoc.
-CHOICES = ("reference", "rule", "limits", "require", "criteria")
+CHOICES = ("reference", "rule", "limits", "require", "criteria", "opinions")
 LADDER_CHOICES = ("ladder.margin_usd",)
 WORDS = ("question", "hardware", "costs", "keep", "budget", "ladder.label_usd")
 TASK_CHOICES = ("metric", "margin", "criterion")
 
 
-def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
+def conclude(study: Study, folder: Path, scenarios: Sequence[Scenario] = ()) -> tuple[Evidence, Decision]:
     """Decide from the records there are, by the rule, margins and weights that the study states now.
 
+    Args:
+        scenarios: To be weighed beside those that were asked for before, in place of any of the same name.
     Raises:
         StoreError: There are no results yet, another process holds them, or the study asks for other trials than
             those that ran.
@@ -48,6 +52,11 @@ def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
             update={"spent": spent(study, folder), **_planned(store, evidence), **_rated(evidence, folder)}
             | _used(store, evidence)
         )
+        asked = kept_scenarios.asked(store, scenarios)
+        if asked:
+            owned = ownership(evidence, deployed=decision.deployed, run_s=earlier_s(folder))
+            decision = decision.model_copy(update={"weighed": kept_scenarios.weigh(evidence, owned, asked)})
+            kept_scenarios.keep(store, evidence, owned, decision.weighed)
         store.write_decision(decision)
     return evidence, decision
 
