@@ -214,7 +214,7 @@ def test_scores_are_the_weighted_values_between_the_anchors():
 
 
 def test_a_close_score_abstains_and_asks_for_what_would_tell():
-    quality = weighed(quality={"weight": 1, "worst": 0.5, "best": 1.0}, train_s={"weight": 0.05, "worst": 100})
+    quality = weighed(quality={"weight": 1, "worst": 0.5, "best": 1.0}, train_s={"weight": 0.01, "worst": 100})
     d = decided({"full": 0.8, "lora": 0.8}, margin=0.02, study={"criteria": quality}, **NOISY)
     assert d.recommendation is None and "80 % is asked for" in d.abstention.reason
     assert d.abstention.safe_choice == "full" and "more" in d.abstention.next_spend
