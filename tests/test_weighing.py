@@ -7,8 +7,10 @@ from planted import evidence, lock
 from tunetrial.analysis import scoring
 from tunetrial.analysis.board import lay_out
 from tunetrial.analysis.compare import review
+from tunetrial.analysis.owning import own
 from tunetrial.analysis.taken import take
 from tunetrial.analysis.weighing import weigh
+from tunetrial.core.owning import Terms
 from tunetrial.core.scenario import Criterion, Inputs, Opinion, Scenario
 from tunetrial.core.study import Hardware
 
@@ -24,13 +26,17 @@ def board(quality, *, arms=("full", "lora"), costs=BOTH, study=None, **planted):
     return lay_out(found, *review(found))
 
 
+def owned(laid):
+    return own("mail", take(laid.evidence, whole={"full"}), Terms(variants=(1,)))
+
+
 def scenario(**said):
     return Scenario(name="s", title="s", **said)
 
 
 def decided(quality, said, *, seed=0, **planted):
     laid = board(quality, **planted)
-    return weigh(laid, said, taken=take(laid.evidence, whole={"full"}), seed=seed)
+    return weigh(laid, said, owned=owned(laid), seed=seed)
 
 
 def test_the_argument_adds_up_and_names_what_it_rests_on():
@@ -148,7 +154,7 @@ def test_without_a_price_a_year_has_no_cost_and_says_so():
     found = decided({"full": 0.8, "lora": 0.8}, said)
     assert found.recommendation is None and set(found.left_out) == {"full", "lora"}
     priced = decided({"full": 0.8, "lora": 0.8}, said, study={"hardware": Hardware(usd_per_hour=1.0)})
-    assert priced.scenario.inputs.usd_per_hour == 1.0
+    assert priced.inputs.usd_per_hour == 1.0 and priced.asked == said
 
 
 def test_the_study_s_own_opinions_are_weighed_by_its_own_decision():
