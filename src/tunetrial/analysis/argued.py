@@ -48,7 +48,8 @@ def warnings(table: "Table") -> tuple[str, ...]:
 
 def _left_out(table: "Table") -> dict[str, str]:
     """What no total of the first year has, of the arms that are weighed."""
-    return {what: why for one in table.owned.owned if one.arm in table.names for what, why in one.left_out.items()}
+    weighed = [one for one in table.owned.owned if one.arm in table.names]
+    return {what: why.partition(" (")[0] for one in weighed for what, why in one.left_out.items()}
 
 
 def because(
@@ -65,12 +66,19 @@ def because(
         said.append(f"{scores[0]} leads {scores[1]} by {lead:.3f}: {made}.")
         said += [_figures(table, pick, order[1], [name for name, _ in parts])] if parts else []
         first, ever = standings[pick].first, standings[pick].ranks[0]
-        said.append(f"{pick} is first in {100 * first:.0f} % of draws, and in {100 * ever:.0f} % under any weights.")
+        said.append(f"{pick} is first in {percent(first)} of draws, and in {percent(ever)} under any weights.")
     else:
         said.append(f"{pick} is the only arm that can be weighed.")
     said += [f"{arm} is out: {why}." for arm, why in table.excluded.items()]
     said += [f"{name} is not weighed: {why}." for name, why in table.left_out.items()]
     return tuple(said)
+
+
+def percent(share: float) -> str:
+    """A share of draws in whole percent; one that is not all or nothing never reads as if it were."""
+    if 0 < share < 0.005 or 0.995 <= share < 1:
+        return "over 99 %" if share > 0.5 else "under 1 %"
+    return f"{100 * share:.0f} %"
 
 
 def _mark(table: "Table", name: str) -> str:

@@ -1,9 +1,10 @@
 """Scenarios side by side: who is recommended in each, what carried it, and where it would change; computes nothing."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tunetrial.analysis.argued import percent
 from tunetrial.core.evidence import Decision
 from tunetrial.core.weighed import Weighed
 from tunetrial.report import headline, words
@@ -66,7 +67,7 @@ def row(one: Weighed) -> Row:
     """One scenario on a line."""
     first = next(iter(one.standings.items()), None)
     answer = f"Use {words.name(one.recommendation)}" if one.recommendation else "No recommendation yet"
-    sure = f"{words.name(first[0])} first in {words.percent(round(first[1].first, 2))} of draws" if first else ""
+    sure = f"{words.name(first[0])} first in {percent(first[1].first)} of draws" if first else ""
     flips = [flip for flip in one.flips if flip.what.startswith("weight")] or list(one.flips)
     near = min(flips, key=lambda flip: abs(flip.at - flip.now), default=None)
     return Row(
@@ -95,7 +96,7 @@ def _criterion(name: str) -> str:
 
 def argument(one: Weighed) -> Argument:
     """One scenario with its whole argument."""
-    answer, lines = _answer(one), list(one.because)
+    answer, lines = _answer(one), [*one.because, *_beyond(one)]
     if one.abstention is not None:
         worst = f" (at worst: {one.abstention.at_worst})" if one.abstention.at_worst else ""
         lines.append(f"Cheapest safe choice: {one.abstention.safe_choice or 'none'}{worst}.")
@@ -118,6 +119,20 @@ def argument(one: Weighed) -> Argument:
         warnings=tuple(words.prose(line, 600) for line in one.warnings),
         flips=tuple(map(headline.flip, one.flips)),
     )
+
+
+def _beyond(one: Weighed) -> Iterator[str]:
+    """Arms that another beats in everything, and the weights for which the second arm would be the choice."""
+    for arm, standing in one.standings.items():
+        if standing.front < 1:
+            over = max(one.standings, key=lambda other: one.standings[other].dominates.get(arm, 0.0))
+            shared = percent(one.standings[over].dominates.get(arm, 0.0))
+            yield f"{over} is as good as {arm} by every criterion and better by one in {shared} of draws."
+    second = next(iter(list(one.standings.items())[1:2]), None)
+    if second and second[1].central and len(one.weights) > 1:
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in second[1].central.items())
+        sure = percent(second[1].confidence)
+        yield f"{second[0]} would be the choice at weights such as {weights}: first in {sure} of draws there."
 
 
 def _answer(one: Weighed) -> str:
