@@ -57,6 +57,7 @@ def test_the_argument_adds_up_and_names_what_it_rests_on():
     ]
     text = " ".join(found.because)
     assert "fit +0.250 (opinion)" in text and "fit 9 vs 4 (your opinion)" in text and "measured, 5 finals" in text
+    assert "Without the opinions full would be first." in found.because
     assert found.warnings == ("50 % of the weight is on opinions, which nothing here has measured: fit.",)
 
 

@@ -65,6 +65,7 @@ def because(
         scores = [f"{arm} {standings[arm].score:.3f}" for arm in order[:2]]
         said.append(f"{scores[0]} leads {scores[1]} by {lead:.3f}: {made}.")
         said += [_figures(table, pick, order[1], [name for name, _ in parts])] if parts else []
+        said += _without_opinions(table, pick)
         first, ever = standings[pick].first, standings[pick].ranks[0]
         said.append(f"{pick} is first in {percent(first)} of draws, and in {percent(ever)} under any weights.")
     else:
@@ -72,6 +73,15 @@ def because(
     said += [f"{arm} is out: {why}." for arm, why in table.excluded.items()]
     said += [f"{name} is not weighed: {why}." for name, why in table.left_out.items()]
     return tuple(said)
+
+
+def _without_opinions(table: "Table", pick: str) -> list[str]:
+    """Who would be first by what was measured alone, if that is another arm."""
+    measured = [j for j, s in enumerate(table.scales) if s.name not in table.scenario.opinions]
+    if not measured or len(measured) == len(table.scales):
+        return []
+    top = table.names[int((table.value_AJ[:, measured] @ table.weight_J[measured]).argmax())]
+    return [] if top == pick else [f"Without the opinions {top} would be first."]
 
 
 def percent(share: float) -> str:
