@@ -7,7 +7,7 @@ arms are weighed that the study's verdicts call safe.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Table:
     excluded: Mapping[str, str]
     left_out: Mapping[str, str]
     names: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     @property
     def weight_J(self) -> Floats:
@@ -129,10 +129,10 @@ def lay_out(board: Board, scenario: Scenario, owned: Ownership | None = None) ->
         if arm not in entered:
             left[arm] = f"{board.verdicts[arm].words}: {reasons.finding(board.verdicts[arm])}"
         elif lacking:
-            left[arm] = f"{', '.join(lacking)} was not measured"
+            left[arm] = f"{', '.join(lacking)} was not measured{yearly.why_not(owned, arm) if owned else ''}"
     names = tuple(arm for arm in entered if arm not in left)
     table = Table(board, scenario, inputs, amounts, owned, scales, excluded, left, names)
-    return Table(**vars(table) | {"warnings": argued.warnings(table)})
+    return replace(table, warnings=argued.warnings(table))
 
 
 def _filled(inputs: Inputs, study: Study, owned: Ownership | None) -> Inputs:

@@ -49,6 +49,13 @@ def comparable(found: Ownership) -> dict[str, float]:
     return {one.arm: one.first_year_usd.low for one in priced if _has_price(one)}
 
 
+def why_not(found: Ownership, arm: str) -> str:
+    """What an arm's total lacks that another's has; empty if nothing."""
+    left = {one.arm: set(one.left_out) for one in found.owned}
+    more = sorted(left.get(arm, set()) - set.intersection(*left.values()))
+    return f" (its first year lacks {', '.join(more)}, which others' have)" if more else ""
+
+
 def _has_price(one: Owned) -> bool:
     return any(line.usd is not None for line in (*one.once.lines, *one.monthly.lines))
 

@@ -55,8 +55,8 @@ def conclude(study: Study, folder: Path, scenarios: Sequence[Scenario] = ()) -> 
         asked = kept_scenarios.asked(store, scenarios)
         if asked:
             owned = ownership(evidence, deployed=decision.deployed, run_s=earlier_s(folder))
-            decision = decision.model_copy(update={"weighed": kept_scenarios.weigh(evidence, owned, asked)})
-            kept_scenarios.keep(store, evidence, owned, decision.weighed)
+            weighed = kept_scenarios.weigh(store, evidence, owned, asked)
+            decision = decision.model_copy(update={"weighed": weighed})
         store.write_decision(decision)
     return evidence, decision
 

@@ -60,16 +60,21 @@ def asked(store: StudyFolder, further: Sequence[Scenario]) -> tuple[Scenario, ..
     return tuple({one.name: one for one in (*before, *further)}.values())
 
 
-def weigh(evidence: Evidence, owned: Ownership, scenarios: Sequence[Scenario]) -> tuple[Weighed, ...]:
-    """Weigh each of these on the study's primary task."""
+def weigh(
+    store: StudyFolder, evidence: Evidence, owned: Ownership, scenarios: Sequence[Scenario]
+) -> tuple[Weighed, ...]:
+    """Weigh each of these on the study's primary task, and keep what was asked and found."""
     laid = board.lay_out(evidence, *review(evidence))
-    return tuple(weighing.weigh(laid, one, owned=owned) for one in scenarios)
+    weighed = tuple(weighing.weigh(laid, one, owned=owned) for one in scenarios)
+    sheet = _sheet(laid, owned, weighed)
+    store.write_report(FILE, json.dumps(sheet, indent=1, allow_nan=False) + "\n")
+    return weighed
 
 
-def keep(store: StudyFolder, evidence: Evidence, owned: Ownership, weighed: Sequence[Weighed]) -> None:
-    """Write what was asked and found, and what a page needs to weigh again by itself."""
-    laid, study = board.lay_out(evidence, *review(evidence)), evidence.lock.study
-    sheet = {
+def _sheet(laid: board.Board, owned: Ownership, weighed: Sequence[Weighed]) -> dict[str, Any]:
+    """All that a page needs to weigh again by itself."""
+    evidence, study = laid.evidence, laid.evidence.lock.study
+    return {
         "schema_version": 1,
         "study": evidence.lock.digest,
         "synthetic": evidence.lock.engine == "sim" or any(r.synthetic for r in evidence.records),
@@ -92,7 +97,6 @@ def keep(store: StudyFolder, evidence: Evidence, owned: Ownership, weighed: Sequ
         "formulas": FORMULAS,
         "weighed": [one.model_dump(mode="json") for one in weighed],
     }
-    store.write_report(FILE, json.dumps(sheet, indent=1, allow_nan=False) + "\n")
 
 
 def _draws(laid: board.Board) -> dict[str, Any]:
