@@ -85,7 +85,7 @@ def _carried(one: Weighed) -> str:
     """The criteria that speak for the first arm, the strongest first, and those that speak against it."""
     opinions = {w.name for w in one.weights if w.basis == "opinion"}
     parts = [(n, x) for n, x in sorted(one.carried.items(), key=lambda part: -part[1]) if abs(x) >= 5e-4]
-    return ", ".join(
+    return "; ".join(
         f"{_criterion(name)} {words.signed(x, 3)}{' (opinion)' if name in opinions else ''}" for name, x in parts
     )
 
