@@ -181,6 +181,10 @@ ADDED = [
         "criteria: {train_s: {weight: 1, worst: 9, best: 0, log: true}}",
         "criteria.train_s.log: a logarithm needs anchors above 0",
     ),
+    (
+        "criteria: {forgetting_nats: {weight: 1, worst: 1, best: 0}}",
+        "criteria.forgetting_nats: needs held-out texts, got no retention; add retention",
+    ),
     ("criteria: {quality: {weight: 0}}", "criteria.quality.weight: must be > 0, got 0; give the weight of the step"),
     ("criteria: {train_s: {weight: 1}}", "criteria.train_s: has no worst and best; give the values that count 0 and 1"),
     ("criteria: {train_s: {weight: 1, best: 1}}", "criteria.train_s: has best without worst; give both, in natural"),

@@ -265,6 +265,7 @@ def _cost_faults(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> Iterator[Fault
 def _forgetting_faults(form: StudyForm) -> Iterator[Fault]:
     """What is asked of forgetting needs texts, and a frontier whole runs of the arms themselves."""
     keys = [("limits", "forgetting_nats")] if form.limits.forgetting_nats is not None else []
+    keys += [("criteria", "forgetting_nats")] if form.criteria.forgetting_nats is not None else []
     keys += [("frontier",)] if form.frontier else []
     for where in keys if not form.retention else ():
         yield Fault(where, "needs held-out texts, got no retention; add retention: {wiki: texts.jsonl}, or remove this")
