@@ -7,7 +7,7 @@ DEMO := tunetrial-demo
 # Else each of hundreds of processes compiles the package, and each worker all tests, anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-gpu lint clean
+.PHONY: demo test test-slow test-gpu test-browser lint clean
 
 # Full fine-tuning × LoRA on two built-in tasks with the embedded base; ends with the verdict and the report's path.
 demo: $(VENV)/.installed
@@ -24,6 +24,10 @@ test-slow: $(VENV)/.installed
 # On a machine with a CUDA device.
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m gpu
+
+# With Debian's browser and driver: apt-get install chromium chromium-driver. Without them it fails and says so.
+test-browser: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m browser
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check src tools tests benchmarks

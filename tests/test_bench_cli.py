@@ -36,10 +36,15 @@ def bench(*arguments: object):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "give a study file or --base, and not both"),
-        (("study.yaml", "--base", "embedded"), "give a study file or --base, and not both"),
+        ((), "give a study file, --base or --endpoint, and one of them alone"),
+        (("study.yaml", "--base", "embedded"), "give a study file, --base or --endpoint, and one of them alone"),
         (("study.yaml", "--rank", 4, "--targets", "q_proj"), "--rank, --targets: not with a study file; leave it out"),
         (("--base", "embedded", "--arms", "lora"), "--arms: not with --base; leave it out"),
+        (("--base", "embedded", "--requests", 4), "--requests: not with --base; leave it out"),
+        (
+            ("--endpoint", "http://127.0.0.1:1/v1", "--batches", "1", "--folder", "x"),
+            "--batches, --folder: not with --endpoint; leave it out",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_usage_errors(arguments, said):

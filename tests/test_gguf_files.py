@@ -22,7 +22,7 @@ from tiny import make_data, make_model, make_trial
 from tunetrial import models
 from tunetrial.core.errors import ConfigError, IntegrityError, ModelError, StoreError
 from tunetrial.engine.torch_engine import TorchEngine
-from tunetrial.ship import gguf_files
+from tunetrial.ship import gguf_files, gguf_head
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's, in these tests
 MERGES = (("e", "r"), ("a", "t"))
@@ -113,7 +113,7 @@ def test_what_a_file_says_of_the_model_is_in_its_config(base, tmp_path):
     assert said(path, "llama.rope.freq_base") == 10000 and said(path, "tokenizer.ggml.pre") == "gpt-2"
     ids = {key: said(path, f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "padding")}
     assert ids == {"bos": 0, "eos": 0, "padding": 0} and said(path, "tokenizer.ggml.add_bos_token") is False
-    assert gguf_files.stated_base(path) == models.resolve(str(base)).fingerprint
+    assert gguf_head.stated_base(path) == models.resolve(str(base)).fingerprint
     assert "bos_token" not in said(path, "tokenizer.chat_template")  # there is none, so nothing may be written for it
 
 
@@ -189,7 +189,7 @@ def test_an_adapter_of_other_weights_is_refused_and_so_is_one_that_does_not_fit(
     list(run.steps(None))
     run.save(tmp_path / "ours")
     made = gguf_files.write_adapter(tmp_path / "ours", base, tmp_path / "ours.gguf")
-    assert gguf_files.stated_base(made) == fingerprint and said(made, "adapter.lora.alpha") == 32
+    assert gguf_head.stated_base(made) == fingerprint and said(made, "adapter.lora.alpha") == 32
     other = make_model(tmp_path / "other", tied=False)
     weights = load_file(other / "model.safetensors")
     save_file({k: w + 1e-3 for k, w in weights.items()}, other / "model.safetensors", metadata={"format": "pt"})
@@ -204,7 +204,7 @@ def test_an_adapter_of_other_weights_is_refused_and_so_is_one_that_does_not_fit(
     save_file(short, tmp_path / "a" / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="weights are missing, got none for .*layers.1"):
         gguf_files.write_adapter(tmp_path / "a", base, tmp_path / "wrong.gguf")
-    assert not (tmp_path / "wrong.gguf").exists() and gguf_files.stated_base(made) == fingerprint
+    assert not (tmp_path / "wrong.gguf").exists() and gguf_head.stated_base(made) == fingerprint
 
 
 def altered(base: Path, to: Path, name: str, change_json) -> Path:
@@ -293,7 +293,7 @@ def test_a_file_that_is_no_gguf_does_not_say_of_which_weights_it_is(base, tmp_pa
     for content in (b"", b"hello" * 50, b"GGUF\x03\0\0\0" + b"\xff" * 60, whole[:2000], whole[:-5000]):
         (tmp_path / "bad.gguf").write_bytes(content)
         with pytest.raises(ModelError, match="bad.gguf: not a GGUF that can be read"):
-            gguf_files.stated_base(tmp_path / "bad.gguf")
+            gguf_head.stated_base(tmp_path / "bad.gguf")
 
 
 def test_a_folder_that_is_not_there_or_a_disk_that_is_full_leaves_nothing(base, tmp_path):
@@ -304,7 +304,7 @@ def test_a_folder_that_is_not_there_or_a_disk_that_is_full_leaves_nothing(base, 
     disk = tmp_path / "disk"
     disk.mkdir()
     code = (
-        "import subprocess, os; from pathlib import Path; from tunetrial.ship import gguf_files\n"
+        "import subprocess, os; from pathlib import Path; from tunetrial.ship import gguf_files, gguf_head\n"
         f"subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=128k', 'tmpfs', {str(disk)!r}], check=True)\n"
         f"try: gguf_files.write_base(Path({str(base)!r}), Path({str(disk)!r}) / 'base.gguf', kind='f32')\n"
         f"except Exception as error: print(type(error).__name__, error, os.listdir({str(disk)!r}))"
@@ -318,7 +318,7 @@ def test_a_kill_amid_writing_leaves_the_file_that_was_there(base, tmp_path):
     path = gguf_files.write_base(base, tmp_path / "base.gguf", kind="f32")
     before = path.read_bytes()
     code = (
-        "from pathlib import Path; from tunetrial.ship import gguf_files\nprint('on', flush=True)\n"
+        "from pathlib import Path; from tunetrial.ship import gguf_files, gguf_head\nprint('on', flush=True)\n"
         f"while True: gguf_files.write_base(Path({str(base)!r}), Path({str(path)!r}), kind='f32')"
     )
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

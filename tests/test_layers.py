@@ -34,6 +34,7 @@ def test_every_third_party_import_is_declared():
     project = tomllib.loads((PACKAGE.parent.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     declared = project["dependencies"] + extras["eval"] + extras["lm-eval"] + extras["gguf"] + extras["gpu"]
+    declared += extras["rate"]
     imported_as = {"MarkupSafe": "markupsafe", "PyYAML": "yaml", "rouge-score": "rouge_score", "lm-eval": "lm_eval"}
     imported_as |= {"scikit-learn": "sklearn", "nvidia-ml-py": "pynvml"}
     names = {imported_as.get(name := line.split(">")[0], name) for line in declared}

@@ -206,15 +206,9 @@ def test_what_it_refuses_is_one_line(running):
         running.scale(0.5)
 
 
-def test_an_adapter_of_another_base_and_one_that_does_not_fit_are_refused(base, tmp_path):
-    other = make_model(tmp_path / "other")
-    strange = gguf_files.write_adapter(peft_adapter(other, tmp_path / "a"), other, tmp_path / "a.gguf")
-    with pytest.raises(
-        IntegrityError, match=r"a.gguf: made for base weights .*, got base.gguf of .*; name the GGUF of"
-    ):
-        with llamacpp.server(base, adapter=strange):
-            pass
-    bare = gguf.GGUFWriter(tmp_path / "bare.gguf", "llama")  # as other programs write it: of which base it does not say
+def bare_adapter(path: Path) -> Path:
+    """An adapter as other programs write it, which does not say of which base it is, and fits none of these tests."""
+    bare = gguf.GGUFWriter(path, "llama")
     bare.add_type("adapter")
     bare.add_string("adapter.type", "lora")
     bare.add_float32("adapter.lora.alpha", 8.0)
@@ -224,6 +218,18 @@ def test_an_adapter_of_another_base_and_one_that_does_not_fit_are_refused(base, 
     bare.write_kv_data_to_file()
     bare.write_tensors_to_file()
     bare.close()
+    return path
+
+
+def test_an_adapter_of_another_base_and_one_that_does_not_fit_are_refused(base, tmp_path):
+    other = make_model(tmp_path / "other")
+    strange = gguf_files.write_adapter(peft_adapter(other, tmp_path / "a"), other, tmp_path / "a.gguf")
+    with pytest.raises(
+        IntegrityError, match=r"a.gguf: made for base weights .*, got base.gguf of .*; name the GGUF of"
+    ):
+        with llamacpp.server(base, adapter=strange):
+            pass
+    bare_adapter(tmp_path / "bare.gguf")
     with pytest.raises(ModelError, match=r"base.gguf: llama.cpp cannot serve it, got .*; write the file anew"):
         with llamacpp.server(base, adapter=tmp_path / "bare.gguf", threads=1):
             pass

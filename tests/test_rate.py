@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import judge_server
+import rating_page
 from test_rating import shown
 from trial_study import load
 from tunetrial import cli
@@ -121,7 +122,8 @@ def test_ratings_of_answers_that_are_gone_are_left_out_aloud(done):
 
 def test_wrong_ways_of_asking_are_told_in_one_line(done, tmp_path):
     assert inspect.signature(cli.rate).parameters["rows"].default == raters.ROWS
-    assert "give one of --judge, --sheet and --read" in rate(done, code=2).stderr
+    assert "give one of --judge, --sheet and --read" in rate(done, "--sheet", "x", "--read", "y", code=2).stderr
+    assert "or none for the page" in rate(done, "--sheet", "x.csv", "--port", 8000, code=2).stderr
     assert "--judge goes with --model" in rate(done, "--judge", "http://localhost", code=2).stderr
     unknown = rate(done, "--read", tmp_path / "other.csv", "--rater", "Ann", code=1)
     assert "no sheet of this name was handed out" in unknown.stderr
@@ -146,3 +148,63 @@ def test_altered_ratings_are_refused(done):
     kept.write_text(text.replace('"first"', '"second"', 1))
     assert "expected content with SHA-256" in CliRunner().invoke(cli.app, ["decide", str(done.path)]).stderr
     kept.write_text(text)
+
+
+def likes_the_town(told):
+    """What a person says who knows the town: 0 to 2 of a pair, else 1 to 10."""
+    town = TOWNS[int(told["request"].split()[1].rstrip("?")) % 5]
+    right = [text == town for text in told["texts"]]
+    if len(right) == 1:
+        return 9 if right[0] else 2
+    return 0 if right[0] == right[1] else 1 if right[0] else 2
+
+
+def test_what_people_click_on_the_page_outlives_a_kill_and_stands_in_the_report(done):
+    home = done.path.parent / "home"
+    with rating_page.page(done.path, home, "--rows", 6) as (process, address):
+        seat = {"rater": "Cleo", "kind": "pairs"}
+        total = len(rating_page.put(address, "begin", **seat)["answered"])
+        for number in range(total - 1):
+            told = rating_page.put(address, "show", **seat, number=number)
+            rating_page.put(address, "answer", **seat, number=number, said=likes_the_town(told))
+        process.kill()  # SIGKILL, as soon as the last one was acknowledged
+    with rating_page.page(done.path, home, "--rows", 6) as (process, address):
+        with pytest.raises(AssertionError, match="is held by process"), rating_page.page(done.path, home):
+            pass
+        answered = rating_page.put(address, "begin", **seat)["answered"]
+        assert answered.count(None) == 1 and len(answered) == total
+        told = rating_page.put(address, "show", **seat, number=total - 1)
+        rating_page.put(address, "answer", **seat, number=total - 1, said=likes_the_town(told))
+        seat["kind"] = "points"
+        for number in range(len(rating_page.put(address, "begin", **seat)["answered"])):
+            told = rating_page.put(address, "show", **seat, number=number)
+            rating_page.put(address, "answer", **seat, number=number, said=likes_the_town(told))
+        printed = rating_page.stop(process)
+    assert "Cleo, lora" in printed and "Rated 1 to 10 by Cleo on 6 rows" in printed
+    assert opened(done).count("towns: shown to Cleo") == 1
+    decision = done.decide()
+    [cleo] = [one for one in decision.rated if one.rater == "Cleo"]
+    assert (cleo.rows, cleo.seeds, cleo.blank, cleo.consistent[0]) == (6, 3, 0, 1)
+    assert decision.graded[0].raters == ("Cleo",)
+    page = done.report().read_text()
+    assert "Cleo" in page and "Rated 1 to 10 by Cleo" in page
+    assert "Rated 1 to 10 by Cleo" in (done.folder / "report.md").read_text()
+    refused = rate(done, "--read", done.path.parent / "back" / "towns.csv", "--rater", "Cleo", code=1)
+    assert "has answered on the page" in refused.stderr
+
+
+def test_what_people_prefer_is_a_criterion_where_the_study_says_so(done, tmp_path):
+    plain = done.decide()
+    assert all("preference" not in own for own in plain.costs.values())
+    text = done.path.read_text() + "criteria: {preference: {weight: 1}, quality: {weight: 0.01}}\n"
+    path = done.path.with_name("weighed.yaml")
+    path.write_text(text)
+    weighed = json.loads(CliRunner().invoke(cli.app, ["decide", str(path), "--folder", done.folder, "--json"]).stdout)
+    decision = weighed["decision"]
+    shares = {arm: own["preference"]["value"] for arm, own in decision["costs"].items()}
+    people = [one for one in plain.rated if not one.judge]
+    assert shares["full"] == 0.5 and {one.rater for one in people} == {"Ann", "Cleo"}
+    low, high = sorted(one.preferred["lora"][0] for one in people)
+    assert low - 1e-9 <= shares["lora"] <= high + 1e-9
+    assert decision["because"][-1] and any("preference" in line for line in decision["because"])
+    done.report()

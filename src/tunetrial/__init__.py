@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tunetrial.plan import Plan
     from tunetrial.plan.forecast import Forecast
     from tunetrial.ship.export import Shipment
+    from tunetrial.ship.gate import Asked, Gated
     from tunetrial.ship.order import Order
     from tunetrial.trial.doctor import Diagnosis
     from tunetrial.trial.progress import Progress
@@ -223,6 +224,17 @@ class Study:
         asked = Volumes(requests_per_month, variants, usd_per_engineer_hour, gpu)
         evidence, decision = self._conclude()
         return ownership(evidence, deployed=decision.deployed, run_s=earlier_s(self.folder), asked=asked)
+
+    def gate(self, asked: Asked | None = None) -> Gated:
+        """Whether what the study chose may be used: floors, limits, and what is `asked` of a shipped folder and of the
+        version that serves now; each PASS, FAIL or CAN'T TELL.
+
+        Args:
+            asked: `tunetrial.ship.gate.Asked(arm=..., shipped=..., against="mail@champion")`.
+        """
+        from tunetrial.ship import gate
+
+        return gate.judge(*self._conclude(), asked or gate.Asked(), study=self.folder)
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """Trials, learning curves and per-example scores as pandas frames."""

@@ -125,6 +125,8 @@ def _basis(table: "Table", name: str, n: int | None) -> str:
         return "your opinion"
     if name == "quality":
         return f"measured, {n} finals"
+    if name == "preference":
+        return f"people's votes on {n} rows"
     if name == "forgetting_nats":
         return f"measured, {n} finals" if n else "by definition"
     if name == "year_usd":

@@ -1,12 +1,12 @@
 """What a choice is made from: the arms still in, their verdicts on the primary task, and their costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tunetrial.analysis import arms, costs, fairness, metrics
 from tunetrial.analysis.compare import Case, comparison
 from tunetrial.analysis.verdict import SAFE
-from tunetrial.core.evidence import ArmResult, ArmState, Comparison, Evidence
+from tunetrial.core.evidence import ArmResult, ArmState, Comparison, Evidence, Measurement
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,20 @@ class Board:
         return costs.cheapest(names, self.costs)
 
 
-def lay_out(evidence: Evidence, results: tuple[ArmResult, ...], found: Sequence[Case]) -> Board:
-    """Set the primary task's cases, the costs and the exclusions side by side."""
+def lay_out(
+    evidence: Evidence,
+    results: tuple[ArmResult, ...],
+    found: Sequence[Case],
+    preferred: Mapping[str, Measurement] | None = None,
+) -> Board:
+    """Set the primary task's cases, the costs and the exclusions side by side; what people prefer, where it is asked
+    for, is weighed beside the costs."""
     primary = evidence.lock.study.rule.primary
     cases = {case.candidate: case for case in found if case.task == primary}
     measured = costs.measured(evidence, results)
+    if "preference" in evidence.lock.study.criteria:
+        for arm, share in (preferred or {}).items():
+            measured.setdefault(arm, {})["preference"] = share
     return Board(
         evidence=evidence,
         results=results,

@@ -1,18 +1,15 @@
 """What each arm costs, who is out by a hard limit, and who is on the Pareto front. Only what was measured counts."""
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 
-from tunetrial.analysis import metrics, retention
-from tunetrial.core.errors import EvidenceError
-from tunetrial.core.evidence import ArmResult, Evidence, Measurement, TrialRecord
+from tunetrial.analysis import bars, metrics, retention
+from tunetrial.core.evidence import ArmResult, Evidence, Measurement
 
 Costs = Mapping[str, Mapping[str, Measurement]]
 
 # By these, in this order, the cheapest of several arms is told when the study states no criteria.
 ORDER = ("train_s", "peak_gib", "storage_mib")
 EQUAL = 1.1
-SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 OUT = ("does not fit", "diverged", "did not train")
 
 
@@ -72,50 +69,11 @@ def excluded(evidence: Evidence, results: Sequence[ArmResult], costs: Costs) -> 
             idle = result.state == "did not train" and study.arm(result.arm).untrained
             out[result.arm] = f"{'no better than a constant' if idle else result.state} on {result.task}"
     for arm in (arm.name for arm in study.arms if arm.name not in out):
-        limits = {n: at for n, at in study.limits.items() if n != "forgetting_nats" or not study.arm(arm).untrained}
-        reasons = [*over_limits(limits, costs.get(arm, {})), *_under_floors(evidence, results, arm)]
-        if reasons:
-            out[arm] = "; ".join(reasons)
+        asked = (*bars.limits_of(study, arm, costs.get(arm, {})), *bars.floors(evidence, results, arm))
+        missed = [bar.said for bar in asked if not bar.holds]
+        if missed:
+            out[arm] = "; ".join(missed)
     return out
-
-
-def over_limits(limits: Mapping[str, float], own: Mapping[str, Measurement]) -> Iterable[str]:
-    """Which of these an arm exceeds, or was never measured by, in words."""
-    for name, limit in limits.items():
-        if name not in own:
-            yield f"{name} is limited to {limit:g} and was not measured"
-        elif own[name].value > limit:
-            yield f"{name} {own[name].value:.4g} is above the limit of {limit:g}"
-
-
-def _under_floors(evidence: Evidence, results: Sequence[ArmResult], arm: str) -> Iterable[str]:
-    for name, text in evidence.lock.study.require.items():
-        task, _, metric = name.partition(".")
-        sign, bound = _condition(name, text)
-        result = next((r for r in results if r.task == task and r.arm == arm), None)
-        if result is None:
-            raise EvidenceError(f"require.{name}: no such task, got {task!r}; name a task of the study")
-        value = result.mean if metric == evidence.lock.study.task(task).metric else _mean(evidence, result, metric)
-        if value is None:
-            yield f"{name} must be {text} and was not measured in every final"
-        elif not SIGNS[sign](value, bound):
-            yield f"{name} {value:.4g} is not {text}"
-
-
-def _condition(name: str, text: str) -> tuple[str, float]:
-    for sign in SIGNS:
-        if text.strip().startswith(sign):
-            try:
-                return sign, float(text.strip().removeprefix(sign))
-            except ValueError:
-                break
-    raise EvidenceError(f"require.{name}: not a condition, got {text!r}; write '<= 1.5' or '>= 0.8'")
-
-
-def _mean(evidence: Evidence, result: ArmResult, metric: str) -> float | None:
-    finals: tuple[TrialRecord, ...] = evidence.of(purpose="final", task=result.task, arm=result.arm)
-    values = [r.measurements.get(f"test.{metric}") for r in finals]
-    return None if not values or None in values else sum(v.value for v in values) / len(values)
 
 
 def cheapest(arms: Sequence[str], costs: Costs) -> str | None:
@@ -138,8 +96,9 @@ def pareto(arms: Sequence[str], costs: Costs, *, higher_is_better: bool) -> tupl
 
     Two arms are compared by what both have; an arm without quality is not on the front.
     """
+    rising = ("quality", "preference") if higher_is_better else ("preference",)
     points = {
-        arm: {n: (-m.value if n == "quality" and higher_is_better else m.value) for n, m in costs[arm].items()}
+        arm: {n: (-m.value if n in rising else m.value) for n, m in costs[arm].items()}
         for arm in arms
         if "quality" in costs.get(arm, {})
     }

@@ -28,7 +28,7 @@ from tunetrial.analysis.tradeoff import frontiers
 from tunetrial.analysis.weighing import of_study, weigh
 from tunetrial.analysis.weights import updated
 from tunetrial.analysis.wordings import wordings
-from tunetrial.core.evidence import Abstention, Confirmation, Decision, Evidence, Flip, Need
+from tunetrial.core.evidence import Abstention, Confirmation, Decision, Evidence, Flip, Measurement, Need
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,20 @@ class Choice:
 
 
 def decide(
-    evidence: Evidence, *, test_openings: Mapping[str, int] | None = None, post_hoc: Sequence[str] = ()
+    evidence: Evidence,
+    *,
+    test_openings: Mapping[str, int] | None = None,
+    post_hoc: Sequence[str] = (),
+    preferred: Mapping[str, Measurement] | None = None,
 ) -> Decision:
     """Decide by the study's own rule.
 
     `test_openings` counts by task how often the test rows were opened, this time included; `post_hoc` names choices
-    that were changed after results. Both are recorded, said, and change nothing.
+    that were changed after results. Both are recorded, said, and change nothing. `preferred` is by arm how often people
+    prefer its answers to the reference's (`rounds.preferred`), weighed where the study has that criterion.
     """
     results, cases = review(evidence)
-    board = lay_out(evidence, results, cases)
+    board = lay_out(evidence, results, cases, preferred)
     needed = need.answer(board)
     choice = _weigh(board) if evidence.lock.study.criteria or evidence.lock.study.opinions else _rule(board, needed)
     verdicts = tuple(comparison(evidence, case) for case in cases)

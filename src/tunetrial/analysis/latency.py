@@ -81,11 +81,28 @@ def ratio_over_sessions(
     own, other = np.asarray(own_S, dtype=np.float64), np.asarray(other_S, dtype=np.float64)
     if own.shape != other.shape or not own.size or not (np.minimum(own, other) > 0).all():
         raise EvidenceError(f"laps: need one time above 0 a session and side, got {own.tolist()} and {other.tolist()}")
-    log_S = np.log(own / other)
+    middle, low, high = over_sessions(own / other, level=level)
+    return middle, low, high, "CAN'T TELL" if low is None else _pace(low, high, margin)
+
+
+def over_sessions(values_S: Sequence[float], *, level: float = LEVEL) -> tuple[float, float | None, float | None]:
+    """The geometric mean of one value above 0 a session, with the ends of its interval; none from one session.
+
+    Raises:
+        EvidenceError: The sessions do not differ.
+    Source: the exponential of a t interval (Student 1908) of the logarithms.
+    """
+    log_S = np.log(np.asarray(values_S, dtype=np.float64))
     if len(log_S) == 1:
-        return float(np.exp(log_S[0])), None, None, "CAN'T TELL"
+        return float(np.exp(log_S[0])), None, None
     low, high = (math.exp(end) for end in paired(log_S).interval(level))
-    return math.exp(log_S.mean()), low, high, _pace(low, high, margin)
+    return math.exp(log_S.mean()), low, high
+
+
+def quantile(times: Sequence[float], share: float) -> float | None:
+    """A quantile of times; None where fewer than 5 of them are beyond it."""
+    shown = len(times) * (1 - share) >= FEWEST_BEYOND * (1 - 1e-9)
+    return float(np.quantile(times, share)) if shown else None
 
 
 def _pace(low: float, high: float, margin: float) -> Pace:
@@ -103,17 +120,13 @@ def _timing(laps: Sequence[Laps]) -> Timing:
     every = np.concatenate([one.laps_s for one in laps])
     first = laps[0]
 
-    def quantile(share: float) -> float | None:
-        shown = len(every) * (1 - share) >= FEWEST_BEYOND * (1 - 1e-9)
-        return float(np.quantile(every, share)) if shown else None
-
     return Timing(
         contender=first.contender,
         work=first.work,
         adapters=first.adapters,
         p50_s=float(np.median(every)),
-        p95_s=quantile(0.95),
-        p99_s=quantile(0.99),
+        p95_s=quantile(every, 0.95),
+        p99_s=quantile(every, 0.99),
         per_s=len(every) * first.work.batch * first.work.new_tokens / float(every.sum()),
         laps=len(every),
         sessions=len(laps),

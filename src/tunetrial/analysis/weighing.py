@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tunetrial.analysis import argued, costs, draws, information, reasons, scoring, smaa, yearly
+from tunetrial.analysis import argued, bars, draws, information, reasons, scoring, smaa, yearly
 from tunetrial.analysis.board import Board
 from tunetrial.analysis.compare import FIRST_LOOK
 from tunetrial.analysis.draws import Draws
@@ -117,7 +117,7 @@ def lay_out(board: Board, scenario: Scenario, owned: Ownership | None = None) ->
     excluded = dict(board.excluded)
     for arm in board.candidates:
         limits = {n: at for n, at in scenario.limits.items() if n not in study.limits or study.limits[n] != at}
-        if over := list(costs.over_limits(limits, amounts.get(arm, {}))):
+        if over := [bar.said for bar in bars.limits(limits, amounts.get(arm, {})) if not bar.holds]:
             excluded[arm] = "; ".join(over)
     floor = next((r.floor for r in board.results if (r.task, r.arm) == (board.primary, board.reference)), None)
     scales, left = scoring.scales(scenario, study, floor=floor)

@@ -1,7 +1,7 @@
 """The command line: verbs without logic. stdout is the result, stderr is progress.
 
-Exit status: 0 done, 1 error, 2 usage, 3 some trials failed, 4 does not fit, 130 interrupted. Nothing heavy is imported
-before a verb needs it, so that `--help` answers at once.
+Exit status: 0 done, 1 error or a gate that fails, 2 usage, 3 some trials or requests failed, 4 does not fit, 5 a gate
+cannot tell, 130 interrupted. Nothing heavy is imported before a verb needs it, so that `--help` answers at once.
 """
 
 from typing import Annotated
@@ -11,8 +11,10 @@ import typer
 from tunetrial import __version__
 from tunetrial.cli import registry
 from tunetrial.cli.bench import bench
+from tunetrial.cli.gate import gate
 from tunetrial.cli.lab import calibrate, init, merge, selfcheck
 from tunetrial.cli.results import costs, decide, rate, recipe, report
+from tunetrial.cli.serve import serve
 from tunetrial.cli.ship import ship
 from tunetrial.cli.study import compare, demo, doctor, plan, run
 
@@ -36,11 +38,13 @@ VERBS = (
     decide,
     costs,
     rate,
+    gate,
     init,
     merge,
     recipe,
     compare,
     ship,
+    serve,
     bench,
 )
 for verb in VERBS:

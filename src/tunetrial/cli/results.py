@@ -100,16 +100,18 @@ def rate(
     read: Annotated[Path | None, typer.Option(help="Such a sheet, filled in.", show_default=False)] = None,
     rater: Annotated[str | None, typer.Option(help="With --read: by whom.", show_default=False)] = None,
     rows: Annotated[int, typer.Option(help="Test rows to compare on.", min=2)] = 40,
+    port: Annotated[int | None, typer.Option(help="Of the page [free].", min=0, max=65535, show_default=False)] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask the judge without asking you.")] = False,
     folder: Folder = None,
     json: Json = False,
 ) -> None:
-    """Have a judge or people prefer texts, blind, in both orders."""
-    if [judge, sheet, read].count(None) != 2:
-        misused("rate", "give one of --judge, --sheet and --read")
+    """Have people (on a page) or a judge prefer texts, blind."""
+    if [judge, sheet, read].count(None) < 2 or port is not None and (judge or sheet or read):
+        misused("rate", "give one of --judge, --sheet and --read, or none for the page, which may have a --port")
     if (judge is None) != (model is None) or (read is None) != (rater is None):
         misused("rate", "--judge goes with --model, and --read with --rater; give both")
     with exit_status():
+        from tunetrial.analysis.rounds import belonging
         from tunetrial.rating import Endpoint
         from tunetrial.report.raters import text
         from tunetrial.trial import raters
@@ -120,17 +122,26 @@ def rate(
         else:
             asked = raters.gather(loaded.asked, loaded.path.parent, loaded.folder, rows=rows)
             print(f"{asked.task}: {asked.criterion}; {asked.questions} questions at most", file=sys.stderr)
-            if sheet is not None:
+            if judge is None and sheet is None:
+                from tunetrial.rating import web
+                from tunetrial.trial.desk import Desk
+
+                said = "open {}\nanswers are saved as they come; Ctrl-C ends it, with the report"
+                tell = lambda address: print(said.format(address), file=sys.stderr, flush=True)  # noqa: E731
+                web.serve(Desk(asked, loaded.folder), port=port or 0, tell=tell)
+            elif sheet is not None:
                 raters.hand_out(asked, loaded.folder, sheet)
                 print(sheet)
                 return
-            if not yes and not agreed(
+            elif not yes and not agreed(
                 f"Ask {model} {asked.questions} questions?", f"tunetrial rate {study} --sheet FILE"
             ):
                 return
-            raters.ask(asked, loaded.folder, Endpoint(url=judge, model=model, key_from=key_from))
+            else:
+                raters.ask(asked, loaded.folder, Endpoint(url=judge, model=model, key_from=key_from))
         decision = loaded.decide()
         loaded.report()
-        if left := len(raters.rounds(loaded.folder)) - len(decision.rated):
+        kept = raters.rounds(loaded.folder)
+        if left := len(kept) - len(belonging(kept, decision.record_digests)):
             print(f"left out: {left} of answers that the study no longer has", file=sys.stderr)
         print(loaded.to_json() if json else text(decision), end="")

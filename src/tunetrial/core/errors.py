@@ -8,7 +8,7 @@
     │   └── RunawayError a template takes more time or memory on a row than any prompt is worth
     ├── ConfigError      what is asked for at a verb or in a plan is not known, or makes no sense: a device, a unit
     ├── EvidenceError    scores are missing, unpaired or too few for what is asked of them
-    ├── EndpointError    a judge model's endpoint refuses, cannot be reached, or answers as none does
+    ├── EndpointError    a server that is asked (a judge, llama.cpp) refuses, cannot be reached, or dies
     ├── StoreError       a study folder cannot be used now: held by another process, full, or of another study
     ├── DivergedError    a trial's loss, gradient or weights are no longer finite: a result, not a fault
     └── DoesNotFitError  a trial needs more memory than there is: a result, not a fault
@@ -51,7 +51,7 @@ class EvidenceError(TunetrialError):
 
 
 class EndpointError(TunetrialError):
-    """A judge's endpoint does not answer; what it answered before is kept, so that the same call goes on later."""
+    """A server that is asked does not answer; what a judge answered before is kept, so that a call goes on later."""
 
 
 class StoreError(TunetrialError):

@@ -10,6 +10,7 @@ from tunetrial.core.findings import (
     Explained,
     Forgotten,
     Frontier,
+    Graded,
     Learned,
     Moved,
     Outlook,
@@ -341,9 +342,9 @@ class Decision(Record):
     nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
     budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `searches` are those
     that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`, how
-    far states `moved` and weights were `updated`, what raters found (`rated`, and how far they agree, `concord`),
-    how long finals take as they are `deployed`, what arms cost to be `owned` and how scenarios were `weighed` decide
-    nothing.
+    far states `moved` and weights were `updated`, what raters found (`rated`, `graded` of 1 to 10, and how far they
+    agree, `concord`), how long finals take as they are `deployed`, what arms cost to be `owned` and how scenarios were
+    `weighed` decide nothing.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -367,6 +368,7 @@ class Decision(Record):
     wordings: tuple[Wordings, ...] = added(())
     rated: tuple[Rated, ...] = added(())
     concord: tuple[Concord, ...] = added(())
+    graded: tuple[Graded, ...] = added(())
     forgotten: tuple[Forgotten, ...] = added(())
     frontiers: tuple[Frontier, ...] = added(())
     explained: tuple[Explained, ...] = added(())

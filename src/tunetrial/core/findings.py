@@ -363,3 +363,27 @@ class Concord(Record):
     alpha: Ends | None
     rows: int
     level: float
+
+
+class Graded(Record):
+    """What people's ratings of 1 to 10, by `criterion`, say of the arms' answers to test rows.
+
+    The ratings are ordinal: `higher` is by arm how often its answer is rated higher than the reference's, a tie half,
+    on rows where every rater rated both; `mean` is shown beside it and decides nothing. Intervals at `level` are over
+    new rows and, where there are several, new raters. How far raters agree is Krippendorff's `alpha`, ordinal, answers
+    being the units, and `icc`, ICC(2,1) of one rating, with that of their mean, on answers that all rated; None where
+    one rater alone rated, or all give one rating.
+    """
+
+    task: str
+    criterion: str
+    reference: str
+    raters: tuple[str, ...]
+    rows: int
+    seeds: int
+    mean: dict[str, float]
+    higher: dict[str, Ends]
+    alpha: Ends | None
+    icc: Ends | None
+    icc_of_mean: Ends | None
+    level: float

@@ -26,9 +26,9 @@ from tunetrial.core.records import Record
 from tunetrial.core.study import Precision
 from tunetrial.engine import adapters
 from tunetrial.engine.quantised import matrix
-from tunetrial.engine.readout import READOUT, Readout
+from tunetrial.engine.readout import Readout
 from tunetrial.methods.storage import Storage
-from tunetrial.models.adapters import CONFIG, FINGERPRINT, HEADS, WEIGHTS, AdapterFolder, read_adapter
+from tunetrial.models.adapters import CONFIG, FINGERPRINT, HEADS, READOUT, WEIGHTS, AdapterFolder, read_adapter
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

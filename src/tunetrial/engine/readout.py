@@ -27,10 +27,10 @@ from tunetrial.engine.segments import over
 from tunetrial.engine.streams import stream
 from tunetrial.engine.texts import Texts
 from tunetrial.models import ModelShape
+from tunetrial.models.adapters import READOUT
 
 Made = TypeVar("Made")
 EVALUATION_BATCH, EVALUATION_TOKENS = 32, 2**15
-READOUT = "readout.json"
 
 
 def batches_of(tokens: Sequence[Sequence[int]], members: int, device: torch.device) -> list[list[int]]:

@@ -7,9 +7,10 @@ from safetensors import safe_open
 from tunetrial.core.errors import ModelError
 from tunetrial.core.evidence import TaskData
 from tunetrial.core.study import Trial
-from tunetrial.engine.readout import READOUT, Readout
+from tunetrial.engine.readout import Readout
 from tunetrial.engine.torch_engine import TorchEngine
 from tunetrial.engine.untuned import UntunedRun
+from tunetrial.models.adapters import READOUT
 
 
 def open_saved(folder: Path, trial: Trial, data: TaskData) -> UntunedRun:

@@ -12,6 +12,7 @@ from tunetrial.core.errors import ModelError
 from tunetrial.core.records import Record
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+READOUT = "readout.json"  # of a head that reads answers, beside the weights
 FINGERPRINT = "base_fingerprint"
 HEADS = {"score", "classifier"}
 MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")

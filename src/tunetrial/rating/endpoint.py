@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -18,6 +19,9 @@ from pydantic import Field
 from tunetrial.core import files
 from tunetrial.core.errors import ConfigError, EndpointError, IntegrityError
 from tunetrial.core.records import Record, digest
+
+if TYPE_CHECKING:
+    import httpx
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 AGAIN = (408, 409, 429, 500, 502, 503, 504, 529)
@@ -59,21 +63,9 @@ class Client:
     def __init__(
         self, endpoint: Endpoint, cache: Path, *, tries: int = 6, pause: Callable[[float], None] = time.sleep
     ) -> None:
-        import httpx
-
-        address = urlsplit(endpoint.url)
-        if "@" in address.netloc:
-            raise ConfigError("judge: the address holds a name or password, got one before @; use a key's variable")
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ConfigError(f"judge: no web address, got {endpoint.url!r}; write https://host/v1")
-        local = address.hostname in LOCAL
         self.endpoint, self._cache, self._tries, self._pause = endpoint, cache, tries, pause
-        self._key = _key(endpoint.key_from)
-        if self._key and address.scheme == "http" and not local:
-            raise ConfigError(f"judge: a key is not sent over plain HTTP, got {endpoint.url!r}; use https")
+        self._http, self._key = connect(endpoint, "judge")
         cache.mkdir(parents=True, exist_ok=True)
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._http = httpx.Client(headers=headers, timeout=endpoint.timeout_s, trust_env=not local)
 
     def __enter__(self) -> "Client":
         return self
@@ -133,14 +125,38 @@ class Client:
         return EndpointError(f"judge {self.endpoint.model} at {self.endpoint.url}: does not answer, got {shown}; {do}")
 
 
-def _key(variable: str | None) -> str | None:
+def connect(endpoint: Endpoint, who: str, *, at_once: int = 10) -> tuple["httpx.Client", str | None]:
+    """A client that sends the endpoint's key to it alone, and the key, not to be told to anybody.
+
+    Args:
+        who: Asks, as errors name it.
+        at_once: How many requests may be under way.
+    Raises:
+        ConfigError: The URL is none, the named variable is not set, or a key would go over plain HTTP.
+    """
+    import httpx
+
+    address = urlsplit(endpoint.url)
+    if "@" in address.netloc:
+        raise ConfigError(f"{who}: the address holds a name or password, got one before @; use a key's variable")
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ConfigError(f"{who}: no web address, got {endpoint.url!r}; write https://host/v1")
+    local, key = address.hostname in LOCAL, _key(endpoint.key_from, who)
+    if key and address.scheme == "http" and not local:
+        raise ConfigError(f"{who}: a key is not sent over plain HTTP, got {endpoint.url!r}; use https")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
+    return httpx.Client(headers=headers, timeout=endpoint.timeout_s, trust_env=not local, limits=limits), key
+
+
+def _key(variable: str | None, who: str) -> str | None:
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise ConfigError(f"judge: no key in the environment, got {variable!r} unset; set it, or name another variable")
+        raise ConfigError(f"{who}: no key in the environment, got {variable!r} unset; set it, or name another variable")
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigError(f"judge: no key, got {variable!r} with characters that no key has; set it anew")
+        raise ConfigError(f"{who}: no key, got {variable!r} with characters that no key has; set it anew")
     return key
 
 

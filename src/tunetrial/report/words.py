@@ -24,6 +24,7 @@ CRITERIA = {
     "latency_ms": "Latency, one example",
     "forgetting_nats": "Forgetting",
     "year_usd": "First year",
+    "preference": "Preferred by people",
 }
 
 

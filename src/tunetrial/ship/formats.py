@@ -16,9 +16,8 @@ from transformers import AutoTokenizer
 from tunetrial.core import manifest
 from tunetrial.core.errors import IntegrityError, ModelError
 from tunetrial.engine import merge, tensors
-from tunetrial.engine.readout import READOUT
 from tunetrial.engine.texts import PLAIN_TEMPLATE
-from tunetrial.models.adapters import CONFIG, WEIGHTS, AdapterFolder, read_adapter
+from tunetrial.models.adapters import CONFIG, READOUT, WEIGHTS, AdapterFolder, read_adapter
 from tunetrial.report.text import escape
 from tunetrial.ship import ollama, templates, vllm
 from tunetrial.ship.order import Source

@@ -27,10 +27,11 @@ from tunetrial import models
 from tunetrial.core import files
 from tunetrial.core.errors import ConfigError, IntegrityError, ModelError
 from tunetrial.engine import merge
-from tunetrial.models.adapters import CONFIG, FINGERPRINT, HEADS, WEIGHTS, AdapterFolder, read_adapter
+from tunetrial.models.adapters import CONFIG, HEADS, WEIGHTS, AdapterFolder, read_adapter
 from tunetrial.models.sizes import read_config
 from tunetrial.ship import gguf_vocabulary
-from tunetrial.ship.gguf_vocabulary import OTHERWISE, package
+from tunetrial.ship.gguf_head import STATED, package
+from tunetrial.ship.gguf_vocabulary import OTHERWISE
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -39,7 +40,6 @@ Kind = Literal["f32", "f16", "bf16", "q8_0"]
 KINDS: tuple[Kind, ...] = ("f32", "f16", "bf16", "q8_0")
 Q8_BLOCK = 32
 LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0}  # q8_0 keeps a 127th of the largest in f16
-STATED = f"tunetrial.{FINGERPRINT}"  # GGUF keeps what it does not know: the base's weights, named in base and adapter
 OUTSIDE = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -187,19 +187,6 @@ def rescaled(weights: Mapping[str, torch.Tensor], scales: Mapping[str, float]) -
     ranks = {path: len(weights[f"{path}.lora_A.weight"]) for path in scales}
     [(alpha, _)] = Counter(scale * ranks[path] for path, scale in scales.items()).most_common(1)
     return alpha, {path: scale * ranks[path] / alpha for path, scale in scales.items()}
-
-
-def stated_base(path: Path) -> str | None:
-    """The fingerprint of the base weights that a GGUF of ours was made of or for; None if it does not say.
-
-    Raises:
-        ModelError: It is not a GGUF, or its head is cut short.
-    """
-    try:
-        field = package().GGUFReader(path).get_field(STATED)
-    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a GGUF that can be read, got {type(error).__name__}; write it anew") from None
-    return None if field is None else str(field.contents())
 
 
 def _plain_llama(folder: Path) -> tuple[models.ModelShape, dict[str, str]]:

@@ -6,15 +6,14 @@ that any other tokenizer is refused here.
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from tunetrial.core.errors import ConfigError, ModelError
-from tunetrial.core.loading import load
+from tunetrial.core.errors import ModelError
 from tunetrial.engine.texts import PLAIN_TEMPLATE
+from tunetrial.ship.gguf_head import package
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -30,18 +29,6 @@ PLAIN_BPE = {
     "ignore_merges": False,
 }
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-
-
-def package() -> ModuleType:
-    """The package `gguf`, which writes and reads the format.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    try:
-        return load("gguf")
-    except ImportError:
-        raise ConfigError("gguf: not installed, got no such package; pip install 'tunetrial[gguf]'") from None
 
 
 def add(writer: "GGUFWriter", folder: Path, rows: int) -> None:

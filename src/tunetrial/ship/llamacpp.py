@@ -10,10 +10,11 @@ import importlib.util
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,10 @@ import numpy as np
 
 from tunetrial.core import manifest
 from tunetrial.core.errors import ConfigError, EndpointError, IntegrityError, ModelError
-from tunetrial.ship import gguf_files
+from tunetrial.ship import gguf_head
 
 PROCESS = Path(__file__).with_name("llamacpp_process.py")
-START_S, STOP_S, ANSWER_S = 300, 5, 600
+START_S, STOP_S, ANSWER_S = 300, 10, 600
 FORCED = 1e9
 
 
@@ -102,9 +103,25 @@ class Server:
         Raises:
             ConfigError: The server was started without an adapter.
         """
-        if not self._ask("GET", "/lora-adapters"):
+        if not self.scales():
             raise ConfigError(f"{self.url}: scale: no adapter to scale, got none at the start; start it with one")
         self._ask("POST", "/lora-adapters", [{"id": 0, "scale": factor}])
+
+    def scales(self) -> tuple[float, ...]:
+        """How strongly each adapter acts that the server was started with, in that order."""
+        told = {one["id"]: one["scale"] for one in self._ask("GET", "/lora-adapters")}
+        return tuple(told[number] for number in sorted(told))
+
+    def apply(self, number: int) -> None:
+        """Apply one of the adapters that the server was started with, from the next request on, and no other.
+
+        Raises:
+            EndpointError: The server refuses, or does not do it.
+        """
+        wanted = tuple(float(one == number) for one in range(len(self.scales())))
+        self._ask("POST", "/lora-adapters", [{"id": one, "scale": scale} for one, scale in enumerate(wanted)])
+        if (found := self.scales()) != wanted:
+            raise EndpointError(f"{self.url}: llama.cpp keeps other adapters, got scales {found}; start it again")
 
     def _continue(self, tokens: list[int], **asked: Any) -> dict:
         if not tokens:
@@ -155,21 +172,15 @@ def server(
             that it is of other base weights than the model: llama.cpp itself takes any adapter whose sizes fit.
         ModelError: A file is no GGUF, or llama.cpp cannot load it or does not answer in time.
     """
-    if importlib.util.find_spec("xllamacpp") is None:
-        raise ConfigError("xllamacpp: not installed, got no such package; pip install 'tunetrial[gguf]'")
-    for path in (model,) if adapter is None else (model, adapter):
+    require()
+    adapters = () if adapter is None else (adapter,)
+    for path in (model, *adapters):
         if (path.parent / manifest.NAME).is_file():
             manifest.check_manifest(path.parent, [path.name])
-    stated = gguf_files.stated_base(model)
-    if adapter is not None:
-        made_for = gguf_files.stated_base(adapter)
-        if stated and made_for and stated != made_for:
-            got = f"got {model.name} of {stated[:12]}"
-            raise IntegrityError(f"{adapter}: made for base weights {made_for[:12]}, {got}; name the GGUF of its base")
-    settings = {"model": str(model.absolute()), "adapter": adapter and str(adapter.absolute()), "alias": alias}
-    settings |= {"context": context, "threads": threads, "exact": exact}
+    check_base(model, adapters)
+    told = settings(model, adapters, alias=alias, context=context, threads=threads, exact=exact)
     with tempfile.TemporaryFile() as log:
-        process = _start(settings, log)
+        process = start(PROCESS, told, log)
         try:
             url = _address(process, log, model)
             with httpx.Client(base_url=url, timeout=ANSWER_S, trust_env=False) as client:
@@ -177,21 +188,60 @@ def server(
                 running._ask("GET", "/health")
                 yield running
         finally:
-            _stop(process)
+            stop(process)
 
 
-def _start(settings: dict, log: Any) -> subprocess.Popen:
+def require() -> None:
+    """Refuse to go on without llama.cpp's bindings.
+
+    Raises:
+        ConfigError: `xllamacpp` is not installed.
+    """
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ConfigError("xllamacpp: not installed, got no such package; pip install 'tunetrial[gguf]'")
+
+
+def check_base(model: Path, adapters: Sequence[Path]) -> None:
+    """Refuse adapters that say that they are of other base weights than the model, as `server`."""
+    stated = gguf_head.stated_base(model)
+    for adapter in adapters:
+        made_for = gguf_head.stated_base(adapter)
+        if stated and made_for and stated != made_for:
+            got = f"got {model.name} of {stated[:12]}"
+            raise IntegrityError(f"{adapter}: made for base weights {made_for[:12]}, {got}; name the GGUF of its base")
+
+
+def settings(
+    model: Path,
+    adapters: Sequence[Path],
+    *,
+    alias: str,
+    context: int,
+    threads: int | None = None,
+    exact: bool = True,
+    port: int = 0,
+    slots: int = 1,
+    cache: bool = True,
+) -> dict:
+    """What the process is told to serve; see `llamacpp_process.serve`."""
+    files = {"model": str(model.absolute()), "adapters": [str(path.absolute()) for path in adapters], "alias": alias}
+    how = {"context": context, "threads": threads, "exact": exact}
+    return {**files, **how, "port": port, "slots": slots, "cache": cache}
+
+
+def start(script: Path, told: object, log: Any, environment: Mapping[str, str] = os.environ) -> subprocess.Popen:
+    """Start a script that ends when its stdin closes, in a process group of its own; it is told one line of JSON."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     process = subprocess.Popen(
-        [sys.executable, "-P", str(PROCESS)],
+        [sys.executable, "-P", str(script)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**environment, "PYTHONPATH": path},
         process_group=0,
     )
     with suppress(BrokenPipeError):  # its end is seen when it is waited for
-        process.stdin.write(json.dumps(settings).encode() + b"\n")
+        process.stdin.write(json.dumps(told).encode() + b"\n")
         process.stdin.flush()
     return process
 
@@ -214,12 +264,13 @@ def _complaint(log: Any) -> str:
     return f" ({' '.join(lines[0].split()[2:])[:200]})" if lines else ""
 
 
-def _stop(process: subprocess.Popen) -> None:
+def stop(process: subprocess.Popen) -> None:
+    """End what `start` began, and wait until it is gone."""
     with suppress(BrokenPipeError):
         process.stdin.close()
     try:
         process.wait(STOP_S)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     process.stdout.close()

@@ -24,23 +24,42 @@ def main() -> None:
         talk.write(json.dumps({"url": server.listening_address}) + "\n")
     except Exception as error:  # all that llama.cpp's bindings raise: the parent makes one line of it
         talk.write(json.dumps({"error": " ".join(f"{type(error).__name__}: {error}".split())}) + "\n")
+        talk.flush()
+        os._exit(1)
     talk.flush()
     waiting.join()
 
 
-def serve(model: str, adapter: str | None, alias: str, context: int, threads: int | None, exact: bool):
-    """Start the server on a free port of the loopback, and return it when the model is loaded."""
+def serve(
+    model: str,
+    adapters: list[str],
+    alias: str,
+    context: int,
+    threads: int | None,
+    exact: bool,
+    port: int,
+    slots: int,
+    cache: bool,
+):
+    """Start the server on a port of the loopback, 0 for a free one, and return it when the model is loaded.
+
+    The first adapter is applied, the others are held at scale 0. Each of `slots` requests at once has a context of its
+    own. Without `cache` no request begins with what another one computed.
+    """
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = model
     params.model_alias = {alias}
-    params.hostnames, params.port = [LOOPBACK], 0
+    params.hostnames, params.port = [LOOPBACK], port
     params.cors_origins, params.ui = f"http://{LOOPBACK}", False
-    params.n_ctx, params.n_parallel = context, 1
+    params.n_ctx, params.n_parallel = context * slots, slots
     params.warmup = False
-    if adapter is not None:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(adapter, 1.0)]
+    params.lora_adapters = [
+        xllamacpp.CommonAdapterLoraInfo(path, float(number == 0)) for number, path in enumerate(adapters)
+    ]
+    if not cache:
+        params.cache_prompt, params.cache_ram_mib = False, 0
     if threads is not None:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     if exact:

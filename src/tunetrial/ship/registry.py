@@ -53,7 +53,7 @@ class Registry:
         """
         _check_name(name, "name")
         shipped, listed = read_shipped(folder), describe(folder)
-        _check_sealed(folder, listed)
+        check_sealed(folder, listed)
         with self._shelf.leased("making"):
             database.create(self._database)
         with self._shelf.leased("adding"):
@@ -112,7 +112,7 @@ class Registry:
             got = f"got FAIL at {broken}"
             remedy = "promote a version whose chain passed, or ship it again"
             raise StoreError(f"{name}@{version.version}: its fidelity chain failed, {got}; {remedy}")
-        self._check_files(version)
+        self.check_files(version)
         return self._move(name, alias, "promote", lambda stack: version.version)
 
     def rollback(self, name: str, alias: str = CHAMPION) -> Move:
@@ -125,7 +125,7 @@ class Registry:
         """
         _check_alias(alias)
         earlier = _earlier(name, alias, _stacks(self.entry(name).history).get(alias, []))
-        self._check_files(self.find(name, str(earlier)))
+        self.check_files(self.find(name, str(earlier)))
 
         def back(stack: list[int]) -> int:
             if _earlier(name, alias, stack) != earlier:
@@ -133,6 +133,24 @@ class Registry:
             return earlier
 
         return self._move(name, alias, "rollback", back)
+
+    def check_files(self, version: Version, *, in_full: bool = False) -> None:
+        """Refuse a version with a damaged file. A file is read in full where its inode and times are not those of when
+        it was last found intact, or always with `in_full`.
+
+        Raises:
+            IntegrityError: A file is altered, truncated or missing.
+        """
+        with self._reading() as rows:
+            known = _stamps(rows)
+        stamps = {} if in_full else dict(known)
+        if found := self._shelf.damages(version.content, version.files, self._intact(stamps)):
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            remedy = "add the shipped folder again, which mends it"
+            raise IntegrityError(f"{version.name}@{version.version}: {found[0]}{more}; {remedy}")
+        if not stamps.items() <= known.items():
+            with self._writing() as rows:
+                _remember(rows, stamps)
 
     def sweep(self) -> Swept:
         """Remove files that no version names: what a crash or a full disk left of an `add`.
@@ -231,18 +249,6 @@ class Registry:
 
         return intact
 
-    def _check_files(self, version: Version) -> None:
-        with self._reading() as rows:
-            known = _stamps(rows)
-        stamps = dict(known)
-        if found := self._shelf.damages(version.content, version.files, self._intact(stamps)):
-            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            remedy = "add the shipped folder again, which mends it"
-            raise IntegrityError(f"{version.name}@{version.version}: {found[0]}{more}; {remedy}")
-        if stamps != known:
-            with self._writing() as rows:
-                _remember(rows, stamps)
-
 
 def _stacks(history: Iterable[Event]) -> dict[str, list[int]]:
     """Of each alias the versions that it was promoted to and not rolled back from, the present one last."""
@@ -271,7 +277,7 @@ def _find(entry: Entry, which: str) -> Version:
     raise ConfigError(f"{entry.name}: no such version or alias, got {which[:80]!r}; there are {there}")
 
 
-def _check_sealed(folder: Path, listed: Iterable[StoredFile]) -> None:
+def check_sealed(folder: Path, listed: Iterable[StoredFile]) -> None:
     """Hold a folder that was sealed when it was shipped to its manifest, with the digests that were just read."""
     found = {one.path: (one.sha256, one.bytes) for one in listed}
     if manifest.NAME not in found:

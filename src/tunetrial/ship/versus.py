@@ -72,25 +72,39 @@ def offline(reference: Version, candidate: Version, files: tuple[Path, Path] | N
         DataError: A file is no table of scores.
     """
     names = tuple(f"{one.name}@{one.version}" for one in (reference, candidate))
-    paths = files or tuple(_own_scores(one) for one in (reference, candidate))
-    (own, own_items), (other, other_items) = (_read_scores(path) for path in paths)
-    if changed := sorted(one for one in own_items.keys() & other_items.keys() if own_items[one] != other_items[one]):
-        got = f"got other ones of {len(changed)} items, the first {changed[0]!r:.60}"
-        raise EvidenceError(f"items: targets must be the same for both versions, {got}; score both on one set")
-    comparison = compare_on_items(own, other, names=names, task=reference.name, margin=margin, level=LEVEL)
-    items = digest(sorted(own_items.items()))
-    ledger, what = TestLedger(home()), f"{names[1]} against {names[0]}"
-    study = candidate.shipped.study
-    if not any((one.study_digest, one.what) == (study, what) for one in ledger.openings(items)):
-        ledger.note(items, study, what)
+    paths = files or tuple(own_scores(one) for one in (reference, candidate))
+    about = {"task": reference.name, "study": candidate.shipped.study}
+    comparison, items, count = compare_tables(paths, names, margin=margin, **about)
     return Offline(
         name=reference.name,
         reference=reference.version,
         candidate=candidate.version,
         comparison=comparison,
         items=items,
-        times_compared=ledger.count(items),
+        times_compared=count,
     )
+
+
+def compare_tables(
+    paths: tuple[Path, Path], names: tuple[str, str], *, task: str, study: str, margin: float
+) -> tuple[Comparison, str, int]:
+    """Compare two tables of scores, reference and candidate by these names, and count the look as one of this study.
+
+    Returns:
+        The comparison, the digest of the items, and how many comparisons on them there were, this one included.
+    Raises:
+        EvidenceError, DataError: As `offline`.
+    """
+    (own, own_items), (other, other_items) = (_read_scores(path) for path in paths)
+    if changed := sorted(one for one in own_items.keys() & other_items.keys() if own_items[one] != other_items[one]):
+        got = f"got other ones of {len(changed)} items, the first {changed[0]!r:.60}"
+        raise EvidenceError(f"items: targets must be the same for both versions, {got}; score both on one set")
+    comparison = compare_on_items(own, other, names=names, task=task, margin=margin, level=LEVEL)
+    items = digest(sorted(own_items.items()))
+    ledger, what = TestLedger(home()), f"{names[1]} against {names[0]}"
+    if not any((one.study_digest, one.what) == (study, what) for one in ledger.openings(items)):
+        ledger.note(items, study, what)
+    return comparison, items, ledger.count(items)
 
 
 def online(reference: Version, candidate: Version, log: Path, *, bounds: tuple[float, float], margin: float) -> Online:
@@ -140,7 +154,8 @@ def _why(found: sequential.Monitoring, margin: float) -> str:
     return f"the interval lies {where}; it could be stopped after outcome {found.settled_at}"
 
 
-def _own_scores(version: Version) -> Path:
+def own_scores(version: Version) -> Path:
+    """The table of scores within a version; raises EvidenceError where it has none."""
     if not any(one.path == SCORES for one in version.files):
         got, remedy = f"got no {SCORES} in it", "name both tables with --scores A.parquet,B.parquet"
         raise EvidenceError(f"{version.name}@{version.version}: has no scores of its own, {got}; {remedy}")

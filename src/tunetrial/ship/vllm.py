@@ -7,8 +7,9 @@ Source: docs.vllm.ai, `vllm serve` and `LoRAConfig` (ranks, dtypes), v0.14 to v0
 import json
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
-from tunetrial.core.errors import ModelError
+from tunetrial.core.errors import IntegrityError, ModelError
 from tunetrial.models.adapters import AdapterFolder
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -53,6 +54,22 @@ def adapter_command(
 def model_command(folder: str, *, name: str, dtype: str, more: Sequence[str] = ()) -> list[str]:
     """Serve a whole model under `name`."""
     return _command(folder, None, ["--served-model-name", name, *more], dtype)
+
+
+def dtype_of(script: Path) -> str:
+    """The dtype that a script of `script` serves in; bf16 where there is no script.
+
+    Raises:
+        IntegrityError: It states none that is known.
+    """
+    if not script.is_file():
+        return "bf16"
+    words = script.read_text(encoding="utf-8", errors="replace").split()
+    stated = words[words.index("--dtype") + 1 :][:1] if "--dtype" in words else []
+    found = next((short for short, name in DTYPES.items() if [name] == stated), None)
+    if found is None:
+        raise IntegrityError(f"{script}: states no dtype that is known, got {stated}; ship the folder again")
+    return found
 
 
 def script(command: Sequence[str]) -> str:

@@ -200,6 +200,7 @@ class CriteriaForm(Record):
     storage_mib: CriterionForm | Absent = Field(None, description="weight of the MiB of the saved artifact")
     latency_ms: CriterionForm | Absent = Field(None, description="weight of the milliseconds for one example")
     forgetting_nats: CriterionForm | Absent = Field(None, description="weight of the nats a token lost")
+    preference: CriterionForm | Absent = Field(None, description="weight of the share of pairs that people prefer")
 
 
 class BudgetForm(Record):

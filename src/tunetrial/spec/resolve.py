@@ -284,12 +284,12 @@ def anchor_faults(criteria: CriteriaForm, *, quality_rises: bool | None) -> Iter
         if criterion is None:
             continue
         worst, best = criterion.worst, criterion.best
-        rises = quality_rises if name == "quality" else False
+        rises = quality_rises if name == "quality" else name == "preference"
         got = f"got worst {show(worst)} and best {show(best)}"
         if (worst is None) != (best is None):
             given, missing = ("worst", "best") if best is None else ("best", "worst")
             yield Fault(keys, f"has {given} without {missing}; give both, in natural units")
-        elif worst is None and name != "quality":
+        elif worst is None and name not in ("quality", "preference"):
             yield Fault(keys, "has no worst and best; give the values that count 0 and 1, such as worst: 100, best: 10")
         elif worst is not None and worst == best:
             yield Fault(keys, f"worst and best must differ, {got}; give the values that count 0 and 1")

@@ -54,15 +54,15 @@ class Terms:
         )
 
 
-def batches(said: str) -> tuple[int, ...]:
-    """Numbers of rows, as "1,8".
+def numbers(option: str, said: str) -> tuple[int, ...]:
+    """Whole numbers of an option, as "1,8".
 
     Raises:
         ConfigError: They are no whole numbers above 0.
     """
     found = [part.strip() for part in said.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in found):
-        raise ConfigError(f"bench: --batches: must be whole numbers above 0, got {said!r}; say 1,8")
+        raise ConfigError(f"bench: {option}: must be whole numbers above 0, got {said!r}; say 1,8")
     return tuple(map(int, found))
 
 

@@ -7,10 +7,11 @@ from pydantic import ValidationError
 
 from tunetrial import analysis, plan
 from tunetrial.analysis import arms, latency, rounds
+from tunetrial.analysis.rounds import Round
 from tunetrial.core.deployment import Deployment
 from tunetrial.core.errors import IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, Held, Scored
-from tunetrial.core.findings import Concord, Rated
+from tunetrial.core.findings import Concord, Graded, Rated
 from tunetrial.core.owning import Ownership
 from tunetrial.core.prices import Costs
 from tunetrial.core.scenario import Scenario
@@ -46,16 +47,22 @@ def conclude(study: Study, folder: Path, scenarios: Sequence[Scenario] = ()) -> 
     with store.hold():
         store.write_lock(_relock(current, plan.reduced(study, current.reductions), folder))
         evidence = store.evidence()
+        held = _held(evidence, folder)
+        primary = evidence.lock.study.rule.primary
+        preferred = rounds.preferred(held, primary, arms.reference(evidence, primary))
         decision = analysis.decide(
-            evidence, test_openings=count_openings(evidence.lock), post_hoc=post_hoc(store.read_locks())
+            evidence,
+            test_openings=count_openings(evidence.lock),
+            post_hoc=post_hoc(store.read_locks()),
+            preferred=preferred,
         ).model_copy(
-            update={"spent": spent(study, folder), **_planned(store, evidence), **_rated(evidence, folder)}
+            update={"spent": spent(study, folder), **_planned(store, evidence), **_rated(evidence, held)}
             | _used(store, evidence)
         )
         asked = kept_scenarios.asked(store, scenarios)
         if asked:
             owned = ownership(evidence, deployed=decision.deployed, run_s=earlier_s(folder))
-            weighed = kept_scenarios.weigh(store, evidence, owned, asked)
+            weighed = kept_scenarios.weigh(store, evidence, owned, asked, preferred)
             decision = decision.model_copy(update={"weighed": weighed})
         store.write_decision(decision)
     return evidence, decision
@@ -75,13 +82,19 @@ def _planned(store: StudyFolder, evidence: Evidence) -> dict[str, tuple[Scored, 
     return {"predictions": plan.scored(made, evidence), "memory": plan.beside(made.memory, evidence)}
 
 
-def _rated(evidence: Evidence, folder: Path) -> dict[str, tuple[Rated, ...] | tuple[Concord, ...]]:
-    """What raters found of the answers that the study has; none where nobody was asked."""
+def _held(evidence: Evidence, folder: Path) -> tuple[Round, ...]:
+    """What raters said of the answers that the study has."""
     records = {record.trial.id: record.digest for record in evidence.records}
-    held = rounds.belonging(raters.rounds(folder), records)
+    return rounds.belonging(raters.rounds(folder), records)
+
+
+def _rated(
+    evidence: Evidence, held: Sequence[Round]
+) -> dict[str, tuple[Rated, ...] | tuple[Concord, ...] | tuple[Graded, ...]]:
+    """What raters found; none where nobody was asked."""
     references = {task.name: arms.reference(evidence, task.name) for task in evidence.lock.study.tasks}
-    found = tuple(rounds.rated(one, references[one.task]) for one in held)
-    return {"rated": found, "concord": rounds.concord(held, references)}
+    found = tuple(rounds.rated(one, references[one.task]) for one in held if one.votes)
+    return {"rated": found, "concord": rounds.concord(held, references), "graded": rounds.graded(held, references)}
 
 
 def _used(store: StudyFolder, evidence: Evidence) -> dict[str, Deployment | Ownership | None]:

@@ -18,6 +18,7 @@ from tunetrial.core.records import digest
 from tunetrial.core.study import Lock, Study, TaskSpec
 from tunetrial.rating import Client, Endpoint, Item, compare, sheets
 from tunetrial.rating.items import pairs
+from tunetrial.rating.sitting import answer_of, round_of
 from tunetrial.store import StudyFolder
 from tunetrial.store.ratings import RatingFolder
 from tunetrial.trial.openings import note_use
@@ -41,6 +42,10 @@ class Asked:
     def questions(self) -> int:
         """How many times two answers that differ are shown, both orders counted."""
         return sum(not pair.same for pair in pairs(self.items, self.lock.study.seed))
+
+    @property
+    def trials_digest(self) -> str:
+        return digest(self.trials)
 
     def about(self) -> dict:
         """All but the texts."""
@@ -125,6 +130,11 @@ def take_in(folder: Path, sheet: Path, rater: str) -> Round:
     about = kept.read_sheet(sheet)
     if any(one.judge and one.rater == rater for one in rounds(folder)):
         raise ConfigError(f"rate: a judge goes by this name, got --rater {rater!r}; give the person another")
+    on_page = (journal.read()[0] for journal in kept.journals())
+    if any(
+        all(one[name] == about[name] for name in ("task", "criterion")) and one["rater"] == rater for one in on_page
+    ):
+        raise ConfigError(f"rate: {rater!r} has answered on the page, got --rater {rater!r}; give another name")
     filled = sheets.read(sheet, kept.key(sheet), rater=rater)
     entries = [json.loads(line) for line in kept.key(sheet).read_text(encoding="utf-8").splitlines()]
     alike = [tuple(e[name] for name in ("item", "seed", "first", "second")) for e in entries if e["number"] is None]
@@ -135,8 +145,18 @@ def take_in(folder: Path, sheet: Path, rater: str) -> Round:
 
 
 def rounds(folder: Path) -> tuple[Round, ...]:
-    """What every rater said of a study's answers, those included that it no longer has."""
-    return tuple(Round.model_validate(one) for one in RatingFolder(folder / "ratings").rounds())
+    """What every rater said of a study's answers, on sheets, asked as a judge or on the page, those included that it no
+    longer has; who said nothing whole on the page yet is left out."""
+    kept = RatingFolder(folder / "ratings")
+    journals = ((about, map(answer_of, said)) for about, said in (one.read() for one in kept.journals()))
+    on_page = (round_of(about, said) for about, said in journals)
+    return (*map(Round.model_validate, kept.rounds()), *(one for one in on_page if one.votes or one.ratings))
+
+
+def has_spoken(folder: Path, task: str, criterion: str, rater: str) -> bool:
+    """Whether a judge goes by this name, or a sheet on the same question was read back under it."""
+    kept = map(Round.model_validate, RatingFolder(folder / "ratings").rounds())
+    return any(one.rater == rater and (one.judge or (one.task, one.criterion) == (task, criterion)) for one in kept)
 
 
 def _keep(kept: RatingFolder, made: Round) -> Round:

@@ -5,7 +5,8 @@ the file never says what its study does not. Its fields are told in docs/decide.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from tunetrial.analysis import board, draws, weighing
 from tunetrial.analysis.compare import review
 from tunetrial.core.errors import EvidenceError, IntegrityError
-from tunetrial.core.evidence import Evidence
+from tunetrial.core.evidence import Evidence, Measurement
 from tunetrial.core.owning import Ownership
 from tunetrial.core.scenario import Scenario
 from tunetrial.core.weighed import Weighed
@@ -61,10 +62,16 @@ def asked(store: StudyFolder, further: Sequence[Scenario]) -> tuple[Scenario, ..
 
 
 def weigh(
-    store: StudyFolder, evidence: Evidence, owned: Ownership, scenarios: Sequence[Scenario]
+    store: StudyFolder,
+    evidence: Evidence,
+    owned: Ownership,
+    scenarios: Sequence[Scenario],
+    preferred: Mapping[str, Measurement],
 ) -> tuple[Weighed, ...]:
-    """Weigh each of these on the study's primary task, and keep what was asked and found."""
+    """Weigh each of these on the study's primary task, what people prefer too, and keep what was asked and found."""
     laid = board.lay_out(evidence, *review(evidence))
+    liked = {arm: {"preference": share} for arm, share in preferred.items()}
+    laid = replace(laid, costs={arm: {**own, **liked.get(arm, {})} for arm, own in laid.costs.items()})
     weighed = tuple(weighing.weigh(laid, one, owned=owned) for one in scenarios)
     sheet = _sheet(laid, owned, weighed)
     store.write_report(FILE, json.dumps(sheet, indent=1, allow_nan=False) + "\n")
