@@ -43,6 +43,7 @@ tuning: {learning_rate: [1e-4, 3e-4, 1e-3, 3e-3], seeds: 4}
 limits: {peak_gib: 24, cost_usd: 2}
 require: {newsletter.mae: "<=1.5", queues.macro_f1: ">= 0.6"}
 criteria: {quality: {weight: 0.4}, cost_usd: {weight: 0.2, worst: 20, best: 0}}
+opinions: {strategic fit: {weight: 0.1, scores: {full: 6, lora: 9}, restates: cost}}
 hardware: {gpu: l4, usd_per_hour: 0.80}
 epochs: 2
 batch_examples: 8
@@ -90,6 +91,7 @@ def test_a_whole_study_is_read_as_written():
     assert study.limits == {"peak_gib": 24, "cost_usd": 2}
     assert study.require == {"newsletter.mae": "<= 1.5", "queues.macro_f1": ">= 0.6"}
     assert study.criteria["cost_usd"] == Criterion(weight=0.2, worst=20, best=0)
+    assert study.opinions["strategic fit"].scores == {"full": 6, "lora": 9}
     assert (study.hardware.usd_per_hour, study.looks, study.seed, study.keep) == (0.8, (4, 8), 7, "all")
 
 
@@ -167,6 +169,22 @@ ADDED = [
     ("require: {tickets.mae: '<= 1'}", "require.tickets.mae: names no task of this study; write task.metric with"),
     ("require: {newsletter.mcc: '>= 1'}", "require.newsletter.mcc: mcc is a metric of classify tasks, got a regress"),
     ("require: {newsletter.range_used: '>= 1'}", "require.newsletter.range_used: range_used only describes, got a"),
+    (
+        "opinions: {fit: {weight: 1, scores: {lorra: 3}}}",
+        "opinions.fit.scores.lorra: no arm or method of this study; did",
+    ),
+    (
+        "opinions: {fit: {weight: 1, scores: {full: 12}}}",
+        "opinions.fit.scores.full: must lie from 0 to 10, got 12; mend",
+    ),
+    (
+        "criteria: {train_s: {weight: 1, worst: 9, best: 0, log: true}}",
+        "criteria.train_s.log: a logarithm needs anchors above 0",
+    ),
+    (
+        "criteria: {forgetting_nats: {weight: 1, worst: 1, best: 0}}",
+        "criteria.forgetting_nats: needs held-out texts, got no retention; add retention",
+    ),
     ("criteria: {quality: {weight: 0}}", "criteria.quality.weight: must be > 0, got 0; give the weight of the step"),
     ("criteria: {train_s: {weight: 1}}", "criteria.train_s: has no worst and best; give the values that count 0 and 1"),
     ("criteria: {train_s: {weight: 1, best: 1}}", "criteria.train_s: has best without worst; give both, in natural"),

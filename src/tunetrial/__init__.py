@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tunetrial.core.combination import Combination, Recipe
     from tunetrial.core.evidence import Decision, Evidence
     from tunetrial.core.owning import Ownership
+    from tunetrial.core.weighed import Weighed
     from tunetrial.plan import Plan
     from tunetrial.plan.forecast import Forecast
     from tunetrial.ship.export import Shipment
@@ -127,6 +128,20 @@ class Study:
         """Decide from the records there are; margins or weights changed since they were made are named post hoc."""
         self._concluded = None
         return self._conclude()[1]
+
+    def weigh(self, *scenarios: str | Path) -> tuple[Weighed, ...]:
+        """Decide for other uses of the same results, without training: built-in scenarios by name (`saas`), or files.
+
+        They are kept in the folder's `scenarios.json`, and the report shows them side by side. Weights chosen after
+        results are what-ifs: the study's own decision stays what it is.
+        """
+        from tunetrial.spec import scenario
+        from tunetrial.trial.conclusion import conclude
+
+        asked = tuple(scenario.find(str(one)) for one in scenarios)
+        self._concluded = conclude(self.asked, self.folder, asked)
+        found = {one.asked.name: one for one in self._concluded[1].weighed}
+        return tuple(found[one.name] for one in asked)
 
     def report(self) -> Path:
         """Write report.html and report.md of the decision last made, and return the path of the page."""

@@ -64,7 +64,7 @@ def lay_out(
     evidence: Evidence,
     results: tuple[ArmResult, ...],
     found: Sequence[Case],
-    preferred: Mapping[str, Measurement],
+    preferred: Mapping[str, Measurement] | None = None,
 ) -> Board:
     """Set the primary task's cases, the costs and the exclusions side by side; what people prefer, where it is asked
     for, is weighed beside the costs."""
@@ -72,7 +72,7 @@ def lay_out(
     cases = {case.candidate: case for case in found if case.task == primary}
     measured = costs.measured(evidence, results)
     if "preference" in evidence.lock.study.criteria:
-        for arm, share in preferred.items():
+        for arm, share in (preferred or {}).items():
             measured.setdefault(arm, {})["preference"] = share
     return Board(
         evidence=evidence,

@@ -7,8 +7,9 @@
 3. Without criteria, quality goes first and then cost: among the arms that are BETTER, or if there is none among the
    safe ones, the cheapest (training time, then peak memory, then storage; within 10 % counts as equal). It abstains
    if a cheaper arm's verdict is open.
-4. With criteria, the arm with the highest weighted value, if it is first in 80 % of draws of the measured effects and
-   stays first when any weight changes by a quarter. If quality is no criterion, only safe arms are weighed.
+4. With criteria or opinions, the arm with the highest weighted value, if it is first in 80 % of joint draws and stays
+   first when all weights change by up to a quarter (`weighing`). If quality is no criterion, only safe
+   arms are weighed.
 
 Other tasks than the primary decide nothing; where their verdicts differ, `because` says so.
 """
@@ -16,7 +17,7 @@ Other tasks than the primary decide nothing; where their verdicts differ, `becau
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tunetrial.analysis import costs, fairness, ladder, learning, need, rates, reasons, scoring
+from tunetrial.analysis import costs, fairness, ladder, learning, need, rates, reasons
 from tunetrial.analysis.board import Board, lay_out
 from tunetrial.analysis.compare import comparison, review
 from tunetrial.analysis.explained import explained
@@ -24,6 +25,7 @@ from tunetrial.analysis.layers import moved
 from tunetrial.analysis.repeats import repeats
 from tunetrial.analysis.retention import forgotten
 from tunetrial.analysis.tradeoff import frontiers
+from tunetrial.analysis.weighing import of_study, weigh
 from tunetrial.analysis.weights import updated
 from tunetrial.analysis.wordings import wordings
 from tunetrial.core.evidence import Abstention, Confirmation, Decision, Evidence, Flip, Measurement, Need
@@ -53,9 +55,9 @@ def decide(
     prefer its answers to the reference's (`rounds.preferred`), weighed where the study has that criterion.
     """
     results, cases = review(evidence)
-    board = lay_out(evidence, results, cases, preferred or {})
+    board = lay_out(evidence, results, cases, preferred)
     needed = need.answer(board)
-    choice = _weigh(board) if evidence.lock.study.criteria else _rule(board, needed)
+    choice = _weigh(board) if evidence.lock.study.criteria or evidence.lock.study.opinions else _rule(board, needed)
     verdicts = tuple(comparison(evidence, case) for case in cases)
     others = [c for c in verdicts if c.task != board.primary]
     closing = reasons.closing(board, others, test_openings or {}, post_hoc)
@@ -114,14 +116,15 @@ def _rule(board: Board, needed: Need | None) -> Choice:
     pool = better or safe
     pick = board.cheapest(pool)
     if pick is None:
-        return Choice(abstention=_abstain(board, f"{', '.join(pool)} cannot be told apart by cost", pool[0]))
+        reason = f"{', '.join(pool)} cannot be told apart by cost"
+        return Choice(abstention=reasons.abstention(board, reason, safe=pool[0]))
     rivals = [] if better else [arm for arm in board.open if board.cheapest([pick, arm]) != pick]
     if rivals:
         rival = board.cheapest(rivals) or rivals[0]
         known = "is cheaper than" if board.cheapest([pick, rival]) == rival else "is not known to cost more than"
         verdict = board.verdicts[rival]
         reason = f"{rival} {known} {pick}, and its verdict is open: {verdict.words}: {reasons.finding(verdict)}"
-        return Choice(abstention=_abstain(board, reason, pick, rival))
+        return Choice(abstention=reasons.abstention(board, reason, safe=pick, rival=rival))
     because = tuple(reasons.cheapest_of(board, pick, pool))
     return Choice(recommendation=pick, because=because, flips=_margin_flips(board, pick))
 
@@ -161,61 +164,12 @@ def _share_flips(board: Board, pick: str, kept: float) -> tuple[Flip, ...]:
 
 
 def _weigh(board: Board) -> Choice:
-    """The highest weighted value, if it is first surely enough."""
-    if board.costs_obstacle:
-        return Choice(abstention=_abstain(board, board.costs_obstacle))
-    floor = next((r.floor for r in board.results if (r.task, r.arm) == (board.primary, board.reference)), None)
-    scales, left = scoring.scales(board.evidence.lock.study, floor=floor)
-    by_quality = any(scale.name == "quality" for scale in scales)
-    entered = [a for a in board.candidates if a in board.safe or by_quality and board.verdicts[a].effect is not None]
-    lacking = {arm: [s.name for s in scales if s.name not in board.costs[arm]] for arm in entered}
-    names = [arm for arm in entered if not lacking[arm]]
-    left += tuple(f"{a} is not weighed: {', '.join(m)} was not measured" for a, m in lacking.items() if m)
-    verdicts = {arm: board.verdicts[arm] for arm in board.candidates if arm not in entered}
-    left += tuple(f"{a} is not weighed: {c.words}: {reasons.finding(c)}" for a, c in verdicts.items())
-    if not scales or not names:
-        said = reasons.sentences(left)
-        return Choice(abstention=_abstain(board, "no arm can be weighed by the criteria"), because=said)
-    return _weighed(board, names, scales, left)
-
-
-def _weighed(board: Board, names: Sequence[str], scales: Sequence[scoring.Scale], left: Sequence[str]) -> Choice:
-    worth = scoring.values(names, scales, board.costs) @ scoring.weights(scales)
-    scores = dict(sorted(zip(names, worth.tolist(), strict=True), key=lambda score: -score[1]))
-    pick, *rivals = scores
-    effects = {arm: board.cases[arm].difference.estimate for arm in names if arm != board.reference}
-    turn = 1 if board.metric.higher_is_better else -1
-    share = 100 * scoring.first_shares(names, scales, board.costs, effects, turn=turn)[pick]
-    shares = ", ".join(f"{s.name} {s.weight:.2f} ({s.worst:g} to {s.best:g})" for s in scales)
-    said = (
-        f"Weighed by {shares}: {', '.join(f'{arm} {score:.2f}' for arm, score in scores.items())}",
-        f"{pick} is first in {share:.0f} % of draws",
-    )
-    because = reasons.sentences((*said, *left))
-    flips = scoring.weight_flips(names, scales, board.costs)
-    flips += scoring.price_flips(names, scales, board.costs, board.evidence.lock.study.hardware.usd_per_hour or 0.0)
-    shaken = scoring.shaken(names, scales, board.costs)
-    if share < 100 * scoring.SURE:
-        reason = f"{said[1]}, {100 * scoring.SURE:.0f} % is asked for"
-        rival = pick if pick != board.reference else rivals[0]
-        return Choice(abstention=_abstain(board, reason, None, rival), because=because, flips=flips)
-    if shaken:
-        reason = f"{pick} is not first if the weight of {shaken} changes by a quarter"
-        spend = f"no more trials: settle how much {shaken} matters"
-        return Choice(abstention=_abstain(board, reason, spend=spend), because=because, flips=flips)
-    return Choice(recommendation=pick, because=(*because, *reasons.costs(board, pick)), flips=flips)
-
-
-def _abstain(
-    board: Board, reason: str, safe: str | None = None, rival: str | None = None, *, spend: str | None = None
-) -> Abstention:
-    """Name the cheapest safe choice unless it is given, what it may cost at worst, and the best next spend."""
-    safe = safe or board.cheapest(board.safe) or next(iter(board.safe), None)
-    if spend is None:
-        probe = "a probe of every arm on one machine, to measure what it costs"
-        spend = reasons.next_spend(board.verdicts[rival]) if rival else probe
-    worst = reasons.at_worst(board, safe, rival) if safe else None
-    return Abstention(reason=reason, safe_choice=safe, at_worst=worst, next_spend=spend)
+    """The highest weighted value by the study's own criteria, if it is first surely enough."""
+    found = weigh(board, of_study(board.evidence.lock.study))
+    because = (*found.because, *found.warnings)
+    if found.recommendation is not None:
+        because = (*because, *reasons.costs(board, found.recommendation))
+    return Choice(found.recommendation, found.abstention, because, found.flips)
 
 
 def _nothing_safe(board: Board) -> Abstention:

@@ -6,8 +6,9 @@ from math import floor, log10
 from tunetrial.analysis import metrics
 from tunetrial.analysis.board import Board
 from tunetrial.analysis.verdict import NO_SEEDS
-from tunetrial.core.evidence import Comparison, Need
+from tunetrial.core.evidence import Abstention, Comparison, Need
 
+PROBE = "a probe of every arm on one machine, to measure what it costs"
 COSTS = {"train_s": "one training run", "peak_gib": "peak memory", "storage_mib": "saved artifact"}
 
 
@@ -94,6 +95,17 @@ def at_worst(board: Board, safe: str, rival: str | None) -> str | None:
         parts.append(f"choosing {other.reference} forgoes at most {_loss(other, other.high)} against {rival}")
         parts.append(f"choosing {rival} may lose {_loss(other, -other.low)}")
     return "; ".join(parts) or None
+
+
+def abstention(
+    board: Board, reason: str, spend: str | None = None, *, safe: str | None = None, rival: str | None = None
+) -> Abstention:
+    """Name the cheapest safe choice unless it is given, what it may cost at worst, and the best next spend: what would
+    settle the rival's verdict, if that is not given either."""
+    safe = safe or board.cheapest(board.safe) or next(iter(board.safe), None)
+    spend = spend or (next_spend(board.verdicts[rival]) if rival else PROBE)
+    worst = at_worst(board, safe, rival) if safe else None
+    return Abstention(reason=reason, safe_choice=safe, at_worst=worst, next_spend=spend)
 
 
 def next_spend(verdict: Comparison) -> str:

@@ -1,24 +1,25 @@
-"""Weighing by the user's criteria: value functions between anchors, weights, and where the first place would change.
+"""Value functions between anchors, the criteria that can be weighed, and the prices and volumes that change the choice.
 
-A value is 0 at the anchor `worst` and 1 at `best`, linear between and clipped outside: it does not depend on which
-arms take part, so adding one never reorders the others. Weights are of the swings between the anchors.
+A value is 0 at the anchor `worst` and 1 at `best`, linear between or linear in the logarithm, and clipped outside: it
+does not depend on which arms take part, so adding one never reorders the others. Weights are of the swings between
+the anchors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # its optimisers load at first use
 
 from tunetrial.analysis import metrics
 from tunetrial.analysis.costs import Costs
-from tunetrial.analysis.stats import Estimate, Floats
+from tunetrial.analysis.stats import Floats
 from tunetrial.core.evidence import Flip
-from tunetrial.core.study import Criterion, Study
+from tunetrial.core.scenario import Criterion, Scenario
+from tunetrial.core.study import Study
 
-DRAWS = 10_000
 SURE = 0.8
 SHAKE = 0.25
+STEPS = 24
 
 
 @dataclass(frozen=True)
@@ -29,34 +30,49 @@ class Scale:
     weight: float
     worst: float
     best: float
+    log: bool = False
 
     def value(self, x: float | Floats) -> float | Floats:
-        """Between 0 and 1."""
-        return np.clip((np.asarray(x) - self.worst) / (self.best - self.worst), 0.0, 1.0)
+        """Between 0 and 1; what is not above 0 has no logarithm and counts as the better anchor's side of it."""
+        if not self.log:
+            return np.clip((np.asarray(x) - self.worst) / (self.best - self.worst), 0.0, 1.0)
+        least = min(self.worst, self.best)
+        ratio = np.log(np.maximum(np.asarray(x), least) / self.worst)
+        return np.clip(ratio / np.log(self.best / self.worst), 0.0, 1.0)
+
+    @property
+    def rises(self) -> bool:
+        """Whether more is better."""
+        return self.best > self.worst
 
 
-def scales(study: Study, *, floor: float | None) -> tuple[tuple[Scale, ...], tuple[str, ...]]:
-    """The criteria that can be weighed, and in words those that cannot.
+def scales(scenario: Scenario, study: Study, *, floor: float | None) -> tuple[tuple[Scale, ...], dict[str, str]]:
+    """The criteria that can be weighed, opinions among them, and why others cannot.
 
     Anchors that the user left out: for quality, the best constant prediction (0 for a correlation) and a perfect
     score; for people's preference never and always; for a cost, the limit of the same name and 0.
     """
-    found, left = {}, []
-    for name, criterion in study.criteria.items():
-        worst, best = _anchors(study, name, criterion, floor)
+    found, left = {}, {}
+    for name, criterion in scenario.criteria.items():
+        worst, best = _anchors(scenario, study, name, criterion, floor)
         if worst is None or worst == best:
-            left.append(f"{name} is not weighed: it has no anchor `worst` and no limit")
+            left[name] = "it has no anchor `worst` and no limit"
+        elif criterion.log and min(worst, best) <= 0:
+            left[name] = f"a logarithm needs anchors above 0, got {worst:g} and {best:g}"
         else:
-            found[name] = (criterion.weight, worst, best)
-    whole = sum(weight for weight, _, _ in found.values())
-    return tuple(Scale(name, w / whole, worst, best) for name, (w, worst, best) in found.items()), tuple(left)
+            found[name] = (criterion.weight, worst, best, criterion.log)
+    found |= {name: (one.weight, one.worst, one.best, False) for name, one in scenario.opinions.items()}
+    whole = sum(weight for weight, *_ in found.values())
+    return tuple(Scale(name, w / whole, *anchors) for name, (w, *anchors) in found.items()), left
 
 
-def _anchors(study: Study, name: str, criterion: Criterion, floor: float | None) -> tuple[float | None, float]:
+def _anchors(
+    scenario: Scenario, study: Study, name: str, criterion: Criterion, floor: float | None
+) -> tuple[float | None, float]:
     if name == "preference":
         worst, best = 0.0, 1.0
     elif name != "quality":
-        worst, best = study.limits.get(name), 0.0
+        worst, best = scenario.limits.get(name), 0.0
     else:
         worst = floor or 0.0
         best = 1.0 if metrics.find(study.task(study.rule.primary).metric).higher_is_better else 0.0
@@ -75,91 +91,55 @@ def values(arms: Sequence[str], scales: Sequence[Scale], costs: Costs) -> Floats
     return np.array([[float(s.value(costs[arm][s.name].value)) for s in scales] for arm in arms])
 
 
-def first_shares(
-    arms: Sequence[str],
-    scales: Sequence[Scale],
-    costs: Costs,
-    effects: Mapping[str, Estimate],
-    *,
-    turn: int,
-) -> dict[str, float]:
-    """In what share of draws each arm is first, as far as the effects are known; 1 or -1 turns an effect into quality.
+def input_flips(
+    what: str, scores: Callable[[float], Floats], arms: Sequence[str], *, now: float, most: float, least: float
+) -> tuple[Flip, ...]:
+    """The nearest prices or volumes, down to `least` and up to `most`, at which another arm is first; whole numbers
+    where `now` is one.
 
-    The arm without an effect is the reference, which stays where it is. Draws of different candidates are independent,
-    which overstates the doubt between two of them; costs do not vary.
+    Found on a grid of 24 steps each way and then to the last digit: a first place held for less than a step may be
+    passed over.
     """
-    rng = np.random.default_rng(0)
-    score = np.tile((values(arms, scales, costs) @ weights(scales))[:, None], DRAWS)
-    for scale in (s for s in scales if s.name == "quality"):
-        for row, arm in enumerate(arms):
-            mean, effect = costs[arm]["quality"].value, effects.get(arm)
-            drawn = mean + turn * effect.se * rng.standard_t(effect.df, DRAWS) if effect else mean
-            score[row] += scale.weight * (scale.value(drawn) - scale.value(mean))
-    first = score.argmax(axis=0)
-    return {arm: float((first == row).mean()) for row, arm in enumerate(arms)}
-
-
-def weight_flips(arms: Sequence[str], scales: Sequence[Scale], costs: Costs) -> tuple[Flip, ...]:
-    """For each criterion the nearest weights, down and up, at which another arm is first, the others kept in ratio."""
-    value, weight, found = values(arms, scales, costs), weights(scales), []
-    top = int((value @ weight).argmax())
-    for j, scale in enumerate(scales if len(scales) > 1 else ()):
-        rest = (value @ weight - value[:, j] * weight[j]) / (1 - weight[j])
-        gain, lead = value[top, j] - value[:, j], rest[top] - rest
-        # First place at weight w: w * gain + (1 - w) * lead >= 0 for every rival.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            at = lead / (lead - gain)
-        inside = [(float(w), k) for k, w in enumerate(at) if k != top and 0 <= w <= 1]
-        below = max((c for c in inside if c[0] < weight[j]), default=None)
-        above = min((c for c in inside if c[0] >= weight[j]), default=None)
-        for w, k in filter(None, (below, above)):
-            found.append(Flip(what=f"weight of {scale.name}", now=float(weight[j]), at=w, to=arms[k]))
-    return tuple(found)
-
-
-def price_flips(arms: Sequence[str], scales: Sequence[Scale], costs: Costs, usd_per_hour: float) -> tuple[Flip, ...]:
-    """The nearest prices of an hour, down to 0 and up to a hundred times, at which another arm is first."""
-    money = next((j for j, s in enumerate(scales) if s.name == "cost_usd"), None)
-    if money is None or usd_per_hour <= 0:
-        return ()
-    value, weight = values(arms, scales, costs), weights(scales)
-    usd = np.array([costs[arm]["cost_usd"].value for arm in arms])
-
-    def scores(price: float) -> Floats:
-        changed = value.copy()
-        changed[:, money] = scales[money].value(usd * price / usd_per_hour)
-        return changed @ weight
-
-    top, found = int(scores(usd_per_hour).argmax()), []
-    for grid in (np.linspace(usd_per_hour, 0, 400), usd_per_hour * np.geomspace(1, 100, 400)):
-        at = _first_change(scores, grid, top)
+    top, found, whole = int(scores(now).argmax()), [], isinstance(now, int)
+    up = np.concatenate([[now], np.geomspace(now or most / 1e6, most, STEPS)])
+    for grid in (np.linspace(now, least, STEPS), up):
+        steps = [int(x) for x in dict.fromkeys(np.rint(grid).tolist())] if whole else grid.tolist()
+        at = _first_change(scores, steps, top, whole=whole)
         if at is not None:
-            price, k = at
-            found.append(Flip(what="price of an hour in USD", now=usd_per_hour, at=price, to=arms[k]))
+            found.append(Flip(what=what, now=now, at=at, to=arms[int(_beyond(scores, at, now).argmax())]))
     return tuple(found)
 
 
-def _first_change(scores: Callable[[float], Floats], grid: Floats, top: int) -> tuple[float, int] | None:
-    """Where along a grid another arm overtakes, and which."""
-    for a, b in zip(grid, grid[1:], strict=False):
-        here = scores(b)
-        k = int(here.argmax())
-        if here[k] > here[top] + 1e-12:
+def _first_change(scores: Callable[[float], Floats], steps: Sequence[float], top: int, *, whole: bool) -> float | None:
+    """Where along these steps the first arm is overtaken, by halving the step in which it is; None if nowhere."""
 
-            def lead(price: float, k: int = k) -> float:
-                return float(scores(price)[top] - scores(price)[k])
+    def overtaken(x: float) -> bool:
+        here = scores(x)
+        return bool(here.max() > here[top] + 1e-12)
 
-            return (float(a) if lead(a) <= 0 else float(scipy.optimize.brentq(lead, a, b))), k
+    for kept, lost in zip(steps, steps[1:], strict=False):
+        if overtaken(lost):
+            while abs(lost - kept) > (1 if whole else 1e-12 * max(abs(lost), abs(kept))):
+                middle = (kept + lost) // 2 if whole else (kept + lost) / 2
+                if middle in (kept, lost):
+                    break
+                kept, lost = (kept, middle) if overtaken(middle) else (middle, lost)
+            return lost
     return None
 
 
-def shaken(arms: Sequence[str], scales: Sequence[Scale], costs: Costs) -> str | None:
-    """The criterion whose weight, changed by a quarter of itself, changes the first place; None if none does."""
-    value, weight = values(arms, scales, costs), weights(scales)
-    top = int((value @ weight).argmax())
-    for j, scale in enumerate(scales):
-        for factor in (1 - SHAKE, 1 + SHAKE):
-            changed = weight * np.where(np.arange(len(weight)) == j, factor, 1.0)
-            if int((value @ changed).argmax()) != top:
-                return scale.name
-    return None
+def _beyond(scores: Callable[[float], Floats], at: float, now: float) -> Floats:
+    """Scores at a flip or a hair beyond it, where two arms are equal no more."""
+    return scores(at if isinstance(now, int) else at + 1e-9 * (at - now))
+
+
+def opinions(scenario: Scenario, study: Study) -> Mapping[str, Mapping[str, float]]:
+    """What the user says of each arm, by opinion: under its own name, or else its method's."""
+    return {
+        arm.name: {
+            name: one.scores.get(arm.name, one.scores.get(arm.method))
+            for name, one in scenario.opinions.items()
+            if arm.name in one.scores or arm.method in one.scores
+        }
+        for arm in study.arms
+    }

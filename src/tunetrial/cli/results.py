@@ -19,11 +19,33 @@ def report(study: StudyFile, folder: Folder = None, json: Json = False) -> None:
         print(loaded.to_json() if json else page)
 
 
-def decide(study: StudyFile, folder: Folder = None, json: Json = False) -> None:
-    """Decide again by the margins and weights in the file; no training."""
+def decide(
+    study: StudyFile,
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="A use: saas, startup, ... or a file.", show_default=False)
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Weigh all built-in scenarios.", show_default=False)] = False,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Decide again by the margins and weights in the file, or for other uses; no training."""
+    if scenario and every:
+        misused("decide", "--scenario and --all do not go together; give one of them")
     with exit_status():
         loaded = Study.load(study, folder=folder)
-        print(loaded.to_json() if json else loaded.summary())
+        if not scenario and not every:
+            print(loaded.to_json() if json else loaded.summary())
+            return
+        from tunetrial.report.scenarios import text
+        from tunetrial.spec.scenario import uses
+
+        weighed = loaded.weigh(*(scenario or uses()))
+        if json:
+            import json as writer
+
+            print(writer.dumps({"weighed": [one.model_dump(mode="json") for one in weighed]}, indent=1))
+        else:
+            print(text(weighed), end="")
 
 
 def costs(

@@ -24,6 +24,7 @@ from tunetrial.core.findings import (
 from tunetrial.core.owning import Ownership
 from tunetrial.core.records import Record, added, digest
 from tunetrial.core.study import Folding, Kind, Lock, Trial, whole
+from tunetrial.core.weighed import Abstention, Flip, Weighed
 from tunetrial.core.work import Part
 
 if TYPE_CHECKING:  # a command that needs no array need not wait for numpy
@@ -291,24 +292,6 @@ class Check(Record):
     found: str
 
 
-class Flip(Record):
-    """A point at which the recommendation would change: of a weight, a price or a margin."""
-
-    what: str
-    now: float
-    at: float
-    to: str
-
-
-class Abstention(Record):
-    """Why no arm is recommended; still the cheapest safe choice, what it may cost at worst, and the next spend."""
-
-    reason: str
-    safe_choice: str | None
-    at_worst: str | None
-    next_spend: str
-
-
 class Scored(Record):
     """What the plan said before the first run, as a range, beside what was measured; of one arm or of the whole study.
 
@@ -361,8 +344,8 @@ class Decision(Record):
     budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `searches` are those
     that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`, how
     far states `moved` and weights were `updated`, what raters found (`rated`, `graded` of 1 to 10, and how far they
-    agree, `concord`), how long finals take as they are `deployed`, what arms cost to be `owned` and what is `proven` of
-    shipments decide nothing.
+    agree, `concord`), how long finals take as they are `deployed`, what arms cost to be `owned`, what is `proven` of
+    shipments and how scenarios were `weighed` decide nothing.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -398,6 +381,7 @@ class Decision(Record):
     deployed: Deployment | None = added()
     owned: Ownership | None = added()
     proven: tuple[Proof, ...] = added(())
+    weighed: tuple[Weighed, ...] = added(())
     study_digest: str
     record_digests: dict[str, str]
     synthetic: bool

@@ -10,6 +10,7 @@ from tunetrial.core.ladder import Ladder, grounded, on_rung, rungs
 from tunetrial.core.pins import BasePin, DataPin, Reduction, given
 from tunetrial.core.prices import Budget, Costs, Hardware
 from tunetrial.core.records import Record, added, digest
+from tunetrial.core.scenario import Criterion, Opinion
 from tunetrial.core.variants import Variant
 
 Setting = bool | int | float | str | tuple[str, ...]
@@ -139,14 +140,6 @@ class Rule(Record):
     primary: str
 
 
-class Criterion(Record):
-    """A criterion of the decision: its weight, and the anchors in natural units that mean 0 and 1."""
-
-    weight: float = Field(gt=0)
-    worst: float | None = None
-    best: float | None = None
-
-
 class Study(Record):
     """One question, resolved: every default filled in, nothing yet looked up on disk.
 
@@ -176,6 +169,7 @@ class Study(Record):
     limits: dict[str, float] = {}
     require: dict[str, str] = {}
     criteria: dict[str, Criterion] = {}
+    opinions: dict[str, Opinion] = added({})
     hardware: Hardware = Hardware()
     budget: Budget = Budget()
     costs: Costs = added(Costs())

@@ -211,7 +211,8 @@ def _spaced(unit: str) -> str:
 
 def flip(point: Flip) -> str:
     """One point at which the recommendation changes."""
-    now, at = words.plain(point.now), words.plain(float(f"{point.at:.3g}"))
+    now = words.plain(float(f"{point.now:.3g}") if abs(point.now) < 1 else point.now)
+    at = words.plain(float(f"{point.at:.3g}"))
     return f"Flips to {words.name(point.to)} if the {words.clean(point.what, 120)} reaches {at} (now {now})."
 
 

@@ -23,6 +23,7 @@ CRITERIA = {
     "cost_usd": "Price of one run",
     "latency_ms": "Latency, one example",
     "forgetting_nats": "Forgetting",
+    "year_usd": "First year",
     "preference": "Preferred by people",
 }
 

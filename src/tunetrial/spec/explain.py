@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
+from tunetrial.core.records import Record
 from tunetrial.spec.faults import Fault, Keys, Tree, nearest, show
 from tunetrial.spec.form import StudyForm, json_schema
 
@@ -35,10 +36,10 @@ _SHARE = "a share from '50% of gain' to below 100%"
 _NAME = "must have 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit"
 
 
-def explain(tree: Tree) -> list[Fault]:
+def explain(tree: Tree, form: type[Record] = StudyForm) -> list[Fault]:
     """What does not fit the file form, each field once; a fault inside a field stands for the field's own."""
     try:
-        StudyForm.model_validate(tree.value, strict=True)
+        form.model_validate(tree.value, strict=True)
         return []
     except ValidationError as error:
         errors = [part for part in error.errors(include_url=False) if part["type"] != "none_required"]
@@ -49,7 +50,7 @@ def explain(tree: Tree) -> list[Fault]:
     for part in errors:
         placed.setdefault(_place(tree, part), []).append(part)
     inner = {keys[:depth] for keys in placed for depth in range(len(keys))}
-    schema = json_schema()
+    schema = json_schema(form)
     return [_put(tree, schema, keys, parts) for keys, parts in placed.items() if keys not in inner]
 
 

@@ -175,6 +175,19 @@ class CriterionForm(Record):
     weight: Positive = Field(description="weight of the step from worst to best", examples=[0.4])
     worst: float | Absent = Field(None, description="value that counts 0, in natural units", examples=[100])
     best: float | Absent = Field(None, description="value that counts 1, in natural units", examples=[10])
+    log: bool = Field(False, description="word true where each halving counts alike", examples=[True])
+
+
+class OpinionForm(Record):
+    """What nothing measures: the user's own points for each arm."""
+
+    weight: Positive = Field(description="weight of the step from worst to best", examples=[0.1])
+    scores: dict[Text, float] = Field(
+        min_length=1, description="points by arm or by method", examples=[{"full": 6, "lora": 9}]
+    )
+    worst: float = Field(0.0, description="points that count 0", examples=[0])
+    best: float = Field(10.0, description="points that count 1", examples=[10])
+    restates: Text | Absent = Field(None, description="word for what it tells again", examples=["cost"])
 
 
 class CriteriaForm(Record):
@@ -186,6 +199,7 @@ class CriteriaForm(Record):
     peak_gib: CriterionForm | Absent = Field(None, description="weight of the memory in GiB")
     storage_mib: CriterionForm | Absent = Field(None, description="weight of the MiB of the saved artifact")
     latency_ms: CriterionForm | Absent = Field(None, description="weight of the milliseconds for one example")
+    forgetting_nats: CriterionForm | Absent = Field(None, description="weight of the nats a token lost")
     preference: CriterionForm | Absent = Field(None, description="weight of the share of pairs that people prefer")
 
 
@@ -281,6 +295,11 @@ class StudyForm(Record):
     criteria: CriteriaForm = Field(
         default_factory=CriteriaForm, description="criteria and their weights", examples=[{"quality": {"weight": 1}}]
     )
+    opinions: dict[Text, OpinionForm] = Field(
+        {},
+        description="criteria that nothing measures, with your own points",
+        examples=[{"strategic fit": {"weight": 0.1, "scores": {"full": 6, "lora": 9}}}],
+    )
     hardware: HardwareForm = Field(
         default_factory=HardwareForm, description="machine and its price", examples=[{"usd_per_hour": 1}]
     )
@@ -322,18 +341,18 @@ class StudyForm(Record):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the whole study", examples=[0])
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a study file, for editors and for checks without tunetrial.
+def json_schema(form: type[Record] = StudyForm) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a study file, or of another form, for editors and for checks without tunetrial.
 
     It holds all that can be said of one field alone. It says nothing of relations between fields (that `reference`
     names an arm, that a metric fits a kind, that a margin is due), nor of duplicate keys or empty values.
     """
-    return copy.deepcopy(_schema())
+    return copy.deepcopy(_schema(form))
 
 
 @cache
-def _schema() -> dict[str, Any]:
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_tidy(StudyForm.model_json_schema())}
+def _schema(form: type[Record]) -> dict[str, Any]:
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_tidy(form.model_json_schema())}
 
 
 def _tidy(schema: Any) -> Any:

@@ -8,11 +8,12 @@ from pydantic import ValidationError
 
 from tunetrial.analysis import metrics
 from tunetrial.core.ladder import Ladder
-from tunetrial.core.study import Arm, Budget, Costs, Criterion, Hardware, Rule, Study, TaskSpec, Tuning
+from tunetrial.core.scenario import Criterion, Opinion
+from tunetrial.core.study import Arm, Budget, Costs, Hardware, Rule, Study, TaskSpec, Tuning
 from tunetrial.methods import Method
 from tunetrial.methods.lora import Lora
 from tunetrial.spec.faults import Fault, nearest, show
-from tunetrial.spec.form import CriteriaForm, StudyForm, TuningForm
+from tunetrial.spec.form import CriteriaForm, OpinionForm, StudyForm, TuningForm
 from tunetrial.spec.tasks import check_floor, resolve_tasks
 from tunetrial.spec.text import NUMBER
 
@@ -68,6 +69,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         limits=form.limits.model_dump(exclude_none=True),
         require=require,
         criteria={name: Criterion(**c) for name, c in form.criteria.model_dump(exclude_none=True).items()},
+        opinions={name: Opinion(**o.model_dump()) for name, o in form.opinions.items()},
         hardware=Hardware(**form.hardware.model_dump()),
         budget=Budget(**form.budget.model_dump()),
         costs=Costs(**form.costs.model_dump()),
@@ -256,12 +258,14 @@ def _cost_faults(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> Iterator[Fault
         yield Fault(("budget", "usd"), what)
     primary = form.rule.primary or form.tasks[0].name
     metric = next((metrics.METRICS[task.metric] for task in tasks if task.name == primary), None)
-    yield from _anchor_faults(form.criteria, quality_rises=metric.higher_is_better if metric else None)
+    yield from anchor_faults(form.criteria, quality_rises=metric.higher_is_better if metric else None)
+    yield from opinion_faults(form.opinions, form.arms)
 
 
 def _forgetting_faults(form: StudyForm) -> Iterator[Fault]:
     """What is asked of forgetting needs texts, and a frontier whole runs of the arms themselves."""
     keys = [("limits", "forgetting_nats")] if form.limits.forgetting_nats is not None else []
+    keys += [("criteria", "forgetting_nats")] if form.criteria.forgetting_nats is not None else []
     keys += [("frontier",)] if form.frontier else []
     for where in keys if not form.retention else ():
         yield Fault(where, "needs held-out texts, got no retention; add retention: {wiki: texts.jsonl}, or remove this")
@@ -273,8 +277,9 @@ def _forgetting_faults(form: StudyForm) -> Iterator[Fault]:
         yield Fault(("frontier",), f"{what}; remove one of the two")
 
 
-def _anchor_faults(criteria: CriteriaForm, *, quality_rises: bool | None) -> Iterator[Fault]:
-    for name in CriteriaForm.model_fields:
+def anchor_faults(criteria: CriteriaForm, *, quality_rises: bool | None) -> Iterator[Fault]:
+    """Anchors that are missing, equal, the wrong way round, or have no logarithm."""
+    for name in type(criteria).model_fields:
         criterion, keys = getattr(criteria, name), ("criteria", name)
         if criterion is None:
             continue
@@ -290,3 +295,24 @@ def _anchor_faults(criteria: CriteriaForm, *, quality_rises: bool | None) -> Ite
             yield Fault(keys, f"worst and best must differ, {got}; give the values that count 0 and 1")
         elif worst is not None and rises is not None and rises != (worst < best):
             yield Fault(keys, f"{'more' if rises else 'less'} is better here, {got}; exchange worst and best")
+        elif criterion.log and (worst is None or min(worst, best) <= 0):
+            yield Fault((*keys, "log"), f"a logarithm needs anchors above 0, {got}; raise them, or remove log")
+
+
+def opinion_faults(opinions: Mapping[str, OpinionForm], arms: Mapping[str, Method] | None = None) -> Iterator[Fault]:
+    """Opinions that go by a measured criterion's name, lie beyond their own anchors, or are of no arm or method."""
+    known = None if arms is None else {*arms, *(settings.method for settings in arms.values())}
+    for name, one in opinions.items():
+        keys = ("opinions", name)
+        if name in CriteriaForm.model_fields or name == "year_usd":
+            yield Fault(keys, f"is measured, got an opinion named {show(name)}; move it to criteria, or rename it")
+        if one.worst == one.best:
+            yield Fault(
+                keys, f"worst and best must differ, got {one.worst:g} twice; give the points that count 0 and 1"
+            )
+        for arm, score in one.scores.items():
+            if known is not None and arm not in known:
+                yield Fault((*keys, "scores", arm), f"no arm or method of this study; {nearest(arm, known)}")
+            elif not min(one.worst, one.best) <= score <= max(one.worst, one.best):
+                what = f"must lie from {one.worst:g} to {one.best:g}, got {score:g}; mend it, or worst and best"
+                yield Fault((*keys, "scores", arm), what)

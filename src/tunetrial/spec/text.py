@@ -18,6 +18,7 @@ from tunetrial.spec.faults import Fault, Keys, Tree, refuse, show
 
 LARGEST_BYTES = 256 * 1024
 DEEPEST = 8
+BEGIN = "not a study, got {}; begin with base_model:, tasks: and arms:"
 MOST_ENTRIES = 2000
 LONGEST_INTEGER = 18
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -62,8 +63,10 @@ def read_text(path: Path, where: str) -> str:
         raise SpecError(f"{where}:{line}: not UTF-8, got byte 0x{content[error.start]:02x}; save it as UTF-8") from None
 
 
-def read_tree(text: str, where: str) -> Tree:
-    """Read one YAML document whose top is a mapping.
+def read_tree(
+    text: str, where: str, *, begin: str = "not a study, got {}; begin with base_model:, tasks: and arms:"
+) -> Tree:
+    """Read one YAML document whose top is a mapping; `begin` says what to do about one that is not.
 
     Raises:
         SpecError: The text is not YAML, or holds what the module's docstring refuses.
@@ -86,7 +89,7 @@ def read_tree(text: str, where: str) -> Tree:
     refuse(where, tree, reader.faults)
     if not isinstance(value, dict):
         found = "an empty file" if value is None else show(value)
-        raise SpecError(f"{where}: not a study, got {found}; begin with base_model:, tasks: and arms:")
+        raise SpecError(f"{where}: {begin.format(found)}")
     return tree
 
 

@@ -39,6 +39,7 @@ def to_yaml(study: Study) -> str:
         "limits": study.limits,
         "require": study.require,
         "criteria": {name: c.model_dump(exclude_none=True) for name, c in study.criteria.items()},
+        "opinions": {name: o.model_dump(exclude_none=True) for name, o in study.opinions.items()},
         "hardware": study.hardware.model_dump(exclude_none=True),
         "budget": study.budget.model_dump(exclude_none=True),
         "costs": study.costs.model_dump(exclude_none=True),

@@ -16,25 +16,29 @@ from tunetrial.core.findings import Concord, Graded, Rated
 from tunetrial.core.money import GB_BYTES
 from tunetrial.core.owning import Ownership
 from tunetrial.core.prices import Costs
+from tunetrial.core.scenario import Scenario
 from tunetrial.core.study import Lock, Study, TaskSpec
 from tunetrial.plan import catalogue
 from tunetrial.plan.upkeep import stated
 from tunetrial.store import StudyFolder
 from tunetrial.trial import raters
+from tunetrial.trial import scenarios as kept_scenarios
 from tunetrial.trial.openings import count_openings
 from tunetrial.trial.owning import ownership
 from tunetrial.trial.spending import earlier_s, spent
 
 # What may be changed once trials have run without running any again; a change of the first group is post hoc.
-CHOICES = ("reference", "rule", "limits", "require", "criteria")
+CHOICES = ("reference", "rule", "limits", "require", "criteria", "opinions")
 LADDER_CHOICES = ("ladder.margin_usd",)
 WORDS = ("question", "hardware", "costs", "keep", "budget", "ladder.label_usd")
 TASK_CHOICES = ("metric", "margin", "criterion")
 
 
-def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
+def conclude(study: Study, folder: Path, scenarios: Sequence[Scenario] = ()) -> tuple[Evidence, Decision]:
     """Decide from the records there are, by the rule, margins and weights that the study states now.
 
+    Args:
+        scenarios: To be weighed beside those that were asked for before, in place of any of the same name.
     Raises:
         StoreError: There are no results yet, another process holds them, or the study asks for other trials than
             those that ran.
@@ -49,16 +53,22 @@ def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
         evidence = store.evidence()
         held = _held(evidence, folder)
         primary = evidence.lock.study.rule.primary
+        preferred = rounds.preferred(held, primary, arms.reference(evidence, primary))
         decision = analysis.decide(
             evidence,
             test_openings=count_openings(evidence.lock),
             post_hoc=post_hoc(store.read_locks()),
-            preferred=rounds.preferred(held, primary, arms.reference(evidence, primary)),
+            preferred=preferred,
         ).model_copy(
             update={"spent": spent(study, folder), **_planned(store, evidence), **_rated(evidence, held)}
             | _used(store, evidence)
             | {"proven": _proven(store, evidence)}
         )
+        asked = kept_scenarios.asked(store, scenarios)
+        if asked:
+            owned = ownership(evidence, deployed=decision.deployed, run_s=earlier_s(folder))
+            weighed = kept_scenarios.weigh(store, evidence, owned, asked, preferred)
+            decision = decision.model_copy(update={"weighed": weighed})
         store.write_decision(decision)
     return evidence, decision
 

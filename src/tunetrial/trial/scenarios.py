@@ -1,0 +1,123 @@
+"""Scenarios weighed on what a study has, without training; kept in `scenarios.json`, with all that a page needs.
+
+What was once asked for is kept there as it was asked, and weighed again whenever the study is decided again, so that
+the file never says what its study does not. Its fields are told in docs/decide.md.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from tunetrial.analysis import board, draws, weighing
+from tunetrial.analysis.compare import review
+from tunetrial.core.errors import EvidenceError, IntegrityError
+from tunetrial.core.evidence import Evidence, Measurement
+from tunetrial.core.owning import Ownership
+from tunetrial.core.scenario import Scenario
+from tunetrial.core.weighed import Weighed
+from tunetrial.store import StudyFolder
+
+FILE = "scenarios.json"
+KEPT_DRAWS = 500
+FORMULAS = {
+    "share": "share_j = weight_j / sum of weights",
+    "value": "v = clip((x - worst) / (best - worst), 0, 1); log: clip(ln(max(x, min(worst, best)) / worst) / "
+    "ln(best / worst), 0, 1)",
+    "score": "sum over j of share_j * v_j; the highest is first",
+    "first": "share of draws in which an arm's score is the highest, ties shared; recommended from 0.8 on",
+    "shaken": "survives if for every rival sum_j d_j > 0.25 * sum_j |d_j|, with d_j = share_j * (v_j of the first - "
+    "v_j of the rival)",
+    "cost_usd": "train_s / 3600 * usd_per_hour",
+    "year_usd": "once + 12 * monthly",
+    "once": "(tuning_s + finals_s + evaluation_s + (tenants - 1) * iteration_s) / 3600 * usd_per_hour + "
+    "engineer_hours * usd_per_engineer_hour",
+    "monthly": "storage + serving + tenants * retrainings_per_month * iteration_s / 3600 * usd_per_hour",
+    "iteration_s": "cycle_s.train + cycle_s.export + cycle_s.test",
+    "storage": "(base_bytes + tenants * artifact_bytes) / 1e9 * usd_per_gb_month; base_bytes is 0 where it is null",
+    "serving": "machines * 730 * usd_per_hour",
+    "machines": "max(1, ceil(requests_per_month / (rate * 730 * 3600)), ceil((resident_base_bytes + tenants * "
+    "resident_bytes) / (room_gib * 2**30))); rate is together_per_s, alone_per_s for one tenant; resident_base_bytes "
+    "is 0 and the last term is left out where they are null",
+    "absent": "a term whose figure, volume or price is null is in no arm's total; see left_out of the bills",
+}
+
+
+def asked(store: StudyFolder, further: Sequence[Scenario]) -> tuple[Scenario, ...]:
+    """The scenarios that were asked for before, as they were, and further ones, in place of those of the same name.
+
+    Raises:
+        IntegrityError: The file is not what was written.
+    """
+    path = store.path / FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["asked"] if path.exists() else []
+        before = [Scenario.model_validate(one) for one in found]
+    except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
+        got = str(error).splitlines()[0]
+        raise IntegrityError(f"{path}: not scenarios of this version, got {got}; remove it and decide again") from None
+    return tuple({one.name: one for one in (*before, *further)}.values())
+
+
+def weigh(
+    store: StudyFolder,
+    evidence: Evidence,
+    owned: Ownership,
+    scenarios: Sequence[Scenario],
+    preferred: Mapping[str, Measurement],
+) -> tuple[Weighed, ...]:
+    """Weigh each of these on the study's primary task, what people prefer too, and keep what was asked and found."""
+    laid = board.lay_out(evidence, *review(evidence))
+    liked = {arm: {"preference": share} for arm, share in preferred.items()}
+    laid = replace(laid, costs={arm: {**own, **liked.get(arm, {})} for arm, own in laid.costs.items()})
+    weighed = tuple(weighing.weigh(laid, one, owned=owned) for one in scenarios)
+    sheet = _sheet(laid, owned, weighed)
+    store.write_report(FILE, json.dumps(sheet, indent=1, allow_nan=False) + "\n")
+    return weighed
+
+
+def _sheet(laid: board.Board, owned: Ownership, weighed: Sequence[Weighed]) -> dict[str, Any]:
+    """All that a page needs to weigh again by itself."""
+    evidence, study = laid.evidence, laid.evidence.lock.study
+    return {
+        "schema_version": 1,
+        "study": evidence.lock.digest,
+        "synthetic": evidence.lock.engine == "sim" or any(r.synthetic for r in evidence.records),
+        "task": laid.primary,
+        "metric": laid.metric.name,
+        "higher_is_better": laid.metric.higher_is_better,
+        "reference": laid.reference,
+        "asked": [one.asked.model_dump(mode="json") for one in weighed],
+        "arms": {
+            arm.name: {
+                "method": arm.method,
+                "state": laid.state(arm.name),
+                "verdict": laid.verdicts[arm.name].words if arm.name in laid.verdicts else None,
+                "measured": {name: m.model_dump(mode="json") for name, m in laid.costs.get(arm.name, {}).items()},
+            }
+            for arm in study.arms
+        },
+        "draws": _draws(laid),
+        "taken": [one.model_dump(mode="json") for one in owned.taken],
+        "formulas": FORMULAS,
+        "weighed": [one.model_dump(mode="json") for one in weighed],
+    }
+
+
+def _draws(laid: board.Board) -> dict[str, Any]:
+    """The first of the joint draws of what varies, by criterion and arm; [b] of all belong together."""
+    names = [arm for arm in laid.candidates if arm == laid.reference or laid.verdicts[arm].effect is not None]
+    varying = [n for n in ("quality", "forgetting_nats") if all(n in laid.costs[arm] for arm in names)]
+    if not names or not varying:
+        return {}
+    try:
+        found = draws.jointly(laid, names, varying)
+    except EvidenceError:  # finals are not complete
+        return {}
+    drawn = {}
+    for name in varying:
+        amount_BA = found.amounts(name, [laid.costs[arm][name].value for arm in names])[:KEPT_DRAWS]
+        drawn[name] = {arm: [float(f"{x:.6g}") for x in amount_BA[:, k]] for k, arm in enumerate(names)}
+    return drawn
