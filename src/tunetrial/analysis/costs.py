@@ -13,7 +13,7 @@ Costs = Mapping[str, Mapping[str, Measurement]]
 ORDER = ("train_s", "peak_gib", "storage_mib")
 EQUAL = 1.1
 SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
-OUT = ("does not fit", "diverged", "did not train")
+OUT = ("does not fit", "diverged", "did not train", "not run")
 
 
 def measured(evidence: Evidence, results: Iterable[ArmResult]) -> dict[str, dict[str, Measurement]]:

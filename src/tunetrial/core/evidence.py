@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from tunetrial.core.deployment import Deployment
 from tunetrial.core.findings import (
     Concord,
+    Escalated,
     Explained,
     Forgotten,
     Frontier,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # a command that needs no array need not wait for numpy
 
 Fact = bool | int | float | str | None
 Table = Mapping[str, "np.ndarray"]  # columns of one length: int64, float64 (nan where a value is missing) or text
-ArmState = Literal["trained", "did not train", "diverged", "does not fit", "pending"]
+ArmState = Literal["trained", "did not train", "diverged", "does not fit", "not run", "pending"]
 Words = Literal[
     "BETTER",
     "SAME (within your margin)",
@@ -356,9 +357,9 @@ class Decision(Record):
     counts by task how often the test rows have been opened, by any study of this user, this one included; empty where
     nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
     budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `searches` are those
-    that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`, how
-    far states `moved` and weights were `updated`, what raters found (`rated`, and how far they agree, `concord`) and
-    how long finals take as they are `deployed` decide nothing.
+    that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`,
+    how far states `moved` and weights were `updated`, what raters found (`rated`, and how far they agree, `concord`)
+    and how long finals take as they are `deployed` decide nothing; `escalated` says which arms were run at all.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -390,6 +391,7 @@ class Decision(Record):
     updated: tuple[Updated, ...] = added(())
     learned: tuple[Learned, ...] = ()
     outlook: Outlook | None = added()
+    escalated: Escalated | None = added()
     deployed: Deployment | None = added()
     study_digest: str
     record_digests: dict[str, str]
