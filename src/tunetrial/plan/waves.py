@@ -76,7 +76,8 @@ def resumable(evidence: Evidence) -> frozenset[str]:
 
 
 def first_packs(lock: Lock, device: str) -> dict[tuple[str, str], int]:
-    """How many trials train together at most when a study begins, by task and arm."""
+    """How many trials train together at most when a study begins, by task and arm; arms that wait begin alike."""
+    lock = lock.model_copy(update={"study": lock.study.model_copy(update={"strategy": None})})
     wave = next_wave(Evidence(lock=lock, records=(), scores={}, curves={}))
     found: dict[tuple[str, str], int] = {}
     for pack in packs(wave.trials if wave else (), most=most_members(lock.study, device)):
