@@ -76,8 +76,8 @@ class Study:
         Args:
             folder: Where the results are; if not said `<name>-results` beside `<name>.yaml`.
             engine: "torch", "sim", or "package.module:attribute".
-            exhaustive: Search for rates by whole runs, whatever the file says. The lock then says so; give it again
-                to go on with such a study.
+            exhaustive: Search for rates by whole runs and run every arm, whatever the file says. The lock then says so;
+                give it again to go on with such a study.
         """
         return cls(path, folder=folder, engine=engine, exhaustive=exhaustive)
 

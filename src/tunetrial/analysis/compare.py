@@ -15,7 +15,7 @@ are those of `verdict`. A task in folds has an estimand and a variance of its ow
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tunetrial.analysis import arms, fairness, folds, metrics, rates, stats, verdict
+from tunetrial.analysis import arms, escalation, fairness, folds, metrics, rates, stats, verdict
 from tunetrial.analysis.arms import Outcome
 from tunetrial.analysis.gains import Gains, gains
 from tunetrial.analysis.stats import Components, Estimate
@@ -85,16 +85,28 @@ def extend(evidence: Evidence) -> bool:
 def review(evidence: Evidence) -> tuple[tuple[ArmResult, ...], tuple[Case, ...]]:
     """Gather every arm's outcome, and judge all planned comparisons as one family."""
     study, results, found = evidence.lock.study, [], []
+    passed = escalation.passed_over(evidence)
     for task in study.tasks:
         against = arms.reference(evidence, task.name)
         outcomes = {arm.name: outcome(evidence, task.name, arm.name) for arm in study.arms}
+        outcomes |= {arm: _not_run(outcomes[arm]) for arm in passed}
         results += [one.result for one in outcomes.values()]
-        found += [_case(evidence, outcomes, task.name, arm, against) for arm in outcomes if arm != against]
+        found += [
+            replace(Case(task.name, arm, against), not_comparable=f"{arm} was not run: {passed[arm]}")
+            if arm in passed
+            else _case(evidence, outcomes, task.name, arm, against)
+            for arm in outcomes
+            if arm != against
+        ]
     asked = [case.difference and case.difference.contrasts for case in found]
     looks = [evidence.lock.looks(case.task) for case in found]
     verdicts = verdict.judge(asked, alpha=1 - study.rule.level, looks=looks)
     cases = tuple(replace(case, verdict=judged) for case, judged in zip(found, verdicts, strict=True))
     return tuple(results), cases
+
+
+def _not_run(found: Outcome) -> Outcome:
+    return replace(found, result=found.result.model_copy(update={"state": "not run"}))
 
 
 def outcome(evidence: Evidence, task: str, arm: str) -> Outcome:

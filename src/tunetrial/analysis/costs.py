@@ -10,7 +10,7 @@ Costs = Mapping[str, Mapping[str, Measurement]]
 # By these, in this order, the cheapest of several arms is told when the study states no criteria.
 ORDER = ("train_s", "peak_gib", "storage_mib")
 EQUAL = 1.1
-OUT = ("does not fit", "diverged", "did not train")
+OUT = ("does not fit", "diverged", "did not train", "not run")
 
 
 def measured(evidence: Evidence, results: Iterable[ArmResult]) -> dict[str, dict[str, Measurement]]:

@@ -17,7 +17,7 @@ Other tasks than the primary decide nothing; where their verdicts differ, `becau
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tunetrial.analysis import costs, fairness, ladder, learning, need, rates, reasons
+from tunetrial.analysis import costs, escalation, fairness, ladder, learning, need, rates, reasons
 from tunetrial.analysis.board import Board, lay_out
 from tunetrial.analysis.compare import comparison, review
 from tunetrial.analysis.explained import explained
@@ -60,14 +60,20 @@ def decide(
     choice = _weigh(board) if evidence.lock.study.criteria or evidence.lock.study.opinions else _rule(board, needed)
     verdicts = tuple(comparison(evidence, case) for case in cases)
     others = [c for c in verdicts if c.task != board.primary]
-    closing = reasons.closing(board, others, test_openings or {}, post_hoc)
+    steps = escalation.escalated(evidence)
+    closing = (*escalation.sentences(steps), *reasons.closing(board, others, test_openings or {}, post_hoc))
     return Decision(
         verdicts=verdicts,
         arms=results,
         costs={arm: dict(own) for arm, own in board.costs.items()},
         recommendation=choice.recommendation,
         abstention=choice.abstention,
-        because=(*reasons.whether_to_tune(needed), *reasons.opening(board), *choice.because, *closing),
+        because=(
+            *reasons.whether_to_tune(needed),
+            *reasons.opening(board),
+            *choice.because,
+            *closing,
+        ),
         flips=choice.flips,
         need=needed,
         pareto=costs.pareto(board.candidates, board.costs, higher_is_better=board.metric.higher_is_better),
@@ -85,6 +91,7 @@ def decide(
         explained=explained(evidence),
         learned=learning.learned(evidence, level=evidence.lock.study.rule.level),
         outlook=ladder.outlook(evidence, run_usd=_run_usd(board), excluded=board.excluded),
+        escalated=steps,
         test_openings=dict(test_openings or {}),
         study_digest=evidence.lock.digest,
         record_digests={r.trial.id: r.digest for r in evidence.records},

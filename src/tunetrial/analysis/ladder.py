@@ -72,13 +72,14 @@ def _climber(lock: Lock) -> tuple[str, Arm]:
     return lock.study.rule.primary, lock.study.arm(ladder.arm)
 
 
-def read(evidence: Evidence, rungs: tuple[Rung, ...]) -> Means | str:
-    """The validation scores of rungs on the seeds of the first look; or, in words, why there are none.
+def read(evidence: Evidence, rungs: tuple[Rung, ...], seeds: tuple[int, ...] = ()) -> Means | str:
+    """The validation scores of rungs on these seeds, or if none are given on those of the first look; or, in words, why
+    there are none.
 
     A run that diverged has no score, and leaving its seed out would choose runs by their outcome: then there is no
     reading.
     """
-    seeds = evidence.lock.final_seeds(evidence.lock.study.looks[0])
+    seeds = seeds or evidence.lock.final_seeds(evidence.lock.study.looks[0])
     found: list[list[Scores]] = []
     for rung in rungs:
         records = {

@@ -14,7 +14,9 @@ StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).", show_defau
 Folder = Annotated[Path | None, typer.Option(help="Folder of results [STUDY-results].", show_default=False)]
 Engine = Annotated[str, typer.Option(help="torch, sim (synthetic), or package.module:attribute.")]
 Margin = Annotated[float | None, typer.Option(help="Smallest difference that matters.", min=0, show_default=False)]
-Exhaustive = Annotated[bool, typer.Option("--exhaustive", help="Search rates by whole runs.", show_default=False)]
+Exhaustive = Annotated[
+    bool, typer.Option("--exhaustive", help="Run every arm, and search rates by whole runs.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -8,6 +8,7 @@ from tunetrial.core.deployment import Deployment
 from tunetrial.core.fidelity import Proof
 from tunetrial.core.findings import (
     Concord,
+    Escalated,
     Explained,
     Forgotten,
     Frontier,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:  # a command that needs no array need not wait for numpy
 
 Fact = bool | int | float | str | None
 Table = Mapping[str, "np.ndarray"]  # columns of one length: int64, float64 (nan where a value is missing) or text
-ArmState = Literal["trained", "did not train", "diverged", "does not fit", "pending"]
+ArmState = Literal["trained", "did not train", "diverged", "does not fit", "not run", "pending"]
 Words = Literal[
     "BETTER",
     "SAME (within your margin)",
@@ -345,7 +346,8 @@ class Decision(Record):
     that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`, how
     far states `moved` and weights were `updated`, what raters found (`rated`, `graded` of 1 to 10, and how far they
     agree, `concord`), how long finals take as they are `deployed`, what arms cost to be `owned`, what is `proven` of
-    shipments and how scenarios were `weighed` decide nothing.
+    shipments and how scenarios were `weighed` decide nothing; `escalated` says which arms were run
+    at all.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -378,6 +380,7 @@ class Decision(Record):
     updated: tuple[Updated, ...] = added(())
     learned: tuple[Learned, ...] = ()
     outlook: Outlook | None = added()
+    escalated: Escalated | None = added()
     deployed: Deployment | None = added()
     owned: Ownership | None = added()
     proven: tuple[Proof, ...] = added(())

@@ -319,6 +319,30 @@ class Outlook(Record):
     best: str | None
 
 
+class Step(Record):
+    """One step of an escalation: an arm that is run, was passed over, is being weighed, or waits for those before it.
+
+    `over` is the best arm before it, `prospect` what the step was expected to gain over that one and at what price,
+    from `seeds` runs on validation rows; both are None where it was not weighed by a gain.
+    """
+
+    arm: str
+    state: Literal["run", "passed over", "weighed", "waits"]
+    over: str | None = None
+    seeds: int | None = None
+    prospect: Prospect | None = None
+    reason: str | None = None
+
+
+class Escalated(Record):
+    """How far an escalation went on the task that decides, and why; `advised` are steps that it cannot run."""
+
+    task: str
+    margin_usd: float
+    steps: tuple[Step, ...]
+    advised: tuple[str, ...]
+
+
 class Rated(Record):
     """What one rater, a person or a `judge` model, prefers by `criterion` among the arms' answers to test rows.
 

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from tunetrial.core.records import Record
 
 FEWEST_RUNGS = 3
-_ROWS, _RANK = "@rows=", "@rank="
-_RUNG = re.compile(rf"({_ROWS}[0-9.e-]+|{_RANK}([0-9]+))\Z")
+_ROWS, _RANK, _SCOUT = "@rows=", "@rank=", "@scout"
+_RUNG = re.compile(rf"({_ROWS}[0-9.e-]+|{_RANK}([0-9]+)|{_SCOUT})\Z")
 Value = TypeVar("Value")
 
 
@@ -56,6 +56,11 @@ def rank_rung(task: str, rank: int, own: int) -> str:
     return task if rank == own else f"{task}{_RANK}{rank}"
 
 
+def scouted(task: str) -> str:
+    """The name under which a task is carried out by an arm that is only tried (`core.strategy`)."""
+    return f"{task}{_SCOUT}"
+
+
 def rungs(ladder: Ladder, task: str, own_rank: int | None) -> tuple[str, ...]:
     """The names of all rungs but the arm as it is: parts of the rows, then ranks, the smallest first."""
     names = [rows_rung(task, share) for share in ladder.rows]
@@ -64,7 +69,7 @@ def rungs(ladder: Ladder, task: str, own_rank: int | None) -> tuple[str, ...]:
 
 
 def grounded(task: str) -> str:
-    """The task that a rung is of; any other is its own."""
+    """The task that a rung, or the trying of an arm, is of; any other is its own."""
     return _RUNG.sub("", task) if "@" in task else task
 
 

@@ -11,6 +11,7 @@ from tunetrial.core.pins import BasePin, DataPin, Reduction, given
 from tunetrial.core.prices import Budget, Costs, Hardware
 from tunetrial.core.records import Record, added, digest
 from tunetrial.core.scenario import Criterion, Opinion
+from tunetrial.core.strategy import Escalation
 from tunetrial.core.variants import Variant
 
 Setting = bool | int | float | str | tuple[str, ...]
@@ -146,8 +147,9 @@ class Study(Record):
     A task of one file is cut into `folds`, `repeats` times, if they are a number; "auto" does so where rows are few,
     "none" never. `retention` are files of texts, by name, whose likelihood under a tuned model is held against that
     under its base; with `frontier` that of every run of the search for a rate, too. `drift` says what else of finals
-    is: the "states" of their layers, their "weights". A `ladder` asks what more rows or rank would gain. As many trials
-    of the LoRA family as `pack` says, where they may (`plan.packs`), train together.
+    is: the "states" of their layers, their "weights". A `ladder` asks what more rows or rank would gain. With a
+    `strategy` arms are run step by step while a further one is worth its price. As many trials of the LoRA family as
+    `pack` says, where they may (`plan.packs`), train together.
     """
 
     question: str
@@ -177,6 +179,7 @@ class Study(Record):
     frontier: bool = added(False)
     drift: tuple[Literal["states", "weights"], ...] = added(())
     ladder: Ladder | None = added()
+    strategy: Escalation | None = added()
     keep: Literal["median", "all"] = "median"
     pack: Literal["auto"] | int = added("auto")
     seed: int = Field(default=0, ge=0)
@@ -196,8 +199,13 @@ class Study(Record):
         return arm.model_copy(update={"method": "qlora", "settings": {**arm.settings, "base": "nf4"}})
 
     def exhaustively(self) -> "Study":
-        """The same study with rates searched for by whole runs."""
-        return self.model_copy(update={"tuning": self.tuning.model_copy(update={"exhaustive": True})})
+        """The same study with rates searched for by whole runs, and every arm run."""
+        whole_runs = self.tuning.model_copy(update={"exhaustive": True})
+        return self.model_copy(update={"tuning": whole_runs, "strategy": None})
+
+    def waits(self, arm: str) -> bool:
+        """Whether an arm is run only if it is worth its price: a later step of the strategy."""
+        return self.strategy is not None and arm in self.strategy.steps[1:]
 
     def task(self, name: str) -> TaskSpec:
         """The task of this name, or that a fold or rung of this name belongs to."""

@@ -13,6 +13,7 @@ from tunetrial.core.study import Arm, Lock, TaskSpec, Trial
 from tunetrial.core.work import Counted
 from tunetrial.models import ModelShape
 from tunetrial.plan import budget, catalogue, estimate
+from tunetrial.plan.escalation import steps_in_words
 from tunetrial.plan.estimate import GIB, Sizes
 from tunetrial.plan.ladder import runs_in_words
 from tunetrial.plan.machine import Machine, disk_bytes, side_by_side
@@ -38,7 +39,7 @@ class Plan(Record):
     `disk_bytes` is the most that lies on the disk at any time, from what suffices to what is used where there is room.
     `refused` names arms that cannot fit, and why; `remarks` say of arms what their settings alone do not. `budget_s` is
     the machine's time that the budget allows, and `reductions` what was made smaller for its sake. `ladder` says which
-    runs the study's ladder adds after the first look.
+    runs the study's ladder adds after the first look, `steps` which arms wait for others.
     """
 
     first_wave: tuple[Trial, ...]
@@ -65,6 +66,7 @@ class Plan(Record):
     reductions: tuple[str, ...] = ()
     folds: dict[str, str] = {}
     ladder: str | None = added()
+    steps: str | None = added()
     assumptions: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -128,6 +130,7 @@ def preview(
         reductions=tuple(map(str, lock.reductions)),
         folds={task: _why_folds(lock, task) for task in lock.folds},
         ladder=runs_in_words(lock),
+        steps=steps_in_words(lock),
         assumptions=_assumptions(lock, known, time),
     )
 
@@ -302,6 +305,7 @@ def _lines(plan: Plan) -> list[str]:
     lines += [f"reduced: {one}" for one in plan.reductions]
     lines += [f"{task}: {how}" for task, how in plan.folds.items()]
     lines += [] if plan.ladder is None else [f"ladder: {plan.ladder}"]
+    lines += [] if plan.steps is None else [f"steps: {plan.steps}"]
     lines += [f"{arm}: {said}" for arm, said in plan.remarks.items()]
     for arm, needed in plan.memory_bytes.items():
         how = "bounded by the shape" if needed.likely is None else f"counted; likely {needed.likely / GIB:.2g}"

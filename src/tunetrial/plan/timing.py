@@ -159,6 +159,9 @@ def trials(lock: Lock, task: str, arm: Arm) -> Trials:
         share = min(1.0, share + CONFIRMED_POINTS * tuning.seeds / most)
     elif points and not tuning.exhaustive:
         least, most = least + COMPLETED, most + COMPLETED
+    if lock.study.waits(arm.name):  # it may not be run at all; if it is, it was tried before
+        least, most, finals = 0, most + lock.study.looks[0], Range(low=0, high=finals.high)
+        share = min(1.0, share + lock.study.looks[0] / most)
     search = Range(low=least, high=most, likely=least) if points else exactly(0)
     parts = exactly(len(lock.parts(task)))
     ladder, finals = lock.study.ladder, finals.model_copy(update={"likely": finals.low})

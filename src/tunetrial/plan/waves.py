@@ -8,6 +8,9 @@ comparison is bound by seeds; after the first look the runs of the study's ladde
 finals on the primary task trained in packs one is trained again alone, as an anchor: the ledger holds the two against
 each other.
 
+With an escalation the arms that wait have none of this until they are worth their price; what weighs the next of them
+comes when nothing else of the first look is left to do, and later looks when no arm waits any more.
+
 A task in folds is carried out as its folds: each is a task with rows and rates of its own and one final an arm, without
 looks; the first is probed.
 """
@@ -16,8 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tunetrial.analysis import extend
+from tunetrial.analysis.escalation import escalated
 from tunetrial.core.evidence import Evidence
 from tunetrial.core.study import Lock, Trial, whole
+from tunetrial.plan.escalation import admitted, under_way, weighing
 from tunetrial.plan.ladder import ladder_trials
 from tunetrial.plan.packs import most_members, packs
 from tunetrial.plan.tuning import Rate, Search, search
@@ -37,18 +42,21 @@ def next_wave(evidence: Evidence) -> Wave | None:
     An arm that does not fit, or that diverged at every rate, is given nothing more; the others go on. Ask again
     after a trial that turned out infeasible: the rest of its arm's trials are then gone from the wave.
     """
-    tasks = parts(evidence.lock)
-    searches = {(task, a.name): search(evidence, a.name, task) for task in tasks for a in evidence.lock.study.arms}
+    tasks, steps = parts(evidence.lock), escalated(evidence)
+    arms = admitted(evidence.lock.study, steps)
+    searches = {(task, a.name): search(evidence, a.name, task) for task in tasks for a in arms}
     rates = {key: found.rate for key, found in searches.items() if found.rate}
     tuned = [task for task in tasks if not _pending(searches, task)]
     pending = [trial for task in tasks for trial in _pending(searches, task)]
     stages = [
         ("learning-rate search", pending),
-        ("probes", [] if pending else list(_missing(evidence, _probes(evidence.lock, rates)))),
-        _finals(evidence, rates, tuned),
+        ("probes", [] if pending else list(_missing(evidence, _probes(evidence, rates)))),
+        _finals(evidence, rates, tuned, first_alone=under_way(steps)),
         ("anchors", list(_missing(evidence, _anchors(evidence)))),
         ("the ladder", _ladder(evidence, rates, tuned)),
     ]
+    if not any(stage for _, stage in stages):
+        stages.append(("weighing the next step", weighing(evidence)))
     trials = tuple(trial for _, stage in stages for trial in stage)
     return Wave(trials, " and ".join(why for why, stage in stages if stage)) if trials else None
 
@@ -68,7 +76,8 @@ def resumable(evidence: Evidence) -> frozenset[str]:
 
 
 def first_packs(lock: Lock, device: str) -> dict[tuple[str, str], int]:
-    """How many trials train together at most when a study begins, by task and arm."""
+    """How many trials train together at most when a study begins, by task and arm; arms that wait begin alike."""
+    lock = lock.model_copy(update={"study": lock.study.model_copy(update={"strategy": None})})
     wave = next_wave(Evidence(lock=lock, records=(), scores={}, curves={}))
     found: dict[tuple[str, str], int] = {}
     for pack in packs(wave.trials if wave else (), most=most_members(lock.study, device)):
@@ -83,12 +92,12 @@ def parts(lock: Lock) -> tuple[str, ...]:
     return tuple(part for task in lock.study.tasks for part in lock.parts(task.name))
 
 
-def _finals(evidence: Evidence, rates: dict, tuned: list[str]) -> tuple[str, list[Trial]]:
-    """The finals of the first look that is not complete, of tasks that may go there."""
+def _finals(evidence: Evidence, rates: dict, tuned: list[str], *, first_alone: bool) -> tuple[str, list[Trial]]:
+    """The finals of the first look that is not complete, of tasks that may go there; `first_alone`: no later look."""
     lock = evidence.lock
     for number, look in enumerate(lock.study.looks):
         seeds = lock.final_seeds(look)
-        if number and not _goes_on(evidence, lock.final_seeds(lock.study.looks[number - 1])):
+        if number and (first_alone or not _goes_on(evidence, lock.final_seeds(lock.study.looks[number - 1]))):
             break
         missing = list(_missing(evidence, _trials(lock, rates, tuned, seeds)))
         if missing or len(tuned) < len(parts(lock)):
@@ -115,11 +124,13 @@ def _goes_on(evidence: Evidence, seeds: tuple[int, ...]) -> bool:
     return extend(replace(evidence, records=records))
 
 
-def _probes(lock: Lock, rates: dict) -> Iterator[Trial]:
-    """One probe an arm and task, at the chosen rate."""
+def _probes(evidence: Evidence, rates: dict) -> Iterator[Trial]:
+    """One probe an arm and task, at the chosen rate; an arm that was weighed before it was run has had its own."""
+    lock = evidence.lock
     seed, probed = lock.final_seeds(1)[0], {lock.parts(task.name)[0] for task in lock.study.tasks}
     for (task, arm), rate in rates.items():
-        if task in probed:
+        had = lock.study.waits(arm) and evidence.of(purpose="probe", task=task, arm=arm)
+        if task in probed and not had:
             yield lock.trial(arm, task, learning_rate=rate.value, seed=seed, purpose="probe")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from tunetrial import methods
 from tunetrial.core.evidence import Confirmation, Decision, Evidence, TrialRecord
+from tunetrial.core.ladder import scouted
 from tunetrial.core.study import Lock, TaskSpec
 from tunetrial.report import headline, words
 
@@ -13,7 +14,9 @@ def gather(evidence: Evidence, decision: Decision) -> tuple[tuple[str, tuple[tup
     lock, study = evidence.lock, evidence.lock.study
     purposes = {p: evidence.of(purpose=p) for p in ("rung", "tune", "confirm", "final", "anchor", "probe")}
     purposes["ladder"] = tuple(r for r in purposes["confirm"] if r.trial.task in lock.rungs)
-    purposes["confirm"] = tuple(r for r in purposes["confirm"] if r.trial.task not in lock.rungs)
+    purposes["weighing"] = tuple(r for r in purposes["confirm"] if r.trial.task == scouted(study.rule.primary))
+    others = {*lock.rungs, scouted(study.rule.primary)}
+    purposes["confirm"] = tuple(r for r in purposes["confirm"] if r.trial.task not in others)
     rule = [
         ("question", words.clean(study.question)),
         ("study digest", decision.study_digest),

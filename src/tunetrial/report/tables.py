@@ -14,6 +14,7 @@ STATES = {
     "diverged": "loss, gradient or weights were no longer finite",
     "does not fit": "needs more memory than there is, even one example at a time",
     "pending": "not finished yet",
+    "not run": "the steps before it were not worth leaving for it",
 }
 
 

@@ -6,6 +6,7 @@ from functools import cache
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tunetrial.analysis import escalation
 from tunetrial.core.evidence import Decision, Evidence
 from tunetrial.report import (
     deployment,
@@ -86,6 +87,8 @@ def summary(evidence: Evidence, decision: Decision) -> str:
     last = [f"{held}{said}. Study {decision.study_digest[:12]}."]
     if decision.searches:
         last.insert(0, f"The search of rates stopped runs at a rung: {headline.searched(decision)}.")
+    if decision.escalated:
+        last.insert(0, words.prose(escalation.stopped(decision.escalated), 300))
     if decision.post_hoc:
         last.insert(0, f"Post hoc: {'; '.join(words.clean(change, 60) for change in decision.post_hoc[:3])}.")
     return "\n".join([*first, *_verdict_lines(evidence, decision, LINES - len(first) - len(last)), *last]) + "\n"

@@ -33,7 +33,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-def _task_by_name(value: object) -> object:
+def _by_name(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -253,6 +253,18 @@ class LadderForm(Record):
     )
 
 
+class StrategyForm(Record):
+    """In which order arms are run, each while the steps before it leave it worth its price."""
+
+    name: Literal["escalate"] = Field(description="word escalate", examples=["escalate"])
+    steps: tuple[Text, ...] = Field(
+        (), max_length=32, description="arms in the order in which they are tried", examples=[["lora", "full"]]
+    )
+    margin_usd: Positive | Absent = Field(
+        None, description="worth of a gain of one margin in US dollars", examples=[500]
+    )
+
+
 _OTHER_BASE = Field(None, description="folder or Hub id of another base for this arm alone", examples=["org/larger"])
 _ARMS: list[type] = [
     create_model(
@@ -274,9 +286,9 @@ class StudyForm(Record):
 
     question: Text | Absent = Field(None, description="question in words", examples=["Is LoRA as good as full?"])
     base_model: Text = Field(description="folder of the base model, its Hub id, or embedded", examples=["embedded"])
-    tasks: tuple[
-        Annotated[TaskForm, BeforeValidator(_task_by_name, json_schema_input_type=TaskName | TaskForm)], ...
-    ] = Field(min_length=1, description="tasks, by name or described", examples=[["newsletter"]])
+    tasks: tuple[Annotated[TaskForm, BeforeValidator(_by_name, json_schema_input_type=TaskName | TaskForm)], ...] = (
+        Field(min_length=1, description="tasks, by name or described", examples=[["newsletter"]])
+    )
     arms: Annotated[Arms, BeforeValidator(_arms_by_method, json_schema_input_type=Arms | Methods)] = Field(
         description="two or more arms to compare", examples=[["full", "lora"]]
     )
@@ -333,6 +345,14 @@ class StudyForm(Record):
         None,
         description="sizes at which one arm is run to tell what more would gain",
         examples=[{"arm": "lora", "rows": [0.25, 0.5, 1]}],
+    )
+    strategy: (
+        Annotated[StrategyForm, BeforeValidator(_by_name, json_schema_input_type=Literal["escalate"] | StrategyForm)]
+        | Absent
+    ) = Field(
+        None,
+        description="order of the arms, each run only while it is worth its price",
+        examples=[{"name": "escalate", "steps": ["lora", "full"], "margin_usd": 500}],
     )
     keep: Literal["median", "all"] = Field("median", description="full weights that are kept", examples=["median"])
     pack: Literal["auto"] | PackSize = Field(

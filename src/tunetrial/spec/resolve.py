@@ -14,6 +14,7 @@ from tunetrial.methods import Method
 from tunetrial.methods.lora import Lora
 from tunetrial.spec.faults import Fault, nearest, show
 from tunetrial.spec.form import CriteriaForm, OpinionForm, StudyForm, TuningForm
+from tunetrial.spec.strategy import escalation
 from tunetrial.spec.tasks import check_floor, resolve_tasks
 from tunetrial.spec.text import NUMBER
 
@@ -27,6 +28,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
     require, floor_faults = _floors(form, tasks)
     tuning, tuning_faults = _tuning(form.tuning, form.arms)
     ladder, ladder_faults = _ladder(form, tasks)
+    strategy, strategy_faults = escalation(form, tasks)
     faults += [
         *_arm_faults(form, arms),
         *_unreadable(form, arms, tasks),
@@ -36,6 +38,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         *floor_faults,
         *tuning_faults,
         *ladder_faults,
+        *strategy_faults,
         *_cost_faults(form, tasks),
         *_forgetting_faults(form),
     ]
@@ -60,7 +63,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         question=form.question or f"{' or '.join(form.arms)} for {' and '.join(names)}?",
         tasks=tasks,
         arms=arms,
-        reference=form.reference or _first_full(arms),
+        reference=form.reference or (strategy.steps[0] if strategy else _first_full(arms)),
         looks=form.replicates.looks,
         folds=form.replicates.folds,
         repeats=form.replicates.repeats,
@@ -74,6 +77,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         budget=Budget(**form.budget.model_dump()),
         costs=Costs(**form.costs.model_dump()),
         ladder=ladder,
+        strategy=strategy,
         drift=tuple(what for what in ("states", "weights") if what in form.drift),
         **{name: getattr(form, name) for name in shared},
     )

@@ -47,6 +47,8 @@ def to_yaml(study: Study) -> str:
     document |= {field: getattr(study, field) for field in _SHARED}
     if study.ladder is not None:
         document["ladder"] = study.ladder.model_dump(exclude_none=True)
+    if study.strategy is not None:
+        document["strategy"] = {"name": "escalate", **study.strategy.model_dump(mode="json")}
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 

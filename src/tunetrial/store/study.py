@@ -14,6 +14,7 @@ from tunetrial.core.deployment import Bench
 from tunetrial.core.errors import EvidenceError, IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, TrialRecord
 from tunetrial.core.fidelity import Proof
+from tunetrial.core.ladder import scouted
 from tunetrial.core.study import Lock, Trial
 from tunetrial.store import lease, sealed
 from tunetrial.store.trial import TrialFolder
@@ -252,9 +253,12 @@ def _read_lock(path: Path) -> Lock:
 
 
 def _belongs(trial: Trial, lock: Lock) -> bool:
-    """Whether the lock asks for this trial, of whatever rate, seed and purpose; a rung of the ladder's arm alone."""
+    """Whether the lock asks for this trial, of whatever rate, seed and purpose; a rung of the ladder's arm alone, and
+    the trying of an arm that waits."""
     arms, ladder = {arm.name for arm in lock.study.arms}, lock.study.ladder
     asked = {part for task in lock.study.tasks for part in lock.parts(task.name)}
     if ladder is not None and (trial.arm.name, trial.purpose) == (ladder.arm, "confirm"):
         asked |= set(lock.rungs)
+    if lock.study.waits(trial.arm.name) and trial.purpose == "confirm":
+        asked.add(scouted(lock.study.rule.primary))
     return trial.arm.name in arms and trial.task in asked and trial == lock.like(trial)

@@ -46,8 +46,7 @@ def conclude(study: Study, folder: Path, scenarios: Sequence[Scenario] = ()) -> 
     """
     store = StudyFolder(folder)
     current = store.read_lock()
-    if current.study.tuning.exhaustive:  # whatever the file says: a switch may have overridden it
-        study = study.exhaustively()
+    study = _as_switched(study, current.study)
     with store.hold():
         store.write_lock(_relock(current, plan.reduced(study, current.reductions), folder))
         evidence = store.evidence()
@@ -71,6 +70,14 @@ def conclude(study: Study, folder: Path, scenarios: Sequence[Scenario] = ()) -> 
             decision = decision.model_copy(update={"weighed": weighed})
         store.write_decision(decision)
     return evidence, decision
+
+
+def _as_switched(study: Study, ran: Study) -> Study:
+    """Whole runs and all arms, where the trials had them: whatever the file says, a switch may have overridden it."""
+    everything = study.exhaustively()
+    tuning = everything.tuning if ran.tuning.exhaustive else study.tuning
+    strategy = everything.strategy if ran.strategy is None else study.strategy
+    return study.model_copy(update={"tuning": tuning, "strategy": strategy})
 
 
 def _planned(store: StudyFolder, evidence: Evidence) -> dict[str, tuple[Scored, ...] | tuple[Held, ...]]:
@@ -142,7 +149,7 @@ def post_hoc(locks: Sequence[Lock]) -> tuple[str, ...]:
     A price is no choice and may be corrected; arms may be added, which the test ledger counts.
     """
     now = locks[-1].study
-    changes = list(_changes(locks[0].study, now, (*CHOICES, "looks"), TASK_CHOICES))
+    changes = list(_changes(locks[0].study, now, (*CHOICES, "looks", "strategy"), TASK_CHOICES))
     climbed = [lock.study for lock in locks if lock.study.ladder] if now.ladder else []
     changes += _changes(climbed[0], now, LADDER_CHOICES, ()) if climbed else []
     return tuple(f"{what}: was {before}, is now {now}" for what, before, now in changes)

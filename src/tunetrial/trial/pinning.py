@@ -13,6 +13,7 @@ from tunetrial.core.pins import TEXT
 from tunetrial.core.study import BasePin, DataPin, Lock, Readout, Study, Trial
 from tunetrial.core.work import Counted
 from tunetrial.plan import Gauge, Known, Sizes, first_packs
+from tunetrial.plan.escalation import refuse_folds
 from tunetrial.plan.ladder import rung_rows
 from tunetrial.plan.tuning import tuning_seeds
 from tunetrial.store import home
@@ -198,6 +199,7 @@ def _held_out(study: Study, root: Path, shapes: Mapping[str, models.ModelShape])
 
 def _parts(study: Study, data: TaskData) -> dict[str, TaskData]:
     """A task by its name, or its folds by theirs; and, by their rungs, the parts of its rows that a ladder asks for."""
+    refuse_folds(study, data.folds)
     rungs = rung_rows(study, data) if data.name == study.rule.primary else {}
     return rungs | (tasks.fold(data, study.task(data.name), study.repeats) if data.folds else {data.name: data})
 

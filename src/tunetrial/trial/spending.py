@@ -10,6 +10,7 @@ from tunetrial import models, plan
 from tunetrial.core import files
 from tunetrial.core.errors import IntegrityError
 from tunetrial.core.evidence import Measurement, TrialRecord
+from tunetrial.core.ladder import scouted
 from tunetrial.core.study import Study, Trial, whole
 from tunetrial.plan.ladder import step_shares
 from tunetrial.plan.timing import part_of
@@ -88,6 +89,9 @@ class Purse:
             arm = lock.study.ladder.arm
             if each := planned.get((lock.study.rule.primary, arm)):
                 self._planned_s[rung, arm] = part_of(each.tune, share).seconds.low
+        for task, arm in planned:
+            if lock.study.waits(arm):
+                self._planned_s[scouted(task), arm] = planned[task, arm].tune.seconds.low
         self._longest_s: dict[tuple[str, str, bool], float] = {}
         self._begun_s: dict[str, tuple[float, int]] = {}
         self.empty = False
