@@ -14,7 +14,8 @@ from tunetrial.analysis.preferences import Vote
 from tunetrial.analysis.ratings import Rating
 from tunetrial.core.errors import EvidenceError
 from tunetrial.core.evidence import Measurement
-from tunetrial.core.findings import Concord, Ends, Graded, Rated
+from tunetrial.core.findings import Ends
+from tunetrial.core.rated import Concord, Graded, Rated
 from tunetrial.core.records import Record, added
 
 SEED = 0  # of the bootstrap: the same votes give the same ends

@@ -7,22 +7,20 @@ from typing import TYPE_CHECKING, Literal
 from tunetrial.core.deployment import Deployment
 from tunetrial.core.fidelity import Proof
 from tunetrial.core.findings import (
-    Concord,
     Escalated,
     Explained,
     Forgotten,
     Frontier,
-    Graded,
     Learned,
     Moved,
     Outlook,
-    Rated,
     Repeats,
     SearchCost,
     Updated,
     Wordings,
 )
 from tunetrial.core.owning import Ownership
+from tunetrial.core.rated import Concord, Graded, Rated
 from tunetrial.core.records import Record, added, digest
 from tunetrial.core.study import Folding, Kind, Lock, Trial, whole
 from tunetrial.core.weighed import Abstention, Flip, Weighed

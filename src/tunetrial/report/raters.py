@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from tunetrial.analysis.rounds import Standing
 from tunetrial.core.evidence import Decision
-from tunetrial.core.findings import Concord, Ends, Graded, Rated
+from tunetrial.core.findings import Ends
+from tunetrial.core.rated import Concord, Graded, Rated
 from tunetrial.report import words
 
 FIRM, TENTATIVE = 0.8, 0.667  # what Krippendorff asks of alpha, and what allows tentative conclusions

@@ -12,7 +12,7 @@ from tunetrial.core.deployment import Deployment
 from tunetrial.core.errors import IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, Held, Scored
 from tunetrial.core.fidelity import Proof
-from tunetrial.core.findings import Concord, Graded, Rated
+from tunetrial.core.rated import Concord, Graded, Rated
 from tunetrial.core.money import GB_BYTES
 from tunetrial.core.owning import Ownership
 from tunetrial.core.prices import Costs
