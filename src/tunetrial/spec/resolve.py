@@ -19,6 +19,20 @@ from tunetrial.spec.tasks import check_floor, resolve_tasks
 from tunetrial.spec.text import NUMBER
 
 POINTS, MAX_POINTS, FEWEST_RATES = 5, 9, 3
+SHARED = (  # of a form and a study, as they are
+    "base_model",
+    "epochs",
+    "batch_examples",
+    "max_tokens",
+    "weight_decay",
+    "precision",
+    "readout",
+    "retention",
+    "frontier",
+    "keep",
+    "pack",
+    "seed",
+)
 
 
 def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
@@ -45,20 +59,6 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
     if faults:
         return None, faults
     names = [task.name for task in tasks]
-    shared = (
-        "base_model",
-        "epochs",
-        "batch_examples",
-        "max_tokens",
-        "weight_decay",
-        "precision",
-        "readout",
-        "retention",
-        "frontier",
-        "keep",
-        "pack",
-        "seed",
-    )
     study = Study(
         question=form.question or f"{' or '.join(form.arms)} for {' and '.join(names)}?",
         tasks=tasks,
@@ -79,7 +79,7 @@ def resolve(form: StudyForm, root: Path) -> tuple[Study | None, list[Fault]]:
         ladder=ladder,
         strategy=strategy,
         drift=tuple(what for what in ("states", "weights") if what in form.drift),
-        **{name: getattr(form, name) for name in shared},
+        **{name: getattr(form, name) for name in SHARED},
     )
     return study, []
 

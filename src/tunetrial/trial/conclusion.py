@@ -12,10 +12,10 @@ from tunetrial.core.deployment import Deployment
 from tunetrial.core.errors import IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, Held, Scored
 from tunetrial.core.fidelity import Proof
-from tunetrial.core.rated import Concord, Graded, Rated
 from tunetrial.core.money import GB_BYTES
 from tunetrial.core.owning import Ownership
 from tunetrial.core.prices import Costs
+from tunetrial.core.rated import Concord, Graded, Rated
 from tunetrial.core.scenario import Scenario
 from tunetrial.core.study import Lock, Study, TaskSpec
 from tunetrial.plan import catalogue
