@@ -17,7 +17,7 @@ from tunetrial import Study, __version__, cli, spec
 HERE = Path(__file__).parent
 TUNETRIAL = [sys.executable, "-c", "from tunetrial.cli import main; main()"]
 VERBS = ("demo", "plan", "run", "report", "decide", "costs", "rate", "init", "recipe", "compare")
-VERBS += ("calibrate", "selfcheck", "doctor", "merge", "convert", "ship", "combine", "serve", "bench", "gate")
+VERBS += ("calibrate", "selfcheck", "doctor", "merge", "convert", "ship", "combine", "serve", "bench", "gate", "audit")
 
 
 def tunetrial(*arguments: object, home: Path, columns: int = 80) -> subprocess.CompletedProcess:

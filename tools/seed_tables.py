@@ -16,12 +16,10 @@ from functools import cache
 from pathlib import Path
 
 from tunetrial import methods, models
-from tunetrial.core.study import Arm, Controls, Setting
-from tunetrial.engine.trace import trace
-from tunetrial.plan import catalogue
 from tunetrial.plan.estimate import Range
-from tunetrial.plan.fit import Ask, Need
-from tunetrial.trial.forecast import capability, forecast
+from tunetrial.plan.fit import Need
+from tunetrial.trial import audit
+from tunetrial.trial.forecast import forecast
 
 DOCS = Path(__file__).parent.parent / "docs" / "seed-tables.md"
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "b3-cuda.json"
@@ -40,25 +38,7 @@ def described(model: str) -> models.Described:
 @cache
 def needed(model: str, method: str, settings: str, gpu: str, step: str, again: bool = False) -> Need:
     """Memory of rows all in one micro-batch, all of their tokens answered; `again` with layers computed again."""
-    place, rows, tokens = catalogue.device(gpu), *map(int, step.split("x"))
-    cuda = place.kind == "cuda"
-    precision = "fp32" if not cuda else "bf16" if place.operations_per_s["bf16"] else "fp16"
-    how = {"readout": "text", "max_new_tokens": 1, "epochs": 1, "batch_examples": rows, "max_tokens": tokens}
-    found = trace(
-        described(model).config,
-        arm(method, json.loads(settings)),
-        Controls(base_fingerprint="none", precision=precision, **how),
-        lengths=[tokens] * rows,
-        micro_batch=rows,
-        recomputes=again,
-        training_alone=True,
-        **({"device": "cuda", "capability": capability(place)} if cuda else {"device": "cpu"}),
-    )
-    return Need.of(found, Ask(micro_batch=rows, recomputes=again), place.kind)
-
-
-def arm(method: str, settings: dict[str, Setting]) -> Arm:
-    return Arm(name=method, method=method, settings=methods.settle(method, settings))
+    return audit.needed(described(model), method, json.loads(settings), gpu, *map(int, step.split("x")), again)
 
 
 def gb(found: Range) -> str:
@@ -96,7 +76,7 @@ def time(row: dict) -> str:
 
 def count(row: dict) -> str:
     shape = described(row["model"]).shape
-    method = methods.find(arm(row["method"], row["settings"]))
+    method = methods.find(audit.arm(row["method"], row["settings"]))
     whole = method.trains_base
     trained = shape.parameters if whole else method.trainable_parameters(shape, 0)
     saved = shape.bytes_per_weight * trained if whole else method.artifact_bytes(shape, 0, shape.bytes_per_weight)

@@ -10,6 +10,7 @@ import typer
 
 from tunetrial import __version__
 from tunetrial.cli import registry
+from tunetrial.cli.audit import audit
 from tunetrial.cli.bench import bench
 from tunetrial.cli.gate import gate
 from tunetrial.cli.lab import calibrate, convert, init, merge, selfcheck
@@ -48,6 +49,7 @@ VERBS = (
     serve,
     combine,
     bench,
+    audit,
 )
 for verb in VERBS:
     app.command()(verb)

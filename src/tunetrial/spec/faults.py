@@ -84,13 +84,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _name(tree: Tree, keys: Keys) -> str:
-    """`arms.lora.rank`; a listed task or arm goes by its name, another item by its number from 1."""
+    """`arms.lora.rank`; a listed task, arm or claim goes by its name, another item by its number from 1."""
     text = ""
     for depth, key in enumerate(keys):
         shown = str(key) if isinstance(key, str) else f"[{key + 1}]"
-        if isinstance(key, int) and depth == 1 and keys[0] in ("tasks", "arms"):
+        if isinstance(key, int) and depth == 1 and keys[0] in ("tasks", "arms", "claims"):
             item = tree.at(keys[:2])
-            named = item.get("name") if isinstance(item, dict) else item
+            named = item.get("name", item.get("id")) if isinstance(item, dict) else item
             shown = named if isinstance(named, str) and re.fullmatch(r"[\w.-]{1,64}", named) else shown
         elif isinstance(key, str) and not (key.isprintable() and 0 < len(key) <= 64):
             shown = show(key)

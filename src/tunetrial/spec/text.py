@@ -31,15 +31,33 @@ _REMEDIES = {
     "'\\t'": "indent with spaces, not tabs",
     "expected chomping or indentation": "put quotes round text that begins with > or |, such as '>= 0.8'",
     "block entry": "begin each item with '- ' on a line of its own",
-    "cannot start any token": "put quotes round text that begins with one of @ ` % { [ * & ! | >",
-    "key that is not": 'put quotes round text that begins with {{, [ or {, such as "{{ title }}"',
-    "nesting of more": "a study is flatter",
-    "entries": "a study is a page of YAML, its rows belong in their own files",
+    "cannot start any token": "put quotes round text that begins with one of @ ` % {{ [ * & ! | >",
+    "key that is not": 'put quotes round text that begins with {{{{, [ or {{, such as "{{{{ title }}}}"',
+    "nesting of more": "a {subject.name} is flatter",
+    "entries": "a {subject.name} is a page of YAML, {subject.instead}",
     "mapping values are not allowed": "put quotes round text that holds ': ', or mend the indentation",
 }
 
 
-def read_text(path: Path, where: str) -> str:
+@dataclass(frozen=True)
+class Subject:
+    """What a file is of, in messages: what it is called, a name for it, how it begins, and what it is no place for."""
+
+    name: str = "study"
+    example: str = "study.yaml"
+    begins: str = "base_model:, tasks: and arms:"
+    instead: str = "its rows belong in their own files"
+    most: int = MOST_ENTRIES
+
+    @property
+    def too_large(self) -> str:
+        return f"larger than 256 KiB; a {self.name} is a page of YAML, {self.instead}"
+
+
+STUDY = Subject()
+
+
+def read_text(path: Path, where: str, subject: Subject = STUDY) -> str:
     """Read a file as UTF-8, with or without a byte order mark; `where` names it in messages.
 
     Raises:
@@ -48,14 +66,14 @@ def read_text(path: Path, where: str) -> str:
     try:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing there"
-            raise SpecError(f"{where}: not a file, got {found}; name a study file such as study.yaml")
+            raise SpecError(f"{where}: not a file, got {found}; name a {subject.name} file such as {subject.example}")
         with path.open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SpecError(f"{where}: cannot be read, got {reason}; name a file that you may read") from None
     if len(content) > LARGEST_BYTES:
-        raise SpecError(f"{where}: larger than 256 KiB; a study is a page of YAML, its rows belong in their own files")
+        raise SpecError(f"{where}: {subject.too_large}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -63,17 +81,15 @@ def read_text(path: Path, where: str) -> str:
         raise SpecError(f"{where}:{line}: not UTF-8, got byte 0x{content[error.start]:02x}; save it as UTF-8") from None
 
 
-def read_tree(
-    text: str, where: str, *, begin: str = "not a study, got {}; begin with base_model:, tasks: and arms:"
-) -> Tree:
+def read_tree(text: str, where: str, subject: Subject = STUDY, *, begin: str | None = None) -> Tree:
     """Read one YAML document whose top is a mapping; `begin` says what to do about one that is not.
 
     Raises:
         SpecError: The text is not YAML, or holds what the module's docstring refuses.
     """
     if len(text) > LARGEST_BYTES:
-        raise SpecError(f"{where}: larger than 256 KiB; a study is a page of YAML, its rows belong in their own files")
-    reader = _Reader()
+        raise SpecError(f"{where}: {subject.too_large}")
+    reader = _Reader(subject)
     try:
         value = reader.document(text.removeprefix("\ufeff"))
     except yaml.reader.ReaderError as error:
@@ -84,25 +100,27 @@ def read_tree(
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark else where
-        raise SpecError(f"{place}: cannot be read as YAML, {_remedy(error.problem or str(error))}") from None
+        raise SpecError(f"{place}: cannot be read as YAML, {_remedy(error.problem or str(error), subject)}") from None
     tree = Tree(value, reader.lines)
     refuse(where, tree, reader.faults)
     if not isinstance(value, dict):
         found = "an empty file" if value is None else show(value)
-        raise SpecError(f"{where}: {begin.format(found)}")
+        usual = f"not a {subject.name}, got {found}; begin with {subject.begins}"
+        raise SpecError(f"{where}: {begin.format(found) if begin else usual}")
     return tree
 
 
-def _remedy(problem: str) -> str:
-    usual = "mend the indentation, or put quotes round text that holds {{, ': ' or ' #'"
+def _remedy(problem: str, subject: Subject) -> str:
+    usual = "mend the indentation, or put quotes round text that holds {{{{, ': ' or ' #'"
     remedy = next((text for part, text in _REMEDIES.items() if part in problem), usual)
-    return f"{problem}; {remedy}"
+    return f"{problem}; {remedy.format(subject=subject)}"
 
 
 @dataclass
 class _Reader:
     """Builds values from events, noting lines and faults as it goes."""
 
+    subject: Subject = STUDY
     lines: dict[Keys, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
@@ -114,14 +132,14 @@ class _Reader:
         next(events)
         following = next(events)
         if isinstance(following, yaml.DocumentStartEvent):
-            self.fault((), "a second document begins; keep one study in a file", following)
+            self.fault((), f"a second document begins; keep one {self.subject.name} in a file", following)
         return value
 
     def node(self, events: Iterator[yaml.Event], event: yaml.Event, keys: Keys) -> object:
         if len(keys) > DEEPEST:
             raise yaml.MarkedYAMLError(problem=f"nesting of more than {DEEPEST} levels", problem_mark=event.start_mark)
-        if len(self.lines) > MOST_ENTRIES:
-            raise yaml.MarkedYAMLError(problem=f"more than {MOST_ENTRIES} entries", problem_mark=event.start_mark)
+        if len(self.lines) > self.subject.most:
+            raise yaml.MarkedYAMLError(problem=f"more than {self.subject.most} entries", problem_mark=event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             self.fault(keys, f"aliases are not read, got '*{event.anchor}'; write the value itself", event)
             return None

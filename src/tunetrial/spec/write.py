@@ -14,15 +14,15 @@ _SHARED += ("drift", "keep", "pack", "seed")
 _OVER_BUILT_IN = ("name", "metric", "margin", "epochs", "variants", "criterion")
 
 
-class _Dumper(yaml.SafeDumper):
+class Dumper(yaml.SafeDumper):
     """Quotes text that either version of YAML would take for something else, and never uses aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"({NUMBER.pattern})\Z"), list("-+.0123456789"))
-_Dumper.add_representer(tuple, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
+Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"({NUMBER.pattern})\Z"), list("-+.0123456789"))
+Dumper.add_representer(tuple, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
 
 
 def to_yaml(study: Study) -> str:
@@ -49,14 +49,14 @@ def to_yaml(study: Study) -> str:
         document["ladder"] = study.ladder.model_dump(exclude_none=True)
     if study.strategy is not None:
         document["strategy"] = {"name": "escalate", **study.strategy.model_dump(mode="json")}
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    return yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def scalar(value: Setting) -> str:
     """One value on one line, as `to_yaml` would write it."""
     if isinstance(value, str) and "\n" in value:
         return json.dumps(value)
-    return yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6)[1:-2]
+    return yaml.dump([value], Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=10**6)[1:-2]
 
 
 def _arm(arm: Arm) -> dict:
