@@ -14,7 +14,7 @@ from trial_study import load, write_study
 from tunetrial import cli
 from tunetrial.core import manifest
 from tunetrial.ship.registry import Registry
-from tunetrial.store import StudyFolder
+from tunetrial.store import StudyFolder, TestLedger
 
 MORE = """
 require: {mail.accuracy: ">= 0.1"}
@@ -211,6 +211,9 @@ def test_a_champion_of_this_study_needs_no_table_and_the_run_itself_passes(done,
         CliRunner().invoke(cli.app, ["gate", str(done.path), "--arm", "full", "--against", "mail@2", "--json"]).stdout
     )
     assert made["comparison"]["n_examples"] == 50
+    lock = StudyFolder(done.folder).read_lock()
+    seen = TestLedger(tmp_path / "home").openings(lock.data["mail"].digests["test"])
+    assert [one.what for one in seen if one.what.endswith("against mail@2")] == [f"full (run {own[:8]}) against mail@2"]
 
 
 def test_a_champion_without_scores_or_on_other_items_cannot_be_told(done, tmp_path):

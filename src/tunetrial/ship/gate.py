@@ -43,7 +43,7 @@ class Gated(Record):
     """All gates of an arm, and their sum. `arm` is None where the study recommends none and none was named.
 
     `trial` is the run that ships, `comparison` it against the champion, where that was asked and could be made.
-    `notes` change no answer: choices changed after results, simulated runs, how often the items were compared on.
+    `notes` change no answer: choices changed after results, simulated runs, how often the rows were opened.
     """
 
     arm: str | None
@@ -114,7 +114,7 @@ def judge(evidence: Evidence, decision: Decision, asked: Asked, *, study: Path) 
     whole = next((answer for answer in ("FAIL", "CAN'T TELL") if answer in answers), "PASS")
     notes = [*(f"changed after results: {one}" for one in decision.post_hoc)]
     notes += ["runs are simulated: nothing was measured on a model"] if decision.synthetic else []
-    notes += [f"comparisons on these items so far: {count}"] if count else []
+    notes += [f"openings of these test rows so far: {count}"] if count else []
     about = {"arm": arm, "task": task, "answer": whole, "trial": trial, "study_digest": decision.study_digest}
     return Gated(**about, gates=gates, comparison=comparison, notes=tuple(notes))
 
@@ -131,8 +131,8 @@ def _arm(decision: Decision, asked: Asked, shipped: Shipped | None) -> str | Non
     if shipped is None:
         return asked.arm or decision.recommendation
     if shipped.trial not in decision.record_digests or shipped.arm not in arms:
-        got = f"got trial {shipped.trial} of {shipped.arm}"
-        raise ConfigError(f"{asked.shipped}: was shipped from other runs than this study's, {got}; ship it again")
+        got, remedy = f"got trial {shipped.trial} of {shipped.arm}", "ship one of its runs"
+        raise ConfigError(f"{asked.shipped}: was shipped from other runs than this study's, {got}; {remedy}")
     if asked.arm not in (None, shipped.arm):
         raise ConfigError(f"{asked.shipped}: is of arm {shipped.arm}, got --arm {asked.arm}; leave --arm out")
     return shipped.arm
@@ -229,7 +229,10 @@ def _champion(
         margin = asked.margin or _margin(evidence, own.task)
         theirs = asked.scores or tables.get(champion.shipped.trial) or versus.own_scores(champion)
         names = name, f"{own.arm} (run {own.trial[:8]})"
+        rows = evidence.lock.data[own.task].digests["test"]
+        known = asked.scores is None and (champion.shipped.trial in tables or champion.shipped.test_rows == rows)
         about = {"task": champion.name, "study": evidence.lock.digest, "margin": margin}
+        about["items"] = rows if known else None
         found, _, count = versus.compare_tables((theirs, tables[own.trial]), names, **about)
     except EvidenceError as error:
         return gate("CAN'T TELL", f"{name}: {error}"), None, None
