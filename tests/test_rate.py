@@ -14,7 +14,7 @@ from trial_study import load
 from tunetrial import cli
 from tunetrial.store import StudyFolder, TestLedger
 from tunetrial.store.ratings import RatingFolder
-from tunetrial.trial import openings, raters
+from tunetrial.trial import raters
 
 STUDY = """
 base_model: embedded
@@ -59,7 +59,7 @@ def right(body, _):
 
 def opened(study):
     lock = StudyFolder(study.folder).read_lock()
-    found = TestLedger(study.path.parent / "home").openings(openings.tested(lock, "towns"))
+    found = TestLedger(study.path.parent / "home").openings(lock.tested("towns"))
     return [one.what for one in found]
 
 

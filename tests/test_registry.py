@@ -449,7 +449,7 @@ def test_words_that_make_no_sense_are_refused_in_one_line(registry, tmp_path):
 def test_every_verb_has_json_and_few_options():
     for command in verbs.app.registered_commands:
         names = command.callback.__annotations__
-        assert "json" in names and len(names) - 1 <= {"compare": 8}.get(command.callback.__name__, 6)
+        assert "json" in names and len(names) - 1 <= {"compare": 9}.get(command.callback.__name__, 6)
 
 
 def test_json_of_every_verb_is_json_and_tables_fit_80_columns(registry, tmp_path):
@@ -518,9 +518,9 @@ def test_versions_are_compared_on_the_same_items_in_the_words_of_studies(registr
     a, b = (np.array(parquet.read_table(path)["score"]) for path in given.split(","))
     low, high = scipy.stats.ttest_rel(b, a).confidence_interval(0.95)
     assert (one["effect"], one["low"], one["high"]) == pytest.approx((np.mean(b - a), low, high))
-    assert found["times_compared"] == 1 and json.loads(tunetrial(*asked))["times_compared"] == 1  # a look repeated
+    assert found["times_opened"] == 1 and json.loads(tunetrial(*asked))["times_opened"] == 1  # a look repeated
     other = json.loads(tunetrial(*asked, "--versions", "2,3"))
-    assert other["times_compared"] == 2 == TestLedger(Path(os.environ["TUNETRIAL_HOME"])).count(found["items"])
+    assert other["times_opened"] == 2 == TestLedger(Path(os.environ["TUNETRIAL_HOME"])).count(found["items"])
     assert words in tunetrial(*asked[:-1]) and all(len(line) <= 80 for line in tunetrial(*asked[:-1]).splitlines())
 
 
@@ -686,7 +686,16 @@ def test_a_split_that_makes_no_sense_is_refused(registry, tmp_path):
 
 
 def test_a_statement_says_what_ship_writes(tmp_path):
-    assert set(Shipped.model_fields) == {"format", "base_fingerprint", "study", "arm", "trial", "verdict", "chain"}
+    assert set(Shipped.model_fields) == {
+        "format",
+        "base_fingerprint",
+        "study",
+        "arm",
+        "trial",
+        "verdict",
+        "test_rows",
+        "chain",
+    }
     assert Shipped.model_validate(statement()).model_dump() == statement()
     Shipped.model_validate(statement()).write(tmp_path)
     assert read_shipped(tmp_path).model_dump() == statement()

@@ -11,7 +11,6 @@ from tunetrial.core.study import Lock
 from tunetrial.core.variants import Noise, Template
 from tunetrial.plan import timing
 from tunetrial.store import StudyFolder, TestLedger
-from tunetrial.trial import openings
 from tunetrial.trial.pinning import pin
 
 LOOKS = "replicates: {looks: [3], folds: none}"
@@ -112,7 +111,7 @@ def test_a_plan_counts_the_rows_of_variants_and_no_held_out_text():
 def test_variants_open_the_test_split_once_and_train_nothing_anew(done):
     study, decision = done
     with_variants = StudyFolder(study.folder).read_lock()
-    assert TestLedger(study.path.parent / "home").count(openings.tested(with_variants, "mail")) == 1
+    assert TestLedger(study.path.parent / "home").count(with_variants.tested("mail")) == 1
     assert decision.test_openings == {"mail": 1}
     asked = with_variants.study
     bare = asked.model_copy(update={"tasks": (asked.tasks[0].model_copy(update={"variants": ()}),)})

@@ -108,6 +108,7 @@ def compare(
     outcomes: Annotated[Path | None, typer.Option(help="Log of outcomes (JSONL).", show_default=False)] = None,
     margin: Annotated[float | None, typer.Option(help="Smallest difference that matters.", show_default=False)] = None,
     bounds: Annotated[str, typer.Option(help="With --outcomes: LOW,HIGH of any.")] = "0,1",
+    level: Annotated[float, typer.Option(help="Coverage of intervals.", show_default="0.95")] = 0.95,
     where: Where = None,
     json: Json = False,
 ) -> None:
@@ -116,6 +117,8 @@ def compare(
         misused("registry compare", "--scores and --outcomes: two questions; give one of them")
     if margin is None or not 0 < margin < float("inf"):
         misused("registry compare", "give --margin, the smallest difference that matters, above 0")
+    if not 0.5 <= level < 1:
+        misused("registry compare", f"--level: a share from 0.5 to below 1, got {level:g}; 0.95 is usual")
     of, limits = versions.split(","), _numbers(bounds)
     tables = [] if scores is None else scores.split(",")
     if len(of) != 2 or len(tables) not in (0, 2):
@@ -132,11 +135,11 @@ def compare(
             got = f"got {name}@{pair[0].version} twice"
             raise ConfigError(f"--versions: needs two versions to compare, {got}; name another")
         if outcomes is not None:
-            found = versus.online(*pair, outcomes, bounds=limits, margin=margin)
+            found = versus.online(*pair, outcomes, bounds=limits, margin=margin, level=level)
             _print(found, json, shown.online)
         else:
             paths = tuple(Path(one) for one in tables) or None
-            _print(versus.offline(*pair, paths, margin=margin), json, shown.offline)
+            _print(versus.offline(*pair, paths, margin=margin, level=level), json, shown.offline)
 
 
 @app.command()

@@ -276,6 +276,10 @@ class Lock(Record):
         """Numbers of finals of an arm after which a task, or one fold, is looked at; of a fold there is one."""
         return self.study.looks if self.folding(task) is None else (1,)
 
+    def tested(self, task: str) -> str:
+        """The digest of a task's test rows, by which the test ledger counts: of all rows, for a task in folds."""
+        return self.data[whole(task)].digests["all" if self.folding(task) else "test"]
+
     def base(self, arm: str | None = None) -> BasePin:
         """The base of an arm; without one, the study's own."""
         own = BasePin(

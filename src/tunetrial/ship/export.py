@@ -15,6 +15,7 @@ from tunetrial.ship.chain import Chain
 from tunetrial.ship.formats import variants, write
 from tunetrial.ship.order import Format, Order, Source
 from tunetrial.ship.proving import check, fidelity, prove_shipped
+from tunetrial.ship.scores import keep as keep_scores
 from tunetrial.ship.shipped import Shipped
 from tunetrial.store import StudyFolder
 
@@ -95,6 +96,7 @@ def ship(
         about = card.Subject(made.format, made.library, source, why, **told)
         (folder / "README.md").write_text(card.card(evidence, decision, about), encoding="utf-8")
         fields = {"study": decision.study_digest, "arm": order.arm, "trial": record.trial.id, "verdict": said}
+        fields["test_rows"] = _keep_scores(source, folder)
         chain = None if probes is None else prove_shipped(source, folder, probes)
         stated = {"base_fingerprint": source.base.fingerprint, "chain": fidelity(chain), **fields}
         Shipped(format=made.format, **stated).write(folder)
@@ -119,6 +121,14 @@ def ship(
         pushed=pushed,
         chain=chain,
     )
+
+
+def _keep_scores(source: Source, folder: Path) -> str | None:
+    """Put the run's scores of the test rows beside it, and say by which digest the ledger counts these rows. What goes
+    to the Hub takes no rows along."""
+    if source.order.format == "hub" or not keep_scores(source.artifact.parent, folder):
+        return None
+    return source.lock.tested(source.record.trial.task)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

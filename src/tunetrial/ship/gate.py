@@ -18,7 +18,7 @@ from tunetrial.core.errors import ConfigError, EvidenceError, IntegrityError
 from tunetrial.core.evidence import Comparison, Decision, Evidence
 from tunetrial.core.records import Record
 from tunetrial.core.study import whole
-from tunetrial.ship import replicate, versus
+from tunetrial.ship import replicate, scores, versus
 from tunetrial.ship.artifacts import describe
 from tunetrial.ship.registry import Registry, check_sealed
 from tunetrial.ship.shipped import Shipped, read_shipped
@@ -225,7 +225,7 @@ def _champion(
     if champion.shipped.trial == own.trial:
         return gate("PASS", f"{name} is this very run"), None, None
     tables = {
-        record.trial.id: StudyFolder(study).trial(record.trial).path / versus.SCORES for record in evidence.records
+        record.trial.id: StudyFolder(study).trial(record.trial).path / scores.NAME for record in evidence.records
     }
     try:
         margin = asked.margin or _margin(evidence, own.task)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from tunetrial.core.errors import IntegrityError, ModelError
-from tunetrial.core.records import Record
+from tunetrial.core.records import Record, added
 
 NAME = "tunetrial.json"
 LARGEST_BYTES = 65_536
@@ -30,7 +30,8 @@ class Shipped(Record):
     """What a shipped folder says of itself. Nothing here proves it: it is what `ship` wrote down.
 
     `study` is the digest of the study's lock, `trial` the id of the replicate whose weights these are, `verdict` the
-    words of its arm against the reference.
+    words of its arm against the reference. `test_rows` is the digest of the rows that its scores are of, by which the
+    test ledger counts; None where no scores came with it.
     """
 
     format: Literal["adapter", "merged", "gguf", "ollama", "vllm"]
@@ -39,6 +40,7 @@ class Shipped(Record):
     arm: Line
     trial: Line
     verdict: Line
+    test_rows: Line | None = added()
     chain: Fidelity = Fidelity()
 
     def write(self, folder: Path) -> None:

@@ -92,16 +92,18 @@ def swept(found: Swept) -> str:
 
 
 def offline(found: "Offline") -> str:
-    """A paired comparison in three lines."""
+    """A paired comparison in a few lines."""
     one = found.comparison
     of = f"{one.n_examples} items" + (f" in {one.n_clusters} clusters" if one.n_clusters < one.n_examples else "")
+    of_runs = ["scores are of the runs as trained, not of merged or quantised files"] if found.as_trained else []
     return "\n".join(
         [
             f"{one.candidate} against {one.reference}: {one.words}",
             f"difference {one.effect:+.4g} [{one.low:+.4g}, {one.high:+.4g}] at {100 * one.level:g} %, "
             f"margin {one.margin:g}",
             f"paired on {of}, which show {one.mde:.4g} or more with 80 % power",
-            f"comparisons on these items so far: {found.times_compared}",
+            *of_runs,
+            f"openings of these items so far: {found.times_opened}",
         ]
     )
 

@@ -8,27 +8,33 @@ from pathlib import Path
 import numpy as np
 
 from tunetrial.analysis import sequential
-from tunetrial.analysis.versions import ItemScores, compare_on_items
+from tunetrial.analysis.versions import compare_on_items
 from tunetrial.core.errors import DataError, EvidenceError
 from tunetrial.core.evidence import Comparison, Words
 from tunetrial.core.records import Record, digest
+from tunetrial.ship import scores
 from tunetrial.ship.versions import Version
 from tunetrial.store import TestLedger, home
 
 LEVEL = 0.95
-SCORES = "scores.parquet"
-_COLUMNS = ("example_id", "cluster", "split", "target", "score")
 
 
 class Offline(Record):
-    """A paired comparison of two versions. `times_compared` counts openings of these items, this one included."""
+    """A paired comparison of two versions.
+
+    `as_trained`: the scores are those that came with the versions, of the runs before anything was merged or quantised.
+    `items` is what the test ledger counts by: the study's test rows where both versions say that theirs are of these,
+    else the ids and targets compared. `times_opened` are all openings of these, by studies and comparisons, this one
+    included.
+    """
 
     name: str
     reference: int
     candidate: int
     comparison: Comparison
+    as_trained: bool
     items: str
-    times_compared: int
+    times_opened: int
 
 
 class Seen(Record):
@@ -61,7 +67,9 @@ class Online(Record):
     other_outcomes: int
 
 
-def offline(reference: Version, candidate: Version, files: tuple[Path, Path] | None, *, margin: float) -> Offline:
+def offline(
+    reference: Version, candidate: Version, files: tuple[Path, Path] | None, *, margin: float, level: float = LEVEL
+) -> Offline:
     """Compare two versions by the score of each test item, `scores.parquet` as studies keep it, and count the look.
 
     Args:
@@ -73,41 +81,61 @@ def offline(reference: Version, candidate: Version, files: tuple[Path, Path] | N
     """
     names = tuple(f"{one.name}@{one.version}" for one in (reference, candidate))
     paths = files or tuple(own_scores(one) for one in (reference, candidate))
-    about = {"task": reference.name, "study": candidate.shipped.study}
-    comparison, items, count = compare_tables(paths, names, margin=margin, **about)
+    stated = {one.shipped.test_rows for one in (reference, candidate)}
+    rows = stated.pop() if files is None and len(stated) == 1 else None
+    about = {"task": reference.name, "study": candidate.shipped.study, "rows": rows}
+    comparison, items, count = compare_tables(paths, names, margin=margin, level=level, **about)
     return Offline(
         name=reference.name,
         reference=reference.version,
         candidate=candidate.version,
         comparison=comparison,
+        as_trained=files is None,
         items=items,
-        times_compared=count,
+        times_opened=count,
     )
 
 
 def compare_tables(
-    paths: tuple[Path, Path], names: tuple[str, str], *, task: str, study: str, margin: float
+    paths: tuple[Path, Path],
+    names: tuple[str, str],
+    *,
+    task: str,
+    study: str,
+    margin: float,
+    level: float = LEVEL,
+    rows: str | None = None,
 ) -> tuple[Comparison, str, int]:
     """Compare two tables of scores, reference and candidate by these names, and count the look as one of this study.
 
+    Args:
+        rows: The digest by which the test ledger counts; None is that of the items' ids and targets.
     Returns:
-        The comparison, the digest of the items, and how many comparisons on them there were, this one included.
+        The comparison, that digest, and how many openings there were, this one included.
     Raises:
         EvidenceError, DataError: As `offline`.
     """
-    (own, own_items), (other, other_items) = (_read_scores(path) for path in paths)
+    (own, own_items), (other, other_items) = (scores.read(path) for path in paths)
     if changed := sorted(one for one in own_items.keys() & other_items.keys() if own_items[one] != other_items[one]):
         got = f"got other ones of {len(changed)} items, the first {changed[0]!r:.60}"
         raise EvidenceError(f"items: targets must be the same for both versions, {got}; score both on one set")
-    comparison = compare_on_items(own, other, names=names, task=task, margin=margin, level=LEVEL)
-    items = digest(sorted(own_items.items()))
+    comparison = compare_on_items(own, other, names=names, task=task, margin=margin, level=level)
+    items = rows or digest(sorted(own_items.items()))
     ledger, what = TestLedger(home()), f"{names[1]} against {names[0]}"
     if not any((one.study_digest, one.what) == (study, what) for one in ledger.openings(items)):
         ledger.note(items, study, what)
     return comparison, items, ledger.count(items)
 
 
-def online(reference: Version, candidate: Version, log: Path, *, bounds: tuple[float, float], margin: float) -> Online:
+def online(
+    reference: Version,
+    candidate: Version,
+    log: Path,
+    *,
+    bounds: tuple[float, float],
+    margin: float,
+    level: float = LEVEL,
+) -> Online:
     """Judge two versions by a log of outcomes, a JSON object a line: `{"version": 3, "outcome": 1}`, higher is better.
 
     It may be asked as often as one likes while the log grows; a last line that is still being written is left out.
@@ -125,7 +153,7 @@ def online(reference: Version, candidate: Version, log: Path, *, bounds: tuple[f
             raise EvidenceError(f"{log}: version {version} has no outcomes yet, got {len(rows)} in all; log both")
     kept = [(version == candidate.version, outcome) for version, outcome in rows if version in own]
     of_candidate_T, outcome_T = (np.array(column) for column in zip(*kept, strict=True))
-    found = sequential.monitor(of_candidate_T, outcome_T, bounds=bounds, margin=margin, level=LEVEL)
+    found = sequential.monitor(of_candidate_T, outcome_T, bounds=bounds, margin=margin, level=level)
     seen = [Seen(version=version, outcomes=len(one), mean=float(np.mean(one))) for version, one in own.items()]
     return Online(
         name=reference.name,
@@ -135,7 +163,7 @@ def online(reference: Version, candidate: Version, log: Path, *, bounds: tuple[f
         effect=found.effect,
         low=found.low,
         high=found.high,
-        level=LEVEL,
+        level=level,
         margin=margin,
         words=found.words,
         stop=found.settled_at is not None or found.contradicts,
@@ -156,32 +184,10 @@ def _why(found: sequential.Monitoring, margin: float) -> str:
 
 def own_scores(version: Version) -> Path:
     """The table of scores within a version; raises EvidenceError where it has none."""
-    if not any(one.path == SCORES for one in version.files):
-        got, remedy = f"got no {SCORES} in it", "name both tables with --scores A.parquet,B.parquet"
+    if not any(one.path == scores.NAME for one in version.files):
+        got, remedy = f"got no {scores.NAME} in it", "name both tables with --scores A.parquet,B.parquet"
         raise EvidenceError(f"{version.name}@{version.version}: has no scores of its own, {got}; {remedy}")
-    return version.folder / SCORES
-
-
-def _read_scores(path: Path) -> tuple[ItemScores, dict[str, str]]:
-    """The scores of the test rows of a table, and each item's target in words."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        columns = parquet.ParquetFile(path).read().to_pydict()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a table of scores, got {str(error)[:80]}; name a scores.parquet") from None
-    if missing := [name for name in _COLUMNS if name not in columns]:
-        raise DataError(f"{path}: not a table of scores, got no column {missing[0]!r}; name a scores.parquet")
-    rows = [row for row, split in enumerate(columns["split"]) if split == "test"]
-    if not rows:
-        splits = sorted({str(one)[:40] for one in columns["split"]})
-        raise EvidenceError(f"{path}: no test rows, got {', '.join(splits) or 'none at all'}; name scores of finals")
-    ids, clusters, targets, scores = ([columns[name][row] for row in rows] for name in _COLUMNS if name != "split")
-    if None in scores or not all(isinstance(one, float | int) for one in scores):
-        raise EvidenceError(f"{path}: score: a number for each test row, got one without; score the items again")
-    items = dict(zip(map(str, ids), map(repr, targets), strict=True))
-    return ItemScores(tuple(map(str, ids)), tuple(map(str, clusters)), np.array(scores, dtype=np.float64)), items
+    return version.folder / scores.NAME
 
 
 def _read_outcomes(path: Path, bounds: tuple[float, float]) -> Iterator[tuple[int, float]]:

@@ -13,7 +13,7 @@ def note_openings(lock: Lock, trials: Iterable[Trial]) -> None:
     """
     ledger = TestLedger(home())
     for task, look in sorted({(whole(t.task), _look(lock, t)) for t in trials if t.purpose == "final"}):
-        test_digest, what = tested(lock, task), f"{task}: {look}"
+        test_digest, what = lock.tested(task), f"{task}: {look}"
         noted = {(opening.study_digest, opening.what) for opening in ledger.openings(test_digest)}
         if (lock.digest, what) not in noted:
             ledger.note(test_digest, lock.digest, what)
@@ -22,7 +22,7 @@ def note_openings(lock: Lock, trials: Iterable[Trial]) -> None:
 def note_use(lock: Lock, task: str, what: str) -> None:
     """Note that raters are about to see what arms answered to test rows, or that a shipped model is about to answer
     them: once a study, task and `what`."""
-    ledger, test_digest, said = TestLedger(home()), tested(lock, task), f"{task}: {what}"
+    ledger, test_digest, said = TestLedger(home()), lock.tested(task), f"{task}: {what}"
     if not any((one.study_digest, one.what) == (lock.digest, said) for one in ledger.openings(test_digest)):
         ledger.note(test_digest, lock.digest, said)
 
@@ -30,12 +30,7 @@ def note_use(lock: Lock, task: str, what: str) -> None:
 def count_openings(lock: Lock) -> dict[str, int]:
     """How often the test split of each task has been opened, by this study and any other of this user."""
     ledger = TestLedger(home())
-    return {task.name: ledger.count(tested(lock, task.name)) for task in lock.study.tasks}
-
-
-def tested(lock: Lock, task: str) -> str:
-    """The digest of a task's test rows: all rows, of a task in folds."""
-    return lock.data[task].digests["all" if lock.folding(task) else "test"]
+    return {task.name: ledger.count(lock.tested(task.name)) for task in lock.study.tasks}
 
 
 def _look(lock: Lock, trial: Trial) -> str:
