@@ -12,7 +12,7 @@ from tunetrial import __version__
 from tunetrial.cli import registry
 from tunetrial.cli.bench import bench
 from tunetrial.cli.gate import gate
-from tunetrial.cli.lab import calibrate, init, merge, selfcheck
+from tunetrial.cli.lab import calibrate, convert, init, merge, selfcheck
 from tunetrial.cli.results import costs, decide, rate, recipe, report
 from tunetrial.cli.serve import serve
 from tunetrial.cli.ship import ship
@@ -41,6 +41,7 @@ VERBS = (
     gate,
     init,
     merge,
+    convert,
     recipe,
     compare,
     ship,

@@ -76,3 +76,18 @@ def merge(
 
         made = merge_adapter(adapter, out, base_model=base)
         print(made.model_dump_json(indent=1) if json else f"{made}\n{out}")
+
+
+def convert(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a PiSSA-like adapter.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Adapter folder to write.", show_default=False)],
+    initial: Annotated[Path, typer.Option(help="Adapter saved before its first step.", show_default=False)],
+    base: Annotated[str | None, typer.Option(help="Base [the one it names].", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """Make a PiSSA-like adapter an ordinary one of twice the rank."""
+    with exit_status():
+        from tunetrial.engine.convert import convert as convert_adapter
+
+        made = convert_adapter(adapter, out, initial=initial, base_model=base)
+        print(made.model_dump_json(indent=1) if json else f"{made}\n{out}")

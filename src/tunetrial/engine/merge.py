@@ -119,14 +119,14 @@ def merge(
         raise ModelError(f"{name}: only language models are merged, got a {shape.model_type} base; merge it with PEFT")
     head = _head(read) if keep_head else None
     weights, checked = adapter_weights(read, base)
-    model = _load(base.folder, head)
+    model = load(base.folder, head)
     if onto is not None:
         _dequantise(model, onto, tuple(shape.projections))
-    ids = torch.randint(shape.vocabulary, (PROBE_ROWS, PROBE_LENGTH), generator=torch.Generator().manual_seed(0))
-    merged, beside, difference = _merge(model, read, weights, ids)
+    ids = drawn_tokens(shape.vocabulary)
+    merged, beside, moved = _merge(model, read, weights, ids)
     with files.new_folder(out.absolute()) as folder:
         _save(merged, folder, read, base, dtype=dtype, keep_head=keep_head)
-        saved = _logits(_load(folder, head), ids)
+        saved = logits(load(folder, head), ids)
         if not saved.isfinite().all():
             raise IntegrityError(f"{out}: as saved it computes NaN or infinity, got dtype {dtype}; use bf16 or fp32")
         _tell(folder, read, base, onto)
@@ -138,8 +138,8 @@ def merge(
         base_checked=checked,
         matrices=sum("lora_A" in key for key in weights),
         heads_left_out=() if keep_head else read.heads,
-        merge_difference=difference,
-        rounding_difference=_difference(saved, beside),
+        merge_difference=moved,
+        rounding_difference=difference(saved, beside),
         same_next_token=float((saved.argmax(-1) == beside.argmax(-1)).float().mean()),
         fingerprint=models.resolve(str(out.absolute())).fingerprint,
     )
@@ -189,17 +189,22 @@ def _merge(
         IntegrityError: Too far.
     """
     attached = attach_by_peft(model, read, weights)
-    beside = _logits(attached, ids)
+    beside = logits(attached, ids)
     merged = attached.merge_and_unload(safe_merge=True)
-    difference = _difference(_logits(merged, ids), beside)
-    if not difference <= TOLERANCE:
-        got = f"got logits that differ by {difference:.1e} of the largest"
+    moved = difference(logits(merged, ids), beside)
+    if not moved <= TOLERANCE:
+        got = f"got logits that differ by {moved:.1e} of the largest"
         what = "merged it does not compute what base plus adapter does"
         raise IntegrityError(f"{read.folder}: {what}, {got}; do not use it")
-    return merged, beside, difference
+    return merged, beside, moved
 
 
-def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+def drawn_tokens(vocabulary: int) -> torch.Tensor:
+    """Rows of ids on which two models are held against each other."""
+    return torch.randint(vocabulary, (PROBE_ROWS, PROBE_LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """The largest difference, relative to the largest value wanted."""
     return float((found - wanted).abs().max()) / float(wanted.abs().max())
 
@@ -235,7 +240,7 @@ def peft_config(read: AdapterFolder) -> "PeftConfig":
 
     config = PeftConfig.from_pretrained(str(read.folder))
     config.task_type = config.modules_to_save = config.auto_mapping = None
-    config.inference_mode = True
+    config.inference_mode = config.init_lora_weights = True  # weights are loaded over whatever it would start from
     return config
 
 
@@ -248,7 +253,7 @@ def _head(read: AdapterFolder) -> torch.Tensor:
         return file.get_tensor(HEAD).float()
 
 
-def _load(folder: Path, head: torch.Tensor | None = None) -> torch.nn.Module:
+def load(folder: Path, head: torch.Tensor | None = None) -> torch.nn.Module:
     """The model in fp32: a language model, or a classifier with this head."""
     settings = {"dtype": torch.float32, "trust_remote_code": False}
     with _quiet():
@@ -272,7 +277,7 @@ def _quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """Row after row: a classifier without a padding token takes no batch."""
     return torch.cat([model(input_ids=row[None]).logits.float() for row in ids])
 

@@ -46,12 +46,13 @@ class AdapterFolder(Record):
     digest_of_weights: str
 
 
-def read_adapter(folder: Path) -> AdapterFolder:
+def read_adapter(folder: Path, *, moved: bool = False) -> AdapterFolder:
     """Read the settings of an adapter and check that they are those of a plain LoRA or DoRA.
 
     Refused are settings that name code of another library than transformers (`auto_mapping`), that start from changed
     base weights (PiSSA and its like: added to the original base they give another model, without an error), and all
-    that a merge into the weights cannot hold.
+    that a merge into the weights cannot hold. With `moved` those that start from changed base weights are read: for
+    whoever converts them.
 
     Raises:
         ModelError: No such folder, no safetensors, or settings that are refused.
@@ -78,8 +79,8 @@ def read_adapter(folder: Path) -> AdapterFolder:
         got = f"got {_short(library)}"
         raise ModelError(f"{path}: auto_mapping: names code of another library, {got}; do not use this adapter")
     start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(MOVES_THE_BASE):
-        do = "convert it with PEFT's path_initial_model_for_weight_conversion first"
+    if not moved and isinstance(start, str) and start.lower().startswith(MOVES_THE_BASE):
+        do = "convert it with `tunetrial convert` first"
         raise ModelError(f"{path}: init_lora_weights: made for changed base weights, got {start!r}; {do}")
     if config.get("bias", "none") != "none":
         raise ModelError(f"{path}: bias: biases are not merged, got {_short(config['bias'])}; use bias: none")
