@@ -22,7 +22,8 @@ class Order(Record):
     """What is asked for. `task` and `seed` are the study's to choose where they are not named, `dtype` the format's.
 
     `dequantised`: merge into the base as training saw it in few bits. `llama_cpp` is a checkout of llama.cpp whose own
-    programs write the GGUF. `push_to` is a repository of the Hub.
+    programs write the GGUF. `retrain`: train the run once more, on training and validation rows, and ship that.
+    `push_to` is a repository of the Hub.
     """
 
     arm: str
@@ -31,6 +32,7 @@ class Order(Record):
     seed: int | None = None
     dtype: Dtype | None = None
     merge: bool = False
+    retrain: bool = False
     dequantised: bool = False
     llama_cpp: Path | None = None
     push_to: str | None = None

@@ -36,7 +36,15 @@ def find_arm(lock: Lock, name: str, task: str | None) -> str:
     return task or lock.study.rule.primary
 
 
-def choose(evidence: Evidence, arm: str, task: str, trials: dict[str, TrialFolder], seed: int | None) -> Replicate:
+def choose(
+    evidence: Evidence,
+    arm: str,
+    task: str,
+    trials: dict[str, TrialFolder],
+    seed: int | None,
+    *,
+    with_weights: bool = True,
+) -> Replicate:
     """The run with the median validation score of the first look, the lower of two middle ones, ties by lowest seed; or
     the one of this seed.
 
@@ -61,7 +69,7 @@ def choose(evidence: Evidence, arm: str, task: str, trials: dict[str, TrialFolde
         chosen, why = next((record for record in sound if record.trial.seed == seed), None), "named by --seed"
         if chosen is None:
             raise EvidenceError(f"ship: no finished run of {arm} on {task} has seed {seed}; kept are {kept_ones}")
-    if chosen.trial.seed not in kept:
+    if with_weights and chosen.trial.seed not in kept:
         do = "name one of them with --seed" if kept else "run a study with keep: all"
         got = f"got seed {chosen.trial.seed}, {why}; kept are {kept_ones}: {do}"
         raise EvidenceError(f"ship: the weights of this run of {arm} are not kept, {got}")

@@ -83,7 +83,7 @@ def run(
             used = sum(path.stat().st_size for path in folder.glob("trials/**/*") if path.is_file())
             plan.check_disk(made.disk_bytes, free_bytes=made.free_disk_bytes, used_bytes=used, where=folder)
         crew = Crew(pinned, folder, size=made.workers)
-        with _Signals(crew):
+        with Signals(crew):
             try:
                 outcome = _Course(pinned, store, crew, tell, spending).follow()
             finally:
@@ -198,7 +198,7 @@ class _Course:
         return Outcome(status=status, evidence=evidence, failed=failed)
 
 
-class _Signals:
+class Signals:
     """While entered, SIGINT and SIGTERM stop a crew, and no worker outlives it; other threads leave signals alone."""
 
     def __init__(self, crew: Crew) -> None:
