@@ -119,8 +119,8 @@ def test_limits_are_held_from_both_sides():
 
 
 def test_a_metric_must_be_shown_to_be_within_its_margin():
-    score = Score(metric="chrf", before=0.5, after=0.48, effect=-0.02, low=-0.06, high=0.02)
+    score = Score(metric="chrf", before=0.5, after=0.48, effect=-0.02, low=-0.06, high=0.02, level=0.95)
     assert chain.worse(score, None) == chain.worse(score, 0.06) == chain.worse(None, 0.01) == []
     assert chain.worse(score, 0.05) == ["chrf: may be worse by more than 0.05, got -0.06 at the least; use more probes"]
-    unchanged = Score(metric="chrf", before=0.5, after=0.5, effect=0.0, low=None, high=None)
+    unchanged = Score(metric="chrf", before=0.5, after=0.5, effect=0.0, low=None, high=None, level=0.95)
     assert chain.worse(unchanged, 0.01) == []

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 import shippable
 from tunetrial import Study, cli
 from tunetrial.core.errors import ConfigError, IntegrityError, StoreError
+from tunetrial.core.fidelity import Chain
 from tunetrial.ship import formats, gguf_files
-from tunetrial.ship.chain import Chain
 from tunetrial.ship.order import Order
 from tunetrial.ship.registry import Registry
 from tunetrial.ship.shipped import Shipped
@@ -42,6 +42,8 @@ def test_base_and_adapter_in_llama_cpp_are_the_run_that_was_scored(study, tmp_pa
     stated = Shipped.model_validate_json((tmp_path / "out" / "tunetrial.json").read_bytes())
     assert stated.chain.passed is True and stated.chain.first_break is None
     assert Chain.model_validate_json((tmp_path / "out" / "chain.json").read_bytes()) == made.chain
+    (kept,) = [one for one in study.decide().proven if one.format == "ollama"]
+    assert kept.chain == made.chain and (kept.trial, kept.arm, kept.seed) == (made.trial, "lora", made.seed)
     assert not list(tmp_path.glob("*chain*")) and str(made).splitlines()[-1] == "PASS"
 
 
@@ -60,6 +62,8 @@ def test_a_scale_that_is_not_the_trained_one_fails_and_cannot_be_promoted(study,
     registry.add("mail", tmp_path / "out")
     with pytest.raises(StoreError, match="its fidelity chain failed"):
         registry.promote("mail", "1")
+    page = (study.folder / "report.html").read_text()
+    assert "✗\u00a0FAIL" in page and "first broken: adapter → adapter.gguf" in page
 
 
 def test_files_that_were_not_measured_are_a_fault(study, tmp_path, monkeypatch):

@@ -166,25 +166,38 @@ class Study:
 
         return recipe(*self._conclude(), tool, arm=arm)
 
-    def ship(self, order: Order, to: str | Path, *, score: bool = False, prove: bool = False) -> Shipment:
+    def ship(
+        self,
+        order: Order,
+        to: str | Path,
+        *,
+        score: bool = False,
+        prove: bool = False,
+        tell: Callable[[str], None] | None = None,
+    ) -> Shipment:
         """Write an arm's run as a new folder that other tools read, with a model card: whole, or not at all.
 
         Args:
             order: `tunetrial.ship.order.Order(arm=..., format=...)`; which run, if it names none, is the median one.
             score: Score a merged model on the test rows, which the test ledger counts.
             prove: Hold every hop from the trained model to the shipped files against it, on validation rows.
+            tell: Called as a run is trained once more, where the order says so.
         """
         from functools import partial
 
         from tunetrial.ship.export import ship
         from tunetrial.trial.rescoring import probes, rescore
+        from tunetrial.trial.retraining import retrain
 
         evidence, decision = self._conclude()
         root = self.path.parent
         again = partial(rescore, evidence, root) if score else None
         task = order.task or evidence.lock.study.rule.primary
         rows = probes(evidence, task, order.arm, root) if prove else None
-        return ship(evidence, decision, order, study=self.folder, root=root, to=Path(to), rescore=again, probes=rows)
+        self._concluded = None  # a proof joins the report
+        anew = partial(retrain, evidence, root=root, folder=self.folder, tell=tell or (lambda said: None))
+        places = {"study": self.folder, "root": root, "to": Path(to)}
+        return ship(evidence, decision, order, **places, rescore=again, retrain=anew, probes=rows)
 
     def costs(
         self,

@@ -18,6 +18,7 @@ def ship(
         Literal["adapter", "merged", "gguf", "ollama", "vllm", "hub"], typer.Option(help="What to write.")
     ] = "adapter",
     task: Annotated[str | None, typer.Option(help="Task [the one that decides].", show_default=False)] = None,
+    retrain: Annotated[bool, typer.Option("--retrain-final", help="Train on validation rows too.")] = False,
     seed: Annotated[int | None, typer.Option(help="Run [the median one].", show_default=False)] = None,
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16", "q8_0", "q4_k_m", "q5_k_m", "q6_k"] | None,
@@ -41,6 +42,7 @@ def ship(
         print(f"shipping {arm} as {format}", file=sys.stderr)
         from tunetrial.ship.order import Order
 
+        tell = lambda said: print(said, file=sys.stderr)  # noqa: E731
         order = Order(
             arm=arm,
             format=format,
@@ -48,12 +50,15 @@ def ship(
             seed=seed,
             dtype=dtype,
             merge=merge,
+            retrain=retrain,
             dequantised=onto == "dequantised",
             llama_cpp=llama_cpp,
             push_to=push_to_hub,
             public=public,
         )
-        made = loaded.ship(order, to, score=score, prove=prove)
+        made = loaded.ship(order, to, score=score, prove=prove, tell=tell)
+        if prove:
+            loaded.report()
         print(made.model_dump_json(indent=1) if json else f"{made}\n{to}")
         if made.broken:
             raise typer.Exit(1)

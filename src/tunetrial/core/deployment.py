@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tunetrial.core.records import Record
+from tunetrial.core.records import Record, added
 from tunetrial.core.study import Precision
 
 Setup = Literal["base", "full", "merged", "separate", "swapped", "mixed"]
@@ -186,6 +186,43 @@ class Swap(Record):
     swap_s: float
 
 
+class BreakEven(Record):
+    """From which volume on one way to deploy costs less than another, by storage and busy time alone.
+
+    `own` against `against`, for one kind of request whose rows are each a request. `saved_usd` is what `own` saves in
+    storage, a month and variant (negative: takes more); `extra_usd` what a request costs it more in busy time, with its
+    interval `extra_low`, `extra_high`. `first` costs less at few requests, None where the interval of times does not
+    tell; from between `low` and `high` requests a month and variant on the other one does (`high` None: the interval
+    does not tell; both None: never). `variants_low`, `variants_high` are the numbers of variants from which `own` costs
+    less at the study's number of requests, likewise.
+    """
+
+    own: Contender
+    against: Contender
+    work: Work
+    saved_usd: float
+    extra_usd: float
+    extra_low: float
+    extra_high: float
+    first: Contender | None
+    low: float | None
+    high: float | None
+    variants_low: float | None
+    variants_high: float | None
+
+
+class Volumes(Record):
+    """Break-even volumes of a bench at these prices. `prices` say each in words with where it comes from, `missing`
+    what there would have to be for any; then there are no pairs. `requests` are a month and variant, None: not stated,
+    and reckoned as none."""
+
+    variants: int
+    requests: float | None
+    prices: tuple[str, ...]
+    missing: tuple[str, ...]
+    pairs: tuple[BreakEven, ...]
+
+
 class Deployment(Record):
     """What a bench says, with ratios judged against `margin` (a share: 0.05 is 5 %) at a two-sided `level`. `facts` are
     those of the first session, "others" the most of any."""
@@ -199,3 +236,4 @@ class Deployment(Record):
     footprints: tuple[Footprint, ...]
     swaps: tuple[Swap, ...]
     facts: dict[str, bool | int | float | str | None]
+    volumes: Volumes | None = added()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from tunetrial.core.deployment import Deployment
+from tunetrial.core.fidelity import Proof
 from tunetrial.core.findings import (
     Concord,
     Explained,
@@ -360,7 +361,7 @@ class Decision(Record):
     budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `searches` are those
     that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`, how
     far states `moved` and weights were `updated`, what raters found (`rated`, `graded` of 1 to 10, and how far they
-    agree, `concord`), how long finals take as they are `deployed` and what arms cost to be `owned` decide nothing.
+    agree, `concord`), finals as `deployed`, what arms cost to be `owned`, shipments `proven`: they decide nothing.
     """
 
     verdicts: tuple[Comparison, ...]
@@ -395,6 +396,7 @@ class Decision(Record):
     outlook: Outlook | None = added()
     deployed: Deployment | None = added()
     owned: Ownership | None = added()
+    proven: tuple[Proof, ...] = added(())
     study_digest: str
     record_digests: dict[str, str]
     synthetic: bool

@@ -20,77 +20,21 @@ from tunetrial.analysis import intervals, metrics
 from tunetrial.core import files
 from tunetrial.core.errors import ConfigError
 from tunetrial.core.evidence import Example
+from tunetrial.core.fidelity import Chain, Hop, Measures, Score, Tolerance
 from tunetrial.core.records import Record, added
 from tunetrial.engine.merge import merge
 from tunetrial.models.adapters import CONFIG, read_adapter
 from tunetrial.ship import converters, forms, gguf_files, llamacpp
 from tunetrial.ship.forms import Probes
-from tunetrial.ship.hops import Answers, Measures, compare
+from tunetrial.ship.hops import Answers, compare
 
 LEVEL = 0.95
 LONGEST_LINE = 200
-
-
-class Tolerance(Record):
-    """What a hop may change, by the names of its measures; None is no limit."""
-
-    different: int | None = None
-    largest_difference: float | None = None
-    kl_mean: float | None = None
-    same_next_token: float | None = None
-
 
 # The same weights in another program: fp32 sums in another order. A wrong scale moves log-probabilities by whole nats.
 EXACT = Tolerance(different=0, largest_difference=0.01, kl_mean=1e-6)
 # Weights in fewer bits: text may part where two tokens are near each other, the distribution may hardly move.
 ROUNDED = Tolerance(kl_mean=0.01, same_next_token=0.95)
-
-
-class Score(Record):
-    """The task's metric of both forms on the probes; `effect` is the later one minus the earlier one, turned so that
-    higher is better, with a paired t interval over clusters of examples, or none where no example's part changed.
-    """
-
-    metric: str
-    before: float | None
-    after: float | None
-    effect: float
-    low: float | None
-    high: float | None
-    level: float = LEVEL
-
-
-class Hop(Record):
-    """One step from a form to another; `faults` say what went beyond its tolerance."""
-
-    before: str
-    after: str
-    measures: Measures
-    tolerance: Tolerance
-    score: Score | None
-    faults: tuple[str, ...]
-
-
-class Chain(Record):
-    """All hops in order, and checks of what llama.cpp makes of texts. `first_break` names the first that is broken.
-
-    `left_out` says of a form that cannot be, why. `files` are the forms that were written, by name.
-    """
-
-    hops: tuple[Hop, ...]
-    faults: tuple[str, ...]
-    left_out: tuple[str, ...]
-    files: dict[str, str]
-    passed: bool
-    first_break: str | None
-
-    def __str__(self) -> str:
-        lines = []
-        for hop in self.hops:
-            lines.append(f"{'FAIL' if hop.faults else 'PASS'}  {hop.before} → {hop.after}: {_said(hop)}")
-            lines += [f"      {fault}" for fault in hop.faults]
-        lines += [f"FAIL  {fault}" for fault in self.faults] + [f"left out: {reason}" for reason in self.left_out]
-        return "\n".join([*lines, "PASS" if self.passed else f"FAIL: first broken at {self.first_break}"])
 
 
 class Asked(Record):
@@ -229,8 +173,8 @@ class _Forms:
             found = intervals.of_mean(diff_E[None], cluster_E, level=LEVEL)
             low, high = found.low, found.high
         values = [metrics.value(self.metric, one) for one in scores]
-        effect = float(diff_E.mean())
-        return Score(metric=self.metric.name, before=values[0], after=values[1], effect=effect, low=low, high=high)
+        ends = {"effect": float(diff_E.mean()), "low": low, "high": high, "level": LEVEL}
+        return Score(metric=self.metric.name, before=values[0], after=values[1], **ends)
 
 
 def beyond(measures: Measures, tolerance: Tolerance) -> list[str]:
@@ -253,20 +197,3 @@ def worse(score: Score | None, margin: float | None) -> list[str]:
     if lowest >= -margin:
         return []
     return [f"{score.metric}: may be worse by more than {margin:g}, got {lowest:.3g} at the least; use more probes"]
-
-
-def _said(hop: Hop) -> str:
-    found = hop.measures
-    ties = f" and {found.ties} at ties" if found.ties else ""
-    kl = "" if found.kl_mean is None else f", KL {found.kl_mean:.1e} nats a token"
-    score = (
-        "" if hop.score is None else f"; {hop.score.metric} {_number(hop.score.before)} → {_number(hop.score.after)}"
-    )
-    return (
-        f"{found.identical} of {found.probes} texts the same{ties}, next token at {found.same_next_token:.1%}, "
-        f"log-probabilities within {found.largest_difference:.1e}{kl}{score}"
-    )
-
-
-def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"

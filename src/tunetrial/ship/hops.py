@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from tunetrial.core.errors import EvidenceError
-from tunetrial.core.records import Record
+from tunetrial.core.fidelity import Measures
 
 TIE_NATS = 1e-4
 Outcome = Literal["identical", "tie", "different"]
@@ -48,30 +48,6 @@ class Answers:
         """The likeliest next token at each place."""
         best_L = self.log_probs_LN.argmax(axis=1)
         return best_L if self.ids_LN is None else self.ids_LN[np.arange(len(best_L)), best_L]
-
-
-class Measures(Record):
-    """Two forms side by side, over `probes` completions and `places` of known text.
-
-    Completions are counted as `identical`, as a `tie` where they part at a place at which the earlier form's two
-    likeliest tokens are less than 1e-4 nats apart, and as `different` otherwise; `first_different` is the number of the
-    first such probe. `same_next_token` is a share of places. `largest_difference` is of log-probabilities, in nats;
-    `kl_mean` and `kl_largest` are Kullback-Leibler divergences of the later form from the earlier one, in nats a place,
-    and None where only the likeliest tokens are known. `tokens_compared` is the least number of tokens that both forms
-    told of a place.
-    """
-
-    probes: int
-    places: int
-    identical: int
-    ties: int
-    different: int
-    first_different: int | None
-    same_next_token: float
-    largest_difference: float
-    kl_mean: float | None
-    kl_largest: float | None
-    tokens_compared: int
 
 
 def compare(before: Answers, after: Answers) -> Measures:

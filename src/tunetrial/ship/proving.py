@@ -8,7 +8,8 @@ from tunetrial.analysis import metrics
 from tunetrial.core import manifest
 from tunetrial.core.errors import ConfigError
 from tunetrial.core.evidence import Example
-from tunetrial.ship.chain import Asked, Chain, prove
+from tunetrial.core.fidelity import Chain
+from tunetrial.ship.chain import Asked, prove
 from tunetrial.ship.formats import GGUF_KINDS
 from tunetrial.ship.order import Source
 from tunetrial.ship.shipped import Fidelity

@@ -13,12 +13,13 @@ from tunetrial.core import files
 from tunetrial.core.deployment import Bench
 from tunetrial.core.errors import EvidenceError, IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, TrialRecord
+from tunetrial.core.fidelity import Proof
 from tunetrial.core.study import Lock, Trial
 from tunetrial.store import lease, sealed
 from tunetrial.store.trial import TrialFolder
 
 _LOCK = "study.lock.json"
-_PACKS, _PLAN, _BENCH = "packs.json", "plan.json", "bench.json"
+_PACKS, _PLAN, _BENCH, _PROOFS = "packs.json", "plan.json", "bench.json", "chains"
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,28 @@ class StudyFolder:
         except (ValidationError, KeyError) as error:
             found = str(error).splitlines()[0]
             raise IntegrityError(f"{path}: not a bench of this version, got {found}; measure again") from None
+
+    def write_proof(self, proof: Proof) -> None:
+        """Keep what became of a run that shipped, in place of an earlier one of the same run and format."""
+        path = self.path / _PROOFS / f"{proof.trial}-{proof.format}.json"
+        with files.writing(path):
+            path.parent.mkdir(exist_ok=True)
+            sealed.write(path, {"proof": proof.model_dump(mode="json")})
+
+    def proofs(self) -> tuple[Proof, ...]:
+        """What became of runs that shipped with a proof.
+
+        Raises:
+            IntegrityError: One is not what was written.
+        """
+        found = []
+        for path in sorted(self.path.glob(f"{_PROOFS}/*.json")):
+            try:
+                found.append(Proof.model_validate(sealed.read(path)["proof"]))
+            except (ValidationError, KeyError) as error:
+                got = str(error).splitlines()[0]
+                raise IntegrityError(f"{path}: not a proof of this version, got {got}; ship again") from None
+        return tuple(found)
 
     def write_report(self, name: str, text: str) -> None:
         """Keep a report under its name, such as `report.html`."""

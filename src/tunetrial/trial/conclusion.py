@@ -6,15 +6,19 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tunetrial import analysis, plan
-from tunetrial.analysis import arms, latency, rounds
+from tunetrial.analysis import arms, breakeven, latency, rounds
 from tunetrial.analysis.rounds import Round
 from tunetrial.core.deployment import Deployment
 from tunetrial.core.errors import IntegrityError, StoreError
 from tunetrial.core.evidence import Decision, Evidence, Held, Scored
+from tunetrial.core.fidelity import Proof
 from tunetrial.core.findings import Concord, Graded, Rated
+from tunetrial.core.money import GB_BYTES
 from tunetrial.core.owning import Ownership
 from tunetrial.core.prices import Costs
 from tunetrial.core.study import Lock, Study, TaskSpec
+from tunetrial.plan import catalogue
+from tunetrial.plan.upkeep import stated
 from tunetrial.store import StudyFolder
 from tunetrial.trial import raters
 from tunetrial.trial.openings import count_openings
@@ -53,6 +57,7 @@ def conclude(study: Study, folder: Path) -> tuple[Evidence, Decision]:
         ).model_copy(
             update={"spent": spent(study, folder), **_planned(store, evidence), **_rated(evidence, held)}
             | _used(store, evidence)
+            | {"proven": _proven(store, evidence)}
         )
         store.write_decision(decision)
     return evidence, decision
@@ -99,7 +104,26 @@ def _deployed(store: StudyFolder, evidence: Evidence) -> Deployment | None:
     """What was timed of finals that the study still has; None where nothing was."""
     bench, known = store.bench(), {record.trial.id for record in evidence.records}
     timed = {trial for trials in bench.trials.values() for trial in trials} if bench else set()
-    return latency.summarise(bench) if timed and timed <= known else None
+    if not (timed and timed <= known):
+        return None
+    costs, usd_per_hour = evidence.lock.study.costs, evidence.lock.study.hardware.usd_per_hour
+    storage = stated(costs.usd_per_gb_month, "GB-month", "usd_per_gb_month") or catalogue.storage_rate()
+    hour = None if usd_per_hour is None else f"{usd_per_hour:.4g} USD an hour of the machine (hardware.usd_per_hour)"
+    volumes = breakeven.volumes(
+        bench,
+        variants=costs.variants,
+        requests=costs.requests_per_month,
+        usd_per_byte_month=None if storage is None else storage.usd / (storage.gb_bytes or GB_BYTES),
+        usd_per_s=None if usd_per_hour is None else usd_per_hour / 3600,
+        prices=tuple(said for said in (hour, storage and f"{storage}") if said),
+    )
+    return latency.summarise(bench).model_copy(update={"volumes": volumes})
+
+
+def _proven(store: StudyFolder, evidence: Evidence) -> tuple[Proof, ...]:
+    """Chains of runs that the study still has."""
+    known = {record.trial.id for record in evidence.records}
+    return tuple(proof for proof in store.proofs() if proof.trial in known)
 
 
 def post_hoc(locks: Sequence[Lock]) -> tuple[str, ...]:
