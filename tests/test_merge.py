@@ -71,6 +71,8 @@ def test_a_merged_model_computes_what_peft_computes_beside_the_base(base, tmp_pa
     assert torch.allclose(found, wanted, atol=1e-5)
     assert made.matrices == 4 and not made.base_checked and made.same_next_token == 1.0
     assert made.merge_difference < 1e-5 and made.fingerprint == models.resolve(str(tmp_path / "out")).fingerprint
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1  # weights as the umask has it, like the rest
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 

@@ -115,6 +115,19 @@ def test_a_file_is_kept_once_however_many_versions_have_it(tmp_path):
     assert (registry.find("name-0", "3").folder / "nested" / "vocabulary.txt").read_bytes() == b"words"
 
 
+def test_adapters_are_held_against_as_many_full_models(tmp_path):
+    registry = Registry.at()
+    for number, base in enumerate(("ab", "ab", "cd")):
+        folder = shipped(tmp_path / f"s{number}", b"%d" % number * 1000, base_fingerprint=base, base_bytes=50_000)
+        registry.add("mail", folder)
+    registry.add("other", shipped(tmp_path / "whole", b"w" * 50_000, format="merged"))
+    found = registry.listing()
+    assert (found.adapters, found.bases_bytes, found.full_bytes) == (3, 100_000, 150_000)
+    own = sum(v.bytes for one in found.entries for v in one.versions if one.name == "mail")
+    last = tunetrial("list").splitlines()[-1]
+    assert last == f"adapters: 3, {own:,} B and 100.0 kB for their bases; 150.0 kB as full models"
+
+
 def test_the_same_files_again_are_the_same_version(registry, tmp_path):
     before = registry.entry("mail")
     version, is_new = registry.add("mail", tmp_path / "shipped-2")
@@ -694,6 +707,7 @@ def test_a_statement_says_what_ship_writes(tmp_path):
         "trial",
         "verdict",
         "test_rows",
+        "base_bytes",
         "chain",
     }
     assert Shipped.model_validate(statement()).model_dump() == statement()

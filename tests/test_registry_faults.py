@@ -157,9 +157,8 @@ def shelve(place: Path, workers: int, count: int) -> Path:
     return place
 
 
-def test_many_writers_at_once_lose_nothing(tmp_path):
-    """They begin where there is no registry at all."""
-    shelf, registry, workers, count = shelve(tmp_path / "s", 5, 4), Registry.at(tmp_path / "r"), 5, 4
+def writers(registry: Registry, shelf: Path, workers: int, count: int) -> tuple[list, list]:
+    """Processes that are at work, and an event of each that is set once it is."""
     started = [CONTEXT.Event() for _ in range(workers)]
     processes = [
         CONTEXT.Process(target=work, args=(registry.folder, shelf, worker, count, started[worker]))
@@ -167,6 +166,13 @@ def test_many_writers_at_once_lose_nothing(tmp_path):
     ]
     for process in processes:
         process.start()
+    return processes, started
+
+
+def test_many_writers_at_once_lose_nothing(tmp_path):
+    """They begin where there is no registry at all."""
+    shelf, registry, workers, count = shelve(tmp_path / "s", 5, 4), Registry.at(tmp_path / "r"), 5, 4
+    processes, _ = writers(registry, shelf, workers, count)
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -183,13 +189,7 @@ def test_writers_killed_at_random_moments_leave_it_whole(tmp_path, kills):
     shelf, registry = shelve(tmp_path / "s", workers, count), Registry.at(tmp_path / "r")
     survivors = 0
     for _ in range(kills):
-        started = [CONTEXT.Event() for _ in range(workers)]
-        processes = [
-            CONTEXT.Process(target=work, args=(registry.folder, shelf, worker, count, started[worker]))
-            for worker in range(workers)
-        ]
-        for process in processes:
-            process.start()
+        processes, started = writers(registry, shelf, workers, count)
         for event in started:
             assert event.wait(30)
         time.sleep(rng.uniform(0.01, 0.6))

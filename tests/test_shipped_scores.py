@@ -85,6 +85,8 @@ def test_what_travels_are_test_rows_alone_and_none_to_the_hub(study, tmp_path):
     assert kept.column_names == list(scores.COLUMNS) and set(kept["split"].to_pylist()) == {"test"}
     assert tuple(kept["example_id"].to_pylist()) == whole.example_id_E
     assert -np.mean(kept["score"].to_pylist()) == pytest.approx(record.measurements["test.nll"].value)
+    weights = study.path.parent / "base" / "model.safetensors"
+    assert read_shipped(tmp_path / "vllm").base_bytes == weights.stat().st_size
     assert read_shipped(tmp_path / "vllm").test_rows == StudyFolder(study.folder).read_lock().tested("mail")
     study.ship(Order(arm="lora", format="hub"), tmp_path / "hub")
     assert not (tmp_path / "hub" / scores.NAME).exists() and read_shipped(tmp_path / "hub").test_rows is None

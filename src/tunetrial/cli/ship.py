@@ -31,31 +31,22 @@ def ship(
     ] = None,
     score: Annotated[bool, typer.Option("--score", help="Score what was merged on test rows.")] = False,
     prove: Annotated[bool, typer.Option("--prove", help="Hold every hop to these files to the run.")] = False,
-    push_to_hub: Annotated[str | None, typer.Option(help="New repository, org/name.", show_default=False)] = None,
+    push_to: Annotated[
+        str | None, typer.Option("--push-to-hub", help="New repository, org/name.", show_default=False)
+    ] = None,
     public: Annotated[bool, typer.Option("--public", help="Not a private repository.")] = False,
     folder: Folder = None,
     json: Json = False,
 ) -> None:
     """Write what a study chose for other tools, with its card."""
+    given = locals()
     with exit_status():
-        loaded = Study.load(study, folder=folder)
-        print(f"shipping {arm} as {format}", file=sys.stderr)
         from tunetrial.ship.order import Order
 
+        asked = {name: value for name, value in given.items() if name in Order.model_fields}
+        order, loaded = Order(**asked, dequantised=onto == "dequantised"), Study.load(study, folder=folder)
         tell = lambda said: print(said, file=sys.stderr)  # noqa: E731
-        order = Order(
-            arm=arm,
-            format=format,
-            task=task,
-            seed=seed,
-            dtype=dtype,
-            merge=merge,
-            retrain=retrain,
-            dequantised=onto == "dequantised",
-            llama_cpp=llama_cpp,
-            push_to=push_to_hub,
-            public=public,
-        )
+        tell(f"shipping {arm} as {format}")
         made = loaded.ship(order, to, score=score, prove=prove, tell=tell)
         if prove:
             loaded.report()

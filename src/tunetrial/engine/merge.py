@@ -315,6 +315,8 @@ def _save(
     if keep_head:
         merged.score.float()
     merged.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # written for the owner's eyes alone; the rest goes by the umask
+        shutil.copymode(folder / "config.json", weights)
     copy_rest(base.folder, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if dtype is not None:

@@ -108,7 +108,7 @@ def ship(
         text = card.card(evidence, _recounted(decision, source), about)
         (folder / "README.md").write_text(text, encoding="utf-8")
         fields = {"study": decision.study_digest, "arm": order.arm, "trial": record.trial.id, "verdict": said}
-        fields["test_rows"] = _keep_scores(source, folder)
+        fields |= {"test_rows": _keep_scores(source, folder), "base_bytes": _base_bytes(source, folder)}
         chain = None if probes is None else prove_shipped(source, folder, probes)
         stated = {"base_fingerprint": source.base.fingerprint, "chain": fidelity(chain), **fields}
         Shipped(format=made.format, **stated).write(folder)
@@ -151,6 +151,13 @@ def _keep_scores(source: Source, folder: Path) -> str | None:
     if source.order.format == "hub" or not keep_scores(source.artifact.parent, folder):
         return None
     return source.lock.tested(source.record.trial.task)
+
+
+def _base_bytes(source: Source, folder: Path) -> int | None:
+    """Bytes of the base's weights, where they are needed and not in the folder."""
+    if source.whole or any(folder.glob("*.gguf")):
+        return None
+    return sum(path.stat().st_size for path in source.base.folder.glob("*.safetensors"))
 
 
 def _sizes(folder: Path) -> dict[str, int]:

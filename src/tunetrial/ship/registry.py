@@ -77,7 +77,17 @@ class Registry:
             entries = tuple(self._entry(rows, name) for name in names)
         once = {file.sha256: file.bytes for entry in entries for one in entry.versions for file in one.files}
         apart = sum(one.bytes for entry in entries for one in entry.versions)
-        return Listing(folder=self.folder, entries=entries, stored_bytes=sum(once.values()), apart_bytes=apart)
+        stated = [one.shipped for entry in entries for one in entry.versions if one.shipped.base_bytes is not None]
+        bases = {one.base_fingerprint: one.base_bytes for one in stated}
+        return Listing(
+            folder=self.folder,
+            entries=entries,
+            stored_bytes=sum(once.values()),
+            apart_bytes=apart,
+            adapters=len(stated),
+            bases_bytes=sum(bases.values()),
+            full_bytes=sum(one.base_bytes for one in stated),
+        )
 
     def entry(self, name: str) -> Entry:
         """All of one name; ConfigError if there is none."""

@@ -31,7 +31,8 @@ class Shipped(Record):
 
     `study` is the digest of the study's lock, `trial` the id of the replicate whose weights these are, `verdict` the
     words of its arm against the reference. `test_rows` is the digest of the rows that its scores are of, by which the
-    test ledger counts; None where no scores came with it.
+    test ledger counts; None where no scores came with it. `base_bytes` are those of the weights of the base that it
+    needs beside it; None of what needs none.
     """
 
     format: Literal["adapter", "merged", "gguf", "ollama", "vllm"]
@@ -41,6 +42,7 @@ class Shipped(Record):
     trial: Line
     verdict: Line
     test_rows: Line | None = added()
+    base_bytes: Annotated[int, Field(ge=0)] | None = added()
     chain: Fidelity = Fidelity()
 
     def write(self, folder: Path) -> None:

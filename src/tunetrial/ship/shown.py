@@ -36,7 +36,12 @@ def listing(found: Listing) -> str:
     ]
     count = sum(len(one.versions) for one in found.entries)
     saved = f"{size(found.stored_bytes)} stored, each file once; {size(found.apart_bytes)} as {count} separate folders"
-    return "\n".join([*_table(["name", "versions", "size", "aliases"], rows), "", saved])
+    lines = [*_table(["name", "versions", "size", "aliases"], rows), "", saved]
+    if found.adapters:
+        own = sum(v.bytes for one in found.entries for v in one.versions if v.shipped.base_bytes is not None)
+        beside = f"adapters: {found.adapters}, {size(own)} and {size(found.bases_bytes)} for their bases"
+        lines.append(f"{beside}; {size(found.full_bytes)} as full models")
+    return "\n".join(lines)
 
 
 def entry(found: Entry) -> str:

@@ -45,12 +45,19 @@ class Entry(Record):
 
 
 class Listing(Record):
-    """All names. `stored_bytes` is what their files take, each content once; `apart_bytes` what copies would."""
+    """All names. `stored_bytes` is what their files take, each content once; `apart_bytes` what copies would.
+
+    `adapters` is how many versions need a base that is not among their files, `bases_bytes` what these bases take,
+    each once, and `full_bytes` what as many full models would, each as large as its base.
+    """
 
     folder: Path
     entries: tuple[Entry, ...]
     stored_bytes: int
     apart_bytes: int
+    adapters: int = 0
+    bases_bytes: int = 0
+    full_bytes: int = 0
 
 
 class Move(Record):
