@@ -11,10 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import shippable
 from test_merge import peft_adapter, rewrite
 from tiny import make_model
+from tunetrial import models
 from tunetrial.core.errors import ConfigError, ModelError, StoreError
 from tunetrial.ship import converters, gguf_files
+from tunetrial.ship.order import Order
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's, in these tests
 TELL = """
@@ -67,6 +70,37 @@ def test_k_quants_are_made_of_an_f32_file_by_the_quantiser(base, checkout, tmp_p
     (checkout / "build" / "bin" / "llama-quantize").unlink()
     with pytest.raises(ConfigError, match="--llama-cpp: no llama-quantize there, got .*; name a checkout"):
         converters.write_base(base, tmp_path / "c.gguf", kind="q4_k_m", llama_cpp=checkout)
+
+
+def test_what_can_be_written_here_goes_to_the_quantiser_without_the_converter(checkout, tmp_path):
+    base = make_model(tmp_path / "base", merges=(("e", "r"), ("a", "t")))
+    (checkout / converters.OF_MODELS).unlink()
+    converters.write_base(base, tmp_path / "b.gguf", kind="q4_k_m", llama_cpp=checkout)
+    kind, _, given = (tmp_path / "b.gguf").read_bytes().partition(b"\n")
+    gguf_files.write_base(base, tmp_path / "f32.gguf", kind="f32")
+    assert kind == b"Q4_K_M" and given == (tmp_path / "f32.gguf").read_bytes()
+    assert gguf_files.writable(base) and not gguf_files.writable(make_model(tmp_path / "bytes"))
+
+
+def test_rows_that_k_quants_cannot_hold_are_said(checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNETRIAL_HOME", str(tmp_path / "home"))
+    study = shippable.make_study(tmp_path / "study", arms=("full",), seeds=1)
+    made = study.ship(Order(arm="full", format="gguf", dtype="q4_k_m", llama_cpp=checkout), tmp_path / "out")
+    (said,) = [one for one in made.remarks if "256" in one]
+    assert said.startswith("llama.cpp keeps in more bits than q4_k_m") and "q_proj (64)" in said
+    assert "down_proj (128)" in said and said in (tmp_path / "out" / "README.md").read_text().replace("\\", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("LLAMA_CPP" not in os.environ, reason="LLAMA_CPP names no checkout of llama.cpp")
+def test_llama_cpps_own_quantiser_makes_k_quants_of_the_embedded_base(tmp_path):
+    folder = Path(os.environ["LLAMA_CPP"])
+    made = converters.write_base(models.EMBEDDED, tmp_path / "q.gguf", kind="q4_k_m", llama_cpp=folder)
+    read = gguf.GGUFReader(made)
+    kinds = {tensor.tensor_type.name for tensor in read.tensors}
+    assert kinds == {"F32", "Q4_K", "Q6_K"}
+    stated = read.get_field(gguf_files.STATED).contents()
+    assert stated == models.resolve(str(models.EMBEDDED)).fingerprint and made.stat().st_size < 10 * 2**20
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "lora_alpha": 3, "rank_pattern": {"q_proj": 2}}])

@@ -2,9 +2,10 @@
 
     converters.write_base(Path("model"), Path("model-q4.gguf"), kind="q4_k_m", llama_cpp=Path("~/llama.cpp"))
 
-They are taken from a checkout that the user names, and run as processes of their own. What the product knows of a model
-or an adapter is checked before, because they take it as it comes: rsLoRA's scale above all. Their files do not say of
-which weights they are.
+They are taken from a checkout that the user names, and run as processes of their own. What `gguf_files` can write is
+written by it and, for K-quants, handed to llama.cpp's quantiser, which keeps what the file states. What the product
+knows of other models and adapters is checked before the converters see them, because they take it as it comes: rsLoRA's
+scale above all. Their files do not say of which weights they are.
 """
 
 import json
@@ -31,7 +32,8 @@ SAID_CHARACTERS = 300
 
 
 def write_base(folder: Path, to: Path, *, kind: str, llama_cpp: Path) -> Path:
-    """Write a model folder as a GGUF by llama.cpp's converter; kinds that it has not, by its quantiser after that.
+    """Write a model folder as a GGUF, by llama.cpp's converter where it is none that is written here; kinds that are
+    written by neither, by llama.cpp's quantiser after that.
 
     Args:
         kind: f32, f16, bf16 or q8_0; any other name is passed to `llama-quantize` (q4_k_m, q5_k_m, q6_k and so on).
@@ -46,23 +48,30 @@ def write_base(folder: Path, to: Path, *, kind: str, llama_cpp: Path) -> Path:
         if (base.folder / name).is_file() and read_config(base.folder / name).get("auto_map"):
             got = "got auto_map"
             raise ModelError(f"{base.folder / name}: names code that the converter would run, {got}; use another model")
-    script, outtype = _program(llama_cpp, (OF_MODELS,)), kind.lower()
+    outtype = kind.lower()
     direct = outtype in gguf_files.KINDS
     quantiser = None if direct else _program(llama_cpp, QUANTISERS)
     with tempfile.TemporaryDirectory(dir=_parent(to), prefix=f".{to.name}.") as made, files.replacing(to) as temporary:
         whole = temporary if direct else Path(made) / "f32.gguf"
-        _run(
-            [sys.executable, str(script), str(base.folder), "--outfile", str(whole), "--outtype"]
-            + [outtype if direct else "f32"],
-            about=base.folder,
-        )
+        _write_whole(base.folder, whole, outtype if direct else "f32", llama_cpp)
         if quantiser is not None:
             _run([str(quantiser), str(whole), str(temporary), kind.upper()], about=base.folder)
     return to
 
 
+def _write_whole(folder: Path, to: Path, outtype: str, llama_cpp: Path) -> None:
+    """By our own writer, which states of which weights it is; what it refuses, by llama.cpp's converter."""
+    if gguf_files.writable(folder):
+        gguf_files.write_base(folder, to, kind=outtype)
+        return
+    script = _program(llama_cpp, (OF_MODELS,))
+    asked = [str(folder), "--outfile", str(to), "--outtype", outtype]
+    _run([sys.executable, str(script), *asked], about=folder)
+
+
 def write_adapter(adapter: Path, base: Path, to: Path, *, llama_cpp: Path) -> Path:
-    """Write a LoRA adapter as a GGUF by llama.cpp's converter, with the scales that it was trained with.
+    """Write a LoRA adapter as a GGUF with the scales that it was trained with, by llama.cpp's converter where its base
+    is none that is written here.
 
     Raises:
         ModelError: The adapter cannot be a GGUF or does not fit the base, or the converter refuses it.
@@ -73,6 +82,8 @@ def write_adapter(adapter: Path, base: Path, to: Path, *, llama_cpp: Path) -> Pa
     reason = gguf_files.refusal(adapter)
     if reason is not None:
         raise ModelError(reason)
+    if gguf_files.writable(base):
+        return gguf_files.write_adapter(adapter, base, to)
     script = _program(llama_cpp, (OF_ADAPTERS,))
     read, pinned = read_adapter(adapter), models.resolve(str(base.absolute()))
     weights, _ = merge.adapter_weights(read, pinned)

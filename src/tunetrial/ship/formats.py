@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from tunetrial import models
 from tunetrial.core import manifest
 from tunetrial.core.errors import IntegrityError, ModelError
 from tunetrial.engine import merge, tensors
@@ -20,10 +21,11 @@ from tunetrial.engine.texts import PLAIN_TEMPLATE
 from tunetrial.models.adapters import CONFIG, READOUT, WEIGHTS, AdapterFolder, read_adapter
 from tunetrial.report.text import escape
 from tunetrial.ship import ollama, templates, vllm
-from tunetrial.ship.order import Source
+from tunetrial.ship.order import BY_LLAMA_CPP, Source
 
 MODEL, CHAT_TEMPLATE = "model.safetensors", "chat_template.jinja"
 GGUF_KINDS = {"fp32": "f32", "fp16": "f16"}
+K_BLOCK = 256  # ggml's QK_K
 COPIED = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
 
@@ -123,8 +125,7 @@ def _gguf(source: Source, folder: Path) -> Made:
     model, adapter = _gguf_files(source, folder)
     lora = f" --lora {adapter}" if adapter else ""
     use = (f"```sh\nllama-server -m {model}{lora}\n```", _what_to_send(source, "the whole prompt"))
-    remarks = _merge_remark(source) if source.whole else _stored_remark(source)
-    return Made("gguf", None, use, (*remarks, *_labels_remark(source)))
+    return Made("gguf", None, use, _gguf_remarks(source))
 
 
 def _ollama(source: Source, folder: Path) -> Made:
@@ -145,8 +146,7 @@ def _ollama(source: Source, folder: Path) -> Made:
     (folder / "Modelfile").write_text(text, encoding="utf-8", newline="\n")
     name = source.order.arm
     use = (f"```sh\nollama create {name} -f Modelfile\nollama run {name}\n```", f"{said}.")
-    remarks = (*(_merge_remark(source) if source.whole else _stored_remark(source)), *_labels_remark(source))
-    return Made("ollama", None, use, (*remarks, "Ollama was not run."))
+    return Made("ollama", None, use, (*_gguf_remarks(source), "Ollama was not run."))
 
 
 def _vllm(source: Source, folder: Path) -> Made:
@@ -290,6 +290,24 @@ def _head_use(source: Source) -> tuple[str, ...]:
         return ()
     number = "; a number is `logit * sd + mean` of that file" if source.task.kind == "regress" else ""
     return (f"`{READOUT}` says what the head's outputs mean{number}.",)
+
+
+def _gguf_remarks(source: Source) -> tuple[str, ...]:
+    merged = _merge_remark(source) if source.whole else _stored_remark(source)
+    return (*merged, *_labels_remark(source), *_blocks_remark(source))
+
+
+def _blocks_remark(source: Source) -> tuple[str, ...]:
+    """K-quants take weights by 256 of a row; what does not divide so, llama.cpp keeps in another kind."""
+    if source.order.dtype not in BY_LLAMA_CPP:
+        return ()
+    shape = models.shape(source.base.folder)
+    rows = {"token_embd": shape.hidden} | {name: inputs for name, (inputs, _) in shape.projections.items()}
+    odd = {name: length for name, length in rows.items() if length % K_BLOCK}
+    if not odd:
+        return ()
+    said = ", ".join(f"{name} ({length})" for name, length in odd.items())
+    return (f"llama.cpp keeps in more bits than {source.order.dtype} what has rows of no multiple of 256: {said}.",)
 
 
 def _stored_remark(source: Source) -> tuple[str, ...]:

@@ -107,6 +107,17 @@ def write_base(folder: Path, to: Path, *, kind: Kind) -> Path:
     return to
 
 
+def writable(base: Path) -> bool:
+    """Whether a base can be written here: a plain Llama whose tokenizer can be stated."""
+    gguf = package()
+    try:
+        shape, _ = _plain_llama(base)
+        gguf_vocabulary.add(gguf.GGUFWriter(None, "llama"), base, shape.vocabulary)
+    except ModelError:
+        return False
+    return True
+
+
 def write_adapter(adapter: Path, base: Path, to: Path) -> Path:
     """Write a LoRA adapter in PEFT's layout as a GGUF beside that of its base, in f32.
 
