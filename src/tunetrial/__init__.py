@@ -194,10 +194,12 @@ class Study:
         again = partial(rescore, evidence, root) if score else None
         task = order.task or evidence.lock.study.rule.primary
         rows = probes(evidence, task, order.arm, root) if prove else None
-        self._concluded = None  # a proof joins the report
         anew = partial(retrain, evidence, root=root, folder=self.folder, tell=tell or (lambda said: None))
         places = {"study": self.folder, "root": root, "to": Path(to)}
-        return ship(evidence, decision, order, **places, rescore=again, retrain=anew, probes=rows)
+        made = ship(evidence, decision, order, **places, rescore=again, retrain=anew, probes=rows)
+        if prove:
+            self._concluded = None  # the proof joins the report
+        return made
 
     def costs(
         self,
