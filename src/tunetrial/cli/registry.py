@@ -165,6 +165,28 @@ def split(
 
 
 @app.command()
+def export(
+    which: Which,
+    mlflow: Annotated[str, typer.Option(help="URI of an MLflow registry.", show_default=False)],
+    where: Where = None,
+    json: Json = False,
+) -> None:
+    """Register a version with MLflow."""
+    from tunetrial.ship.versions import split_reference
+
+    name, wanted = split_reference(which)
+    if wanted is None:
+        misused("registry export", f"give NAME@VERSION, such as {name[:64]}@2")
+    with exit_status():
+        from tunetrial.ship.mlflow import export as to_mlflow
+
+        registry = _registry(where)
+        version = registry.intact(name, wanted)
+        aliases = [alias for alias, number in registry.entry(name).aliases.items() if number == version.version]
+        _print(to_mlflow(version, mlflow, aliases=aliases), json, str)
+
+
+@app.command()
 def gc(where: Where = None, json: Json = False) -> None:
     """Remove what interrupted adds left."""
     with exit_status():

@@ -101,6 +101,17 @@ class Registry:
         """One version of a name, by its number or an alias; ConfigError if there is none."""
         return _find(self.entry(name), which)
 
+    def intact(self, name: str, which: str) -> Version:
+        """One version, its files checked as before a promotion.
+
+        Raises:
+            ConfigError: There is none.
+            IntegrityError: A file is altered, truncated or missing.
+        """
+        version = self.find(name, which)
+        self._check_files(version)
+        return version
+
     def damages(self, version: Version) -> tuple[str, ...]:
         """Read every file of a version in full and name what is altered, truncated, missing or foreign, a line each."""
         return self._shelf.damages(version.content, version.files, self._shelf.holds)
