@@ -228,7 +228,7 @@ def test_a_verb_has_six_options_at_most_and_json():
     for command in cli.app.registered_commands:
         names = command.callback.__annotations__
         arguments = {"study", "model", "data", "adapter"} & set(names)
-        # plan and bench: with a study or without, bench a server too; rate: a page, a judge, or a sheet, there and back;
+        # plan and bench: with a study or without, bench a server too; rate: a page, a judge or a sheet, there and back;
         # ship: six formats, and how weights are merged; serve: which engine, and where; gate: the champion, and by what
         most = {cli.plan: 10, cli.bench: 17, cli.rate: 10, cli.ship: 16, cli.serve: 7, cli.gate: 8}
         most = most.get(command.callback, 6)

@@ -356,12 +356,10 @@ class Decision(Record):
     """The outcome of a study: verdicts, then a recommendation or an abstention, with reasons and flip points.
 
     `confirmations` are of arms whose rates were searched for on another base than they were trained on. `test_openings`
-    counts by task how often the test rows have been opened, by any study of this user, this one included; empty where
-    nobody counted. `need` is absent where no arm goes without training. `spent` is what all runs of a study with a
-    budget took, by the budget's fields; `predictions` and `memory` what the plan said beforehand. `searches` are those
-    that stopped runs at a rung. `repeats`, `wordings`, `forgotten`, `frontiers`, `explained`, `learned`, `outlook`, how
-    far states `moved` and weights were `updated`, what raters found (`rated`, `graded` of 1 to 10, and how far they
-    agree, `concord`), finals as `deployed`, what arms cost to be `owned`, shipments `proven`: they decide nothing.
+    counts by task the openings of the test rows by any study of this user, this one included; empty where nobody
+    counted. `need` is absent where no arm goes without training. `spent` is what all runs took, by the budget's fields;
+    `predictions` and `memory` what the plan said. `searches` stopped runs at a rung. `repeats` to `outlook`, `moved`,
+    `updated`, what raters found, finals as `deployed`, arms as `owned` and shipments `proven` decide nothing.
     """
 
     verdicts: tuple[Comparison, ...]

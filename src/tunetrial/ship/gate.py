@@ -224,9 +224,7 @@ def _champion(
         return gate("CAN'T TELL", f"no run stands for {own.arm or 'no arm'} against {name}"), None, None
     if champion.shipped.trial == own.trial:
         return gate("PASS", f"{name} is this very run"), None, None
-    tables = {
-        record.trial.id: StudyFolder(study).trial(record.trial).path / scores.NAME for record in evidence.records
-    }
+    tables = {record.trial.id: StudyFolder(study).trial(record.trial).path / scores.NAME for record in evidence.records}
     try:
         margin = asked.margin or _margin(evidence, own.task)
         theirs = asked.scores or tables.get(champion.shipped.trial) or versus.own_scores(champion)
