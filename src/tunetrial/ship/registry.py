@@ -109,7 +109,7 @@ class Registry:
             IntegrityError: A file is altered, truncated or missing.
         """
         version = self.find(name, which)
-        self._check_files(version)
+        self.check_files(version)
         return version
 
     def damages(self, version: Version) -> tuple[str, ...]:
