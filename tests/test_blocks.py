@@ -202,3 +202,20 @@ def test_training_is_that_of_transformers_modules(settings, tmp_path, monkeypatc
     assert made[True][2] == made[False][2]
     assert made[True][0] == pytest.approx(made[False][0], rel=1e-5)
     assert made[True][1] == pytest.approx(made[False][1], rel=1e-4)
+
+
+@known
+def test_long_rows_that_train_nothing_take_the_fused_kernel_and_have_the_same_states(name, tmp_path, monkeypatch):
+    model, layout = load(name, tmp_path), drawn((40, 7, 33))
+    with torch.no_grad():
+        expected = blocks.states(model, layout)
+        monkeypatch.setattr(blocks, "FUSED_FROM", 40)
+        asked = []
+        fused = attention._fused
+        monkeypatch.setattr(attention, "_fused", lambda *a, **k: asked.append(a) or fused(*a, **k))
+        found = blocks.states(model, layout)
+    assert asked
+    torch.testing.assert_close(found[: len(layout.cells)], expected[: len(layout.cells)], rtol=1e-5, atol=1e-5)
+    asked.clear()
+    blocks.states(model, layout)
+    assert not asked, "where gradients are wanted the plain one's backward is quicker"

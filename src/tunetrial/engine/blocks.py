@@ -30,6 +30,9 @@ from tunetrial.engine.place import is_cuda
 from tunetrial.engine.segments import Segments, over
 from tunetrial.engine.stacks import Stack
 
+FUSED_FROM = (
+    128  # tokens of the longest row, from which torch's kernel is quicker on a CPU too where nothing is trained
+)
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 PROVEN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 RECOMPUTES: ContextVar[bool] = ContextVar("recomputes", default=False)
@@ -204,7 +207,7 @@ class Grid:
         q = IntoGrid.apply(q, many, size, *self.scaled(scaling)).view(shape)
         k = IntoGrid.apply(k, few, size, *self.angles).view(shape)
         v = IntoGrid.apply(v, few, size, None, None).view(shape)
-        if is_cuda(q):
+        if is_cuda(q) or (self.layout.longest >= FUSED_FROM and not torch.is_grad_enabled()):
             hidden = None if window is None else self.layout.hidden(causal=True, window=window)
             mixed = attention._fused(q, k, v, 1.0, hidden=hidden)
         else:
