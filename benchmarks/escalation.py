@@ -1,6 +1,6 @@
 """What an escalation saves, and what it costs, against the study that runs every arm: planted truth, whole studies.
 
-    python benchmarks/escalation.py                   # 1,000 studies over all kinds; writes results/escalation.json
+    python benchmarks/escalation.py            # 1,000 studies over all kinds; writes results/escalation/studies.json
     python benchmarks/escalation.py --studies 20 --kind "full gains"
 
 Every case is one world: LoRA at ranks 16, 32 and 64 and full fine-tuning (twice as long a step), best rates drawn up to
@@ -33,7 +33,7 @@ from tunetrial.engine.sim import Costs, SimEngine, SimSession, Truth, World
 from tunetrial.plan import next_wave
 from tunetrial.trial.simulated import PARAMETERS, lock, run_trial, task_data
 
-LOG = Path(__file__).resolve().parent / "results" / "escalation.json"
+LOG = Path(__file__).resolve().parent / "results" / "escalation" / "studies.json"
 MARGIN, RUN_USD, STEP_S = 0.02, 1.0, 0.05
 ROWS = {"train": 16, "validation": 300, "test": 300}
 ARMS = (

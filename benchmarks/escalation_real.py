@@ -1,6 +1,6 @@
 """Escalation in small real studies: each carried out step by step, then with every arm, in one folder.
 
-    python benchmarks/escalation_real.py                # goes on where it stopped; writes results/escalation-real.jsonl
+    python benchmarks/escalation_real.py                # goes on where it stopped; writes results/escalation/real.jsonl
     python benchmarks/escalation_real.py --studies 3 7  # these alone
     python benchmarks/escalation_real.py --count        # says what the studies on record came to
 
@@ -23,7 +23,7 @@ from b11_real import BASES, base
 from tunetrial import Study
 from tunetrial.core.evidence import Decision
 
-LOG = Path(__file__).resolve().parent / "results" / "escalation-real.jsonl"
+LOG = Path(__file__).resolve().parent / "results" / "escalation" / "real.jsonl"
 STUDIES, SEED, MARGIN = 20, 20_261_124, 0.05
 ROWS = {"train": 160, "validation": 200, "test": 300}
 STUDY = """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import escalation as bench
 from test_kill import kill_again_and_again
 from test_plan import SHAPE
 from trial_study import content, differences, load, write_study
@@ -285,3 +286,12 @@ def test_folds_are_refused_at_once(tmp_path):
     path.write_text(path.read_text().replace("    validation: validation.jsonl\n    test: test.jsonl\n", ""))
     with pytest.raises(ConfigError, match="strategy: mail is cut into folds, got 5; write folds: none, or add rows"):
         pin(load(path, "plain").asked, tmp_path, engine="trial_engines:plain", log=tmp_path / "log")
+
+
+def test_the_benchmark_counts_both_ways_of_one_world():
+    """Where full fine-tuning gains far more than any price, both end there, and weighing it is all that is lost."""
+    kind = bench.KINDS["full gains much"]
+    data = simulated.task_data("classify", bench.ROWS)
+    found = bench.case(kind, 1, data, bench.locks(kind, data))
+    assert found["last"] == "full" and found["lost"] == 0.0 and not any(found["false_directions"])
+    assert -0.3 < found["saved"] < 1 and found["regret_usd"] <= 20
