@@ -1,23 +1,26 @@
-"""The HTML page: one file that needs no network, no script and no font of its own.
+"""The HTML page: one file that needs no network and no font of its own, and is whole without script.
 
-Its policy forbids everything but the one style sheet whose digest it names: text from a study or a model cannot
-load, run or restyle anything, even if escaping were to fail.
+Its policy forbids everything but the one style sheet, and where scenarios were weighed the one script, whose digests it
+names: text from a study or a model cannot load, run or restyle anything, even if escaping were to fail.
 """
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tunetrial.analysis import metrics
+from tunetrial.analysis import draws, metrics
 from tunetrial.core.evidence import Decision, Evidence
 from tunetrial.report import (
     deployment,
     drift,
     forgetting,
     headline,
+    interactive,
     learning,
     memory,
     owning,
@@ -34,9 +37,15 @@ from tunetrial.report import (
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def html(evidence: Evidence, decision: Decision) -> str:
-    """Draw the report as one HTML document. Equal input gives equal bytes; it holds no date and no path."""
+def html(evidence: Evidence, decision: Decision, sheet: Mapping[str, Any] | None = None) -> str:
+    """Draw the report as one HTML document. Equal input gives equal bytes; it holds no date and no path.
+
+    Args:
+        sheet: `scenarios.json` of the decision's scenarios, for a page that weighs again as weights and prices move.
+    """
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    weighable = interactive.data(sheet)
+    script = interactive.script(TEMPLATES) if weighable else ""
     study = evidence.lock.study
     limit = study.limits.get("forgetting_nats"), study.rule.primary
     chosen = {(a.task, a.arm): (a.learning_rate, a.at_edge) for a in decision.arms if a.learning_rate is not None}
@@ -45,7 +54,10 @@ def html(evidence: Evidence, decision: Decision) -> str:
         .get_template("page.html.jinja")
         .render(
             style=style,
-            policy=f"default-src 'none'; style-src 'sha256-{_digest(style)}'; base-uri 'none'; form-action 'none'",
+            policy=_policy(style, script),
+            script=script,
+            weighable=weighable,
+            drawn=words.number(draws.DRAWS, 0),
             evidence=evidence,
             study=study,
             decision=decision,
@@ -93,6 +105,11 @@ def html(evidence: Evidence, decision: Decision) -> str:
             flips=tuple(headline.flip(point) for point in decision.flips),
         )
     )
+
+
+def _policy(style: str, script: str) -> str:
+    scripts = f"script-src 'sha256-{_digest(script)}'; " if script else ""
+    return f"default-src 'none'; {scripts}style-src 'sha256-{_digest(style)}'; base-uri 'none'; form-action 'none'"
 
 
 def _digest(style: str) -> str:
