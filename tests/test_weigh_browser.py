@@ -143,6 +143,18 @@ def test_moving_a_slider_past_a_printed_flip_point_flips_the_page(opened):
     assert len({asked, most, opened.script(ANSWER)}) >= 2
 
 
+def test_one_tenant_more_than_printed_and_back(opened):
+    opened.script(CHOOSE, 3)
+    assert "Flips to lora if the number of tenants reaches 3 (now 2)." in opened.script(FLIPS)
+    assert opened.script(RANKS)[0] == "full"
+    opened.script("document.getElementById('weigh-tenants').focus()")
+    opened.press(RIGHT)
+    assert opened.script(RANKS)[0] == "lora"
+    assert "Flips to full if the number of tenants reaches 2 (now 3)." in opened.script(FLIPS)
+    opened.press(LEFT)
+    assert opened.script(RANKS)[0] == "full"
+
+
 def test_by_keyboard_alone_and_told_politely_once_it_rests(opened):
     focused = "return [document.activeElement.id, document.activeElement.getAttribute('aria-valuetext')]"
     opened.script("document.getElementById('weigh-use').focus()")
@@ -162,9 +174,9 @@ def test_by_keyboard_alone_and_told_politely_once_it_rests(opened):
     opened.until(f"return {told}.startsWith('Use mine. mine scores ')")
     opened.press(END)
     opened.press(TAB, TAB)
-    assert opened.script(focused) == ["weigh-usd_per_hour", "$1.00 an hour"]
+    assert opened.script(focused) == ["weigh-usd_per_hour", "$1.00"]
     opened.press(RIGHT)
-    assert opened.script(focused)[1] == "$1.02 an hour"
+    assert opened.script(focused)[1] == "$1.02"
     opened.press(TAB, browser.ENTER)
     assert opened.script("return document.getElementById('weigh-weight-0').getAttribute('aria-valuetext')") == "0.600"
 
@@ -204,8 +216,8 @@ def test_in_print_the_state_chosen_stands_and_no_control(opened):
         )
     finally:
         opened.tool("Emulation.setEmulatedMedia", media="")
-    assert shown[0] is False and shown[1].startswith("Many tenants, at Quality 0.250, ")
-    assert "price of a machine hour $1.50 an hour" in shown[1] and shown[1].endswith("tenants 20.")
+    assert shown[0] is False and shown[1].startswith("Many tenants, at quality 0.250, ")
+    assert "price of a machine hour $1.50" in shown[1] and shown[1].endswith("tenants 20.")
 
 
 HOSTILE = [

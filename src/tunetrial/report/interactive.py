@@ -33,9 +33,12 @@ FIGURES = frozenset(
 ESCAPES = str.maketrans({"<": r"\u003c", ">": r"\u003e", "&": r"\u0026", "\u2028": r"\u2028", "\u2029": r"\u2029"})
 
 
-def script(templates: Path) -> str:
-    """The page's whole script: what is reckoned, and the controls."""
-    return "".join((templates / name).read_text(encoding="utf-8") for name in FILES)
+def again(sheet: Mapping[str, Any] | None, templates: Path) -> dict[str, Any]:
+    """What the page's templates ask for: the data, the whole script, which is empty without data, and how many draws
+    there are."""
+    weighable = data(sheet)
+    script = "".join((templates / name).read_text(encoding="utf-8") for name in FILES) if weighable else ""
+    return {"weighable": weighable, "script": script, "drawn": words.number(draws.DRAWS, 0)}
 
 
 def data(sheet: Mapping[str, Any] | None) -> Markup | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tunetrial.analysis import draws, metrics
+from tunetrial.analysis import metrics
 from tunetrial.core.evidence import Decision, Evidence
 from tunetrial.report import (
     deployment,
@@ -44,8 +44,7 @@ def html(evidence: Evidence, decision: Decision, sheet: Mapping[str, Any] | None
         sheet: `scenarios.json` of the decision's scenarios, for a page that weighs again as weights and prices move.
     """
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    weighable = interactive.data(sheet)
-    script = interactive.script(TEMPLATES) if weighable else ""
+    again = interactive.again(sheet, TEMPLATES)
     study = evidence.lock.study
     limit = study.limits.get("forgetting_nats"), study.rule.primary
     chosen = {(a.task, a.arm): (a.learning_rate, a.at_edge) for a in decision.arms if a.learning_rate is not None}
@@ -54,10 +53,7 @@ def html(evidence: Evidence, decision: Decision, sheet: Mapping[str, Any] | None
         .get_template("page.html.jinja")
         .render(
             style=style,
-            policy=_policy(style, script),
-            script=script,
-            weighable=weighable,
-            drawn=words.number(draws.DRAWS, 0),
+            policy=_policy(style, again["script"]),
             evidence=evidence,
             study=study,
             decision=decision,
@@ -84,16 +80,11 @@ def html(evidence: Evidence, decision: Decision, sheet: Mapping[str, Any] | None
             worded_heads=wordings.HEADS,
             source_names=tuple(wordings.SOURCES.values()),
             drift=drift.section(evidence, decision),
-            deployed=deployment.section(decision),
             volumes=shipping.volumes(decision),
             volume_heads=shipping.VOLUME_HEADS,
             shipped=shipping.ways(decision),
-            deployed_px=deployment.SIZES_PX,
-            owned=owning.section(decision),
-            scenarios=scenarios.section(decision),
-            owned_heads=owning.HEADS,
-            owned_item_heads=owning.ITEM_HEADS,
-            owned_run_heads=owning.RUN_HEADS,
+            **again,
+            **_use(decision),
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
             searched=headline.searched(decision),
@@ -105,6 +96,19 @@ def html(evidence: Evidence, decision: Decision, sheet: Mapping[str, Any] | None
             flips=tuple(headline.flip(point) for point in decision.flips),
         )
     )
+
+
+def _use(decision: Decision) -> dict[str, Any]:
+    """How what was found is deployed, what it costs, and how it is decided for other uses."""
+    return {
+        "deployed": deployment.section(decision),
+        "deployed_px": deployment.SIZES_PX,
+        "owned": owning.section(decision),
+        "owned_heads": owning.HEADS,
+        "owned_item_heads": owning.ITEM_HEADS,
+        "owned_run_heads": owning.RUN_HEADS,
+        "scenarios": scenarios.section(decision),
+    }
 
 
 def _policy(style: str, script: str) -> str:

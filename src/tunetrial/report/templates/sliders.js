@@ -3,8 +3,8 @@
   const root = document.getElementById("weigh"), data = unpacked(JSON.parse(document.getElementById("weighable").textContent));
   const part = (name) => root.querySelector(`[data-part="${name}"]`);
   const SLIDING = {
-    usd_per_hour: {label: "Price of a machine hour", said: (x) => `${dollars(x)} an hour`, least: 0},
-    requests_per_month: {label: "Requests a month", said: (x) => `${plain(x)} a month`, least: 0},
+    usd_per_hour: {label: "Price of a machine hour", said: dollars, least: 0},
+    requests_per_month: {label: "Requests a month", said: plain, least: 0},
     tenants: {label: "Tenants", said: plain, least: 1},
   };
   const PAUSE_MS = 700, PER_DECADE = 100, DECADES = 3;
@@ -111,8 +111,8 @@
     if (reason.none) return "No arm can be weighed here";
     const pick = ranking[0].arm.shown;
     if (reason.rival) {
-      const weight = reason.criterion.name;
-      return `No recommendation: ${pick} is not first if the weight of ${weight} and others changes by a quarter, but ${reason.rival.shown} is`;
+      const moved = `the weight of ${reason.criterion.name} and others changes by a quarter`;
+      return `No recommendation: ${pick} is not first if ${moved}, but ${reason.rival.shown} is`;
     }
     return `No recommendation: ${pick} is first in ${percent(reason.first)} of draws, ${100 * data.rules.sure} % is asked for`;
   }
@@ -142,20 +142,27 @@
     part("answer").className = `chip ${settled ? "better" : "open"}`;
     part("answer").replaceChildren(make("span", settled ? "▲ " : "? ", {"aria-hidden": "true"}), answer);
     const heads = ["Rank", "Arm", "Score", "First in draws", ...costs.map((cost) => cost.shown)];
-    part("heads").replaceChildren(...heads.map((head) => make("th", head, {scope: "col", ...(head === "Arm" ? {} : {class: "n"})})));
+    part("heads").replaceChildren(...heads.map((head) => make("th", head, {scope: "col", class: head === "Arm" ? "" : "n"})));
     part("ranking").replaceChildren(...found.ranking.map((one, rank) => standing(one, rank, costs)));
     part("out").replaceChildren(...found.out.map(outside));
     const none = make("li", "No weight, price or volume puts another arm first, all else as it is.");
     part("flips").replaceChildren(...(found.flips.length ? found.flips.map(flipText) : [none]));
-    const at = use.scales.map((scale, j) => `${scale.shown} ${shares[j].toFixed(3)}`);
+    const at = use.scales.map((scale, j) => `${scale.shown.toLowerCase()} ${shares[j].toFixed(3)}`);
     at.push(...moving().map((name) => `${SLIDING[name].label.toLowerCase()} ${SLIDING[name].said(inputs[name])}`));
     part("at").textContent = `${use.shown}, at ${at.join(", ")}.`;
+    tell(answer, found.ranking[0]);
+  }
+
+  // For those who hear the page: what came of it, once nothing has moved for a while; not what it begins with.
+  function tell(answer, top) {
+    const how = top ? ` ${top.arm.shown} scores ${top.score.toFixed(3)}, first in ${percent(top.first)} of draws.` : "";
+    const said = `${answer}.${how}`;
     clearTimeout(telling);
+    if (told === "") told = said;
     telling = setTimeout(() => {
-      const [top] = found.ranking, said = top ? `${answer}. ${top.arm.shown} scores ${top.score.toFixed(3)}, first in ${percent(top.first)} of draws.` : answer;
-      if (told !== "" && said !== told) part("told").textContent = said;
+      if (said !== told) part("told").textContent = said;
       told = said;
-    }, told === "" ? 0 : PAUSE_MS);
+    }, PAUSE_MS);
   }
 
   part("use").append(...data.uses.map((one, index) => make("option", one.shown, {value: index})));
