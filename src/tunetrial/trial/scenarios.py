@@ -6,12 +6,12 @@ the file never says what its study does not. Its fields are told in docs/decide.
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from tunetrial.analysis import board, draws, weighing, yearly
 from tunetrial.analysis.compare import review
@@ -54,20 +54,29 @@ def asked(store: StudyFolder, further: Sequence[Scenario]) -> tuple[Scenario, ..
     Raises:
         IntegrityError: The file is not what was written.
     """
-    path = store.path / FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["asked"] if path.exists() else []
-        before = [Scenario.model_validate(one) for one in found]
-    except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
-        got = str(error).splitlines()[0]
-        raise IntegrityError(f"{path}: not scenarios of this version, got {got}; remove it and decide again") from None
+    with _refusing(store):
+        before = [Scenario.model_validate(one) for one in (kept(store) or {"asked": []})["asked"]]
     return tuple({one.name: one for one in (*before, *further)}.values())
 
 
 def kept(store: StudyFolder) -> dict[str, Any] | None:
-    """All that a page needs to weigh again; None where nothing was asked for."""
+    """All that a page needs to weigh again; None where nothing was asked for.
+
+    Raises:
+        IntegrityError: The file is not JSON.
+    """
     path = store.path / FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    with _refusing(store):
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+@contextmanager
+def _refusing(store: StudyFolder) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError) as error:  # of pydantic's faults too
+        said = f"not scenarios of this version, got {str(error).splitlines()[0]}; remove it and decide again"
+        raise IntegrityError(f"{store.path / FILE}: {said}") from None
 
 
 def weigh(
