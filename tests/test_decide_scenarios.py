@@ -1,5 +1,6 @@
 """`tunetrial decide --scenario` on a finished study: argued, kept, weighed again, and enough for a page by itself."""
 
+import base64
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trial_study import write_study
@@ -136,7 +138,11 @@ def test_a_page_can_weigh_again_from_the_file_alone(done):
         scores[arm] = score
     assert max(scores, key=scores.get) == next(iter(one["standings"]))
     drawn = sheet["draws"]["quality"]
-    assert {len(values) for values in drawn.values()} == {500}
+    amounts = {arm: np.frombuffer(base64.b64decode(text), "<f4") for arm, text in drawn.items()}
+    assert {len(values) for values in amounts.values()} == {4000}
+    assert amounts["full"].mean() == pytest.approx(sheet["arms"]["full"]["measured"]["quality"]["value"], rel=0.01)
+    lengths = sheet["draws"].get("run_length", {})
+    assert all(np.frombuffer(base64.b64decode(t), "<f4").mean() == pytest.approx(1, rel=0.05) for t in lengths.values())
 
 
 def test_a_damaged_file_of_scenarios_is_refused_and_the_old_stays(done):
@@ -145,7 +151,8 @@ def test_a_damaged_file_of_scenarios_is_refused_and_the_old_stays(done):
     kept = Path(study.folder) / "scenarios.json"
     before = kept.read_text()
     kept.write_text(before[: len(before) // 2])
-    with pytest.raises(IntegrityError, match="not scenarios of this version, got"):
-        study.decide()
+    for again in (study.report, study.decide):  # the first of a decision that is already made
+        with pytest.raises(IntegrityError, match="not scenarios of this version, got"):
+            again()
     kept.write_text(before)
     study.decide()

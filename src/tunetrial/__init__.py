@@ -151,14 +151,19 @@ class Study:
         evidence, decision = self._conclude()
         store = StudyFolder(self.folder)
         store.write_report("report.md", report.markdown(evidence, decision))
-        store.write_report("report.html", report.html(evidence, decision))
+        store.write_report("report.html", self._page(evidence, decision))
         return self.folder / "report.html"
 
     def show(self) -> Page:
         """The report as a notebook draws it, in a frame below the cell; nothing is written."""
-        from tunetrial import report
+        return Page(self._page(*self._conclude()))
 
-        return Page(report.html(*self._conclude()))
+    def _page(self, evidence: Evidence, decision: Decision) -> str:
+        from tunetrial import report
+        from tunetrial.store import StudyFolder
+        from tunetrial.trial import scenarios
+
+        return report.html(evidence, decision, scenarios.kept(StudyFolder(self.folder)))
 
     def summary(self) -> str:
         """Say the outcome in at most 12 lines."""

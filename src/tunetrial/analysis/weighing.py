@@ -288,7 +288,7 @@ def _flips(table: Table) -> tuple[Flip, ...]:
 
 
 def _moving(table: Table, name: str) -> Callable[[float], Floats]:
-    """Scores as one price or volume moves."""
+    """Scores as one price or volume moves; as they are where an arm has no total any more."""
     hours_A = table.centre("train_s") / 3600 if any(s.name == "cost_usd" for s in table.scales) else None
 
     def scores(x: float) -> Floats:
@@ -297,6 +297,8 @@ def _moving(table: Table, name: str) -> Callable[[float], Floats]:
             if scale.name == "year_usd":
                 inputs = table.inputs.model_copy(update={name: x})
                 usd = yearly.comparable(yearly.at(table.owned, inputs))
+                if not usd.keys() >= set(table.names):
+                    return table.value_AJ @ table.weight_J
                 value_AJ[:, j] = scale.value(np.array([usd[arm] for arm in table.names]))
             if scale.name == "cost_usd" and name == "usd_per_hour":
                 value_AJ[:, j] = scale.value(hours_A * x)

@@ -1,13 +1,15 @@
-"""The HTML page: one file that needs no network, no script and no font of its own.
+"""The HTML page: one file that needs no network and no font of its own, and is whole without script.
 
-Its policy forbids everything but the one style sheet whose digest it names: text from a study or a model cannot
-load, run or restyle anything, even if escaping were to fail.
+Its policy forbids everything but the one style sheet, and where scenarios were weighed the one script, whose digests it
+names: text from a study or a model cannot load, run or restyle anything, even if escaping were to fail.
 """
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -18,6 +20,7 @@ from tunetrial.report import (
     drift,
     forgetting,
     headline,
+    interactive,
     learning,
     memory,
     owning,
@@ -34,9 +37,14 @@ from tunetrial.report import (
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def html(evidence: Evidence, decision: Decision) -> str:
-    """Draw the report as one HTML document. Equal input gives equal bytes; it holds no date and no path."""
+def html(evidence: Evidence, decision: Decision, sheet: Mapping[str, Any] | None = None) -> str:
+    """Draw the report as one HTML document. Equal input gives equal bytes; it holds no date and no path.
+
+    Args:
+        sheet: `scenarios.json` of the decision's scenarios, for a page that weighs again as weights and prices move.
+    """
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    again = interactive.again(sheet, TEMPLATES)
     study = evidence.lock.study
     limit = study.limits.get("forgetting_nats"), study.rule.primary
     chosen = {(a.task, a.arm): (a.learning_rate, a.at_edge) for a in decision.arms if a.learning_rate is not None}
@@ -45,7 +53,7 @@ def html(evidence: Evidence, decision: Decision) -> str:
         .get_template("page.html.jinja")
         .render(
             style=style,
-            policy=f"default-src 'none'; style-src 'sha256-{_digest(style)}'; base-uri 'none'; form-action 'none'",
+            policy=_policy(style, again["script"]),
             evidence=evidence,
             study=study,
             decision=decision,
@@ -72,16 +80,11 @@ def html(evidence: Evidence, decision: Decision) -> str:
             worded_heads=wordings.HEADS,
             source_names=tuple(wordings.SOURCES.values()),
             drift=drift.section(evidence, decision),
-            deployed=deployment.section(decision),
             volumes=shipping.volumes(decision),
             volume_heads=shipping.VOLUME_HEADS,
             shipped=shipping.ways(decision),
-            deployed_px=deployment.SIZES_PX,
-            owned=owning.section(decision),
-            scenarios=scenarios.section(decision),
-            owned_heads=owning.HEADS,
-            owned_item_heads=owning.ITEM_HEADS,
-            owned_run_heads=owning.RUN_HEADS,
+            **again,
+            **_use(decision),
             forgotten=forgetting.rows(decision),
             forgetting=forgetting.sentences(decision, *limit),
             searched=headline.searched(decision),
@@ -93,6 +96,24 @@ def html(evidence: Evidence, decision: Decision) -> str:
             flips=tuple(headline.flip(point) for point in decision.flips),
         )
     )
+
+
+def _use(decision: Decision) -> dict[str, Any]:
+    """How what was found is deployed, what it costs, and how it is decided for other uses."""
+    return {
+        "deployed": deployment.section(decision),
+        "deployed_px": deployment.SIZES_PX,
+        "owned": owning.section(decision),
+        "owned_heads": owning.HEADS,
+        "owned_item_heads": owning.ITEM_HEADS,
+        "owned_run_heads": owning.RUN_HEADS,
+        "scenarios": scenarios.section(decision),
+    }
+
+
+def _policy(style: str, script: str) -> str:
+    scripts = f"script-src 'sha256-{_digest(script)}'; " if script else ""
+    return f"default-src 'none'; {scripts}style-src 'sha256-{_digest(style)}'; base-uri 'none'; form-action 'none'"
 
 
 def _digest(style: str) -> str:

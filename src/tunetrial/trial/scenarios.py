@@ -4,15 +4,18 @@ What was once asked for is kept there as it was asked, and weighed again wheneve
 the file never says what its study does not. Its fields are told in docs/decide.md.
 """
 
+import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from pydantic import ValidationError
+import numpy as np
 
-from tunetrial.analysis import board, draws, weighing
+from tunetrial.analysis import board, draws, weighing, yearly
 from tunetrial.analysis.compare import review
+from tunetrial.analysis.stats import Floats
 from tunetrial.core.errors import EvidenceError, IntegrityError
 from tunetrial.core.evidence import Evidence, Measurement
 from tunetrial.core.owning import Ownership
@@ -21,7 +24,7 @@ from tunetrial.core.weighed import Weighed
 from tunetrial.store import StudyFolder
 
 FILE = "scenarios.json"
-KEPT_DRAWS = 500
+VARYING = ("quality", "forgetting_nats", "run_length")
 FORMULAS = {
     "share": "share_j = weight_j / sum of weights",
     "value": "v = clip((x - worst) / (best - worst), 0, 1); log: clip(ln(max(x, min(worst, best)) / worst) / "
@@ -51,14 +54,29 @@ def asked(store: StudyFolder, further: Sequence[Scenario]) -> tuple[Scenario, ..
     Raises:
         IntegrityError: The file is not what was written.
     """
-    path = store.path / FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["asked"] if path.exists() else []
-        before = [Scenario.model_validate(one) for one in found]
-    except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
-        got = str(error).splitlines()[0]
-        raise IntegrityError(f"{path}: not scenarios of this version, got {got}; remove it and decide again") from None
+    with _refusing(store):
+        before = [Scenario.model_validate(one) for one in (kept(store) or {"asked": []})["asked"]]
     return tuple({one.name: one for one in (*before, *further)}.values())
+
+
+def kept(store: StudyFolder) -> dict[str, Any] | None:
+    """All that a page needs to weigh again; None where nothing was asked for.
+
+    Raises:
+        IntegrityError: The file is not JSON.
+    """
+    path = store.path / FILE
+    with _refusing(store):
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+@contextmanager
+def _refusing(store: StudyFolder) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError) as error:  # of pydantic's faults too
+        said = f"not scenarios of this version, got {str(error).splitlines()[0]}; remove it and decide again"
+        raise IntegrityError(f"{store.path / FILE}: {said}") from None
 
 
 def weigh(
@@ -89,35 +107,58 @@ def _sheet(laid: board.Board, owned: Ownership, weighed: Sequence[Weighed]) -> d
         "metric": laid.metric.name,
         "higher_is_better": laid.metric.higher_is_better,
         "reference": laid.reference,
+        "limits": study.limits,
         "asked": [one.asked.model_dump(mode="json") for one in weighed],
         "arms": {
             arm.name: {
                 "method": arm.method,
                 "state": laid.state(arm.name),
                 "verdict": laid.verdicts[arm.name].words if arm.name in laid.verdicts else None,
+                "untrained": arm.untrained,
+                "weighed": _weighed_when(laid, arm.name),
                 "measured": {name: m.model_dump(mode="json") for name, m in laid.costs.get(arm.name, {}).items()},
             }
             for arm in study.arms
         },
-        "draws": _draws(laid),
+        "draws": _draws(laid, owned),
         "taken": [one.model_dump(mode="json") for one in owned.taken],
         "formulas": FORMULAS,
         "weighed": [one.model_dump(mode="json") for one in weighed],
     }
 
 
-def _draws(laid: board.Board) -> dict[str, Any]:
-    """The first of the joint draws of what varies, by criterion and arm; [b] of all belong together."""
-    names = [arm for arm in laid.candidates if arm == laid.reference or laid.verdicts[arm].effect is not None]
-    varying = [n for n in ("quality", "forgetting_nats") if all(n in laid.costs[arm] for arm in names)]
-    if not names or not varying:
-        return {}
+def _weighed_when(laid: board.Board, arm: str) -> str | None:
+    """By which scenarios an arm may be weighed, where no limit of theirs rules it out; None for an arm that is out."""
+    if arm not in laid.candidates:
+        return None
+    if arm in laid.safe:
+        return "always"
+    return "with quality" if laid.verdicts[arm].effect is not None else None
+
+
+def _draws(laid: board.Board, owned: Ownership) -> dict[str, Any] | None:
+    """The joint draws of what varies, by criterion and arm; [b] of all belong together. Base64 of little-endian
+    floats of 32 bits: amounts, and of `run_length` shares of its mean, by which a year's cost of training varies.
+    None where finals are not complete."""
+    names = [arm for arm in laid.candidates if _weighed_when(laid, arm)]
+    lengths = yearly.lengths(owned)
     try:
-        found = draws.jointly(laid, names, varying)
-    except EvidenceError:  # finals are not complete
-        return {}
+        found = draws.jointly(laid, names, VARYING, per_seed={"run_length": lengths}) if names else None
+    except EvidenceError:
+        found = None
+    if found is None:
+        return None
     drawn = {}
-    for name in varying:
-        amount_BA = found.amounts(name, [laid.costs[arm][name].value for arm in names])[:KEPT_DRAWS]
-        drawn[name] = {arm: [float(f"{x:.6g}") for x in amount_BA[:, k]] for k, arm in enumerate(names)}
+    for name in (n for n in VARYING if n in found.by_seeds or n in found.by_rows):
+        measured = {arm: 1.0 for arm in lengths} if name == "run_length" else _measured(laid, name)
+        amount_BA = found.amounts(name, np.array([measured.get(arm, np.nan) for arm in names]))
+        drawn[name] = {arm: _packed(amount_BA[:, k]) for k, arm in enumerate(names) if arm in measured}
     return drawn
+
+
+def _measured(laid: board.Board, name: str) -> dict[str, float]:
+    return {arm: own[name].value for arm, own in laid.costs.items() if name in own}
+
+
+def _packed(amount_B: Floats) -> str:
+    return base64.b64encode(amount_B.astype("<f4").tobytes()).decode()
