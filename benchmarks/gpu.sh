@@ -8,7 +8,7 @@
 # Parts and what they take on one H200, estimated: solo 7 min (B3, 1.1B), packed 6 min (B2, 1.1B at 512 and 256),
 # evaluation 5 min (B5), study 5 min (B1), solo7 9 min (B3, 7B LoRA and QLoRA), packed7 6 min (B2, 7B at 1k),
 # nf4 7 min (B10), rest 8 min (the remaining sizes of B2), full7 5 min (B3, 7B full),
-# memory 10 min (B9).
+# decode 6 min (B6), mixed 6 min (B7), swaps 2 min (B8), memory 10 min (B9).
 set -u
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD/src:${PYTHONPATH:-}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -40,6 +40,9 @@ for part in "${parts[@]}"; do
     nf4) bench 540 350 b10_nf4 ;;
     rest) bench 540 350 b2_packed --cases "1.1B, 1024|1.1B, 4096|7B, 256" ;;
     full7) bench 540 150 b3_solo --cases "7B full" ;;
+    decode) bench 540 250 b6_decode ;;
+    mixed) bench 540 250 b7_mixed ;;
+    swaps) bench 200 180 b8_swaps ;;
     memory) timeout 590 python3 benchmarks/b9_memory.py --budget-s 540 --out "${OUT:-benchmarks/results}/b9-memory.jsonl" ;;
     *) echo "gpu.sh: no such part, got $part; see the head of this file" >&2; exit 2 ;;
   esac

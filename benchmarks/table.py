@@ -10,15 +10,26 @@ import b1_study
 import b2_packed
 import b3_solo
 import b5_evaluation
+import b6_decode
+import b7_mixed
+import b8_swaps
 import b10_nf4
 import b12_demo
 from contest import RESULTS, Benchmark, Case, Target
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- results: written by table.py -->\n", "<!-- end of results -->\n"
-BENCHMARKS = tuple(b.BENCHMARK for b in (b1_study, b2_packed, b3_solo, b5_evaluation, b10_nf4, b12_demo))
+SCRIPTS = (b1_study, b2_packed, b3_solo, b5_evaluation, b6_decode, b7_mixed, b8_swaps, b10_nf4, b12_demo)
+BENCHMARKS = tuple(b.BENCHMARK for b in SCRIPTS)
 DEVICES = {"cuda": "GPU", "cpu": "CPU"}
-MEASURES = {"adapter_step_s": "an adapter-step", "example_s": "an example", "study_s": "the study", "step_s": "a step"}
+MEASURES = {
+    "adapter_step_s": "an adapter-step",
+    "example_s": "an example",
+    "token_s": "a token",
+    "host_s": "an adapter from the host",
+    "study_s": "the study",
+    "step_s": "a step",
+}
 
 
 def render(folder: Path = RESULTS) -> str:
@@ -58,7 +69,7 @@ def outcome(benchmark: Benchmark, device: str, case: Case, target: Target, made:
 def shown(target: Target, value: float | None) -> str:
     if value is None:
         return ""
-    return {"speed-up": f"{value:.2f} ×", "price": f"{value:+.0%}", "time": f"{value:.0f} s"}[target.kind]
+    return {"speed-up": f"{value:.2f} ×", "price": f"{value:+.1%}", "time": seconds(value)}[target.kind]
 
 
 def sides(target: Target, measured: dict) -> str:
