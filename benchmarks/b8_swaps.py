@@ -32,7 +32,8 @@ def case(shape: str, *, goals: bool) -> Case:
         measure = f"{where}_s"
         targets.append(Target(f"swap, {where}", "time", reach if goals else None, None, predicted, measure))
         if where != "resident":  # ours is named by the rows of a request, whose time it is part of
-            targets.append(Target(f"swap, {where}, against PEFT", "speed-up", None, None, 3.0, measure, against=(PEFT,)))
+            peer = Target(f"swap, {where}, against PEFT", "speed-up", None, None, 3.0, measure, against=(PEFT,))
+            targets.append(peer)
     return Case(f"{shape}, all-linear r16", {"shape": shape, "rank": 16}, (OURS, PEFT), tuple(targets))
 
 
