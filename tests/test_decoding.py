@@ -72,12 +72,7 @@ def rows_of(made):
 def whole(made, rows, owners):
     """The last state of each row, read at once by the modules."""
     layout = lay_out(rows, made.device, members=range(owners[-1] + 1))
-    layout = lay_out(rows, made.device) if owners[-1] == 0 else _by_member(made, rows, owners)
     return blocks.states(made, layout)[layout.last]
-
-
-def _by_member(made, rows, owners):
-    return lay_out(rows, made.device, members=range(owners[-1] + 1))
 
 
 @torch.no_grad()
@@ -135,7 +130,7 @@ def test_weights_are_in_memory_once():
     made = model(members=1)
     before = sum(weight.nbytes for weight in made.parameters())
     decoder = Decoder(made.base_model)
-    [stack] = {id(layer.qkv): layer.qkv for layer in decoder.layers[:1]}.values()
+    stack = decoder.layers[0].qkv
     q = made.model.layers[0].self_attn.q_proj
     storage = stack.weight.untyped_storage().data_ptr()
     assert q.base.weight.untyped_storage().data_ptr() == storage == q.lora_A.untyped_storage().data_ptr()

@@ -33,7 +33,7 @@ class Answers:
     def made(self, prompts: Sequence[Sequence[int]], owners: Sequence[int], tokens: int) -> list[list[int]]:
         """So many tokens after each prompt, all of one length; rows of one adapter lie one after the other."""
         rows, read = self._rows(len(prompts), len(prompts[0]) + tokens), len(prompts[0])
-        rows.begin(self.causal, prompts, owners)
+        rows.begin(prompts, owners)
         for _ in range(tokens - 1):
             rows.advance()
         return rows.tokens[:, read : read + tokens].tolist()
@@ -72,12 +72,12 @@ class _Rows:
         self.lengths, self.owners, self.last = (torch.zeros(count, dtype=torch.long, device=device) for _ in range(3))
         self.again: Pass | None = None
 
-    def begin(self, causal: PreTrainedModel, prompts: Sequence[Sequence[int]], owners: Sequence[int]) -> None:
+    def begin(self, prompts: Sequence[Sequence[int]], owners: Sequence[int]) -> None:
         """Read the prompts and make the first token of each."""
         members, read = range(owners[0], owners[-1] + 1), len(prompts[0])
         rows = tuple(list(owners).count(member) for member in members)
-        with generation.caching(causal):
-            cache = generation.Grids(causal)
+        with generation.caching(self.causal):
+            cache = generation.Grids(self.causal)
             with over(Segments(members, rows, tuple(count * read for count in rows))):
                 states = cache.read(prompts)
         for layer, own in zip(self.decoder.layers, self.grids, strict=True):
