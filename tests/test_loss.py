@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tunetrial.engine.loss import token_losses, tokens_at_once
+from tunetrial.engine.place import Place, assumed
 
 chunks = pytest.mark.parametrize("chunk", [1, 4, 7, 100])
 caps = pytest.mark.parametrize("cap", [None, 2.0])
@@ -116,5 +117,10 @@ def test_no_more_than_a_chunk_of_logits_is_held(trained):
 
 def test_a_chunk_has_so_many_logits_whatever_the_vocabulary():
     for vocabulary in (1, 97, 32000, 128256, 2**27):
-        tokens = tokens_at_once(torch.empty(vocabulary, 1, device="meta"))
-        assert tokens == 1 or tokens * vocabulary <= 2**26 < (tokens + 1) * vocabulary
+        weight = torch.empty(vocabulary, 1, device="meta")
+        with assumed(Place("cuda")):
+            tokens = tokens_at_once(weight)
+            assert tokens == 1 or tokens * vocabulary <= 2**26 < (tokens + 1) * vocabulary
+            assert tokens_at_once(weight, side_by_side=8) == max(1, 2**23 // vocabulary)
+        with assumed(Place("cpu")):
+            assert tokens_at_once(weight) == max(128, 2**21 // vocabulary)

@@ -13,7 +13,9 @@ from tunetrial import models
 from tunetrial.core.errors import IntegrityError
 from tunetrial.core.evidence import Example
 from tunetrial.core.pins import given
+from tunetrial.engine import states
 from tunetrial.engine.heldout import contrast
+from tunetrial.engine.memo import Memo
 from tunetrial.engine.pairs import open_pair
 from tunetrial.engine.torch_engine import TorchEngine
 from tunetrial.store import StudyFolder
@@ -138,3 +140,47 @@ def test_tables_keep_their_content_and_types(tmp_path):
     assert table_digest(back) == table_digest(settled)
     with pytest.raises(IntegrityError, match="expected a table with SHA-256"):
         read_parquet(path, "0" * 64)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_the_base_is_read_once_for_all_finals_of_an_arm(method, tmp_path, monkeypatch):
+    base = models.resolve(str(make_model(tmp_path / "tiny", hidden=64)))
+    data = with_texts(make_data("classify", rows=32, validation=8))
+    data = replace(data, splits={**data.splits, "test": data.splits["train"][:8]})
+    trials = [make_trial(method, rate=5e-3, seed=seed, base_fingerprint=base.fingerprint, epochs=1) for seed in (1, 2)]
+    read, passes = states._read, []
+    monkeypatch.setattr(states, "_read", lambda *asked: passes.append(asked) or read(*asked))
+
+    def looked_at(session, trial):
+        passes.clear()
+        run = session.start(trial, data)
+        list(run.steps(None))
+        found = {what: run.observe(data, what) for what in ("forgetting", "states", "grams")}
+        return found, len(passes)
+
+    engine = TorchEngine(device="cpu")
+    held = engine.open(base.folder, "fp32")
+    assert [looked_at(held, trial)[1] for trial in trials] == [2, 1], "what each reads: base and tuned model, then this"
+    (later, passed), (alone, _) = looked_at(held, trials[1]), looked_at(engine.open(base.folder, "fp32"), trials[1])
+    assert passed == 1, "a tuned model's states outlived its trial"
+    for what, table in alone.items():
+        for column, values in table.items():
+            np.testing.assert_array_equal(later[what][column], values, err_msg=f"{what}: {column}")
+
+
+def test_a_memo_keeps_the_latest_within_its_bytes():
+    memo, made = Memo(most_bytes=100), []
+
+    def recall(key, size, owner="a"):
+        return memo.recall(owner, key, lambda: made.append((owner, key)) or {"x": np.zeros(size, dtype=np.uint8)})
+
+    for key, size in (("one", 40), ("two", 40), ("one", 40), ("three", 40), ("one", 40), ("two", 40)):
+        assert len(recall(key, size)["x"]) == size
+    assert made == [("a", "one"), ("a", "two"), ("a", "three"), ("a", "two")], "the least asked for goes first"
+    assert len(recall("large", 101)["x"]) == 101 and memo.bytes <= 100
+    recall("large", 101)
+    assert made[-2:] == [("a", "large")] * 2, "what is larger than all that is kept was kept"
+    recall("one", 1, owner="b")
+    assert made[-1] == ("b", "one"), "one owner was given another's"
+    memo.clear()
+    assert memo.bytes == 0

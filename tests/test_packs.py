@@ -386,12 +386,13 @@ def test_when_one_example_is_too_much_layers_are_computed_anew(base):
     assert (pack.facts(0)["micro_batch"], pack.facts(0)["recomputes"]) == (1, True)
 
 
-def test_on_a_gpu_evaluation_batches_are_filled_by_tokens():
+def test_evaluation_batches_are_filled_by_tokens():
     tokens = [[0] * length for length in (9000, 10, 20, 5000, 20_000, 40_000)]
     found = batches_of(tokens, 2, torch.device("cuda"))
     assert found == [[1, 2, 3], [0], [4], [5]]
     assert [len(rows) for rows in batches_of([[0] * 64] * 1000, 16, torch.device("cuda"))] == [32] * 31 + [8]
     assert [len(rows) for rows in batches_of([[0] * 64] * 70, 4, torch.device("cpu"))] == [8] * 8 + [6]
+    assert [len(rows) for rows in batches_of([[0] * 4096, *[[0] * 16] * 130], 1, torch.device("cpu"))] == [128, 2, 1]
 
 
 def test_what_does_not_fit_even_so_is_a_result(base):

@@ -13,6 +13,7 @@ What it does not claim: that texts are held out (the model may have been trained
 says how well the model writes. Axis E: text.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -192,17 +193,26 @@ def _summed(view: View, cut: Windows, read: Callable[[AnswerBatch], torch.Tensor
 
 def _compared(base: View, tuned: View, batch: AnswerBatch) -> torch.Tensor:
     """Of each scored token nats under base and tuned model, both divergences, and 1 where both would say the same."""
-    hidden = []
-    for view in (base, tuned):
-        with view.within():
-            hidden.append(states(view.model, batch.layout)[batch.at])
-    size = max(1, tokens_at_once(base.model.get_output_embeddings().weight) // SIDE_BY_SIDE)
+    hidden = [_hidden(view, batch) for view in (base, tuned)]
+    size = tokens_at_once(base.model.get_output_embeddings().weight, side_by_side=SIDE_BY_SIDE)
     parts = []
     for first in range(0, len(batch.at), size):
         at = slice(first, first + size)
         sides = [_distribution(view, own[at]) for view, own in zip((base, tuned), hidden, strict=True)]
         parts.append(divergences(*sides, batch.targets[at]))
     return torch.cat(parts, dim=1)
+
+
+def _hidden(view: View, batch: AnswerBatch) -> torch.Tensor:
+    """The last states before each scored token."""
+
+    def read() -> torch.Tensor:
+        with view.within():
+            return states(view.model, batch.layout)[batch.at].cpu()
+
+    parts = batch.layout.ids[0], batch.layout.bounds, batch.at
+    key = "hidden", hashlib.sha256(b"".join(part.long().cpu().numpy().tobytes() for part in parts)).hexdigest()
+    return view.recall(key, read).to(batch.at.device)
 
 
 def _distribution(view: View, hidden: torch.Tensor) -> torch.Tensor:

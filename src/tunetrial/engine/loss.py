@@ -13,12 +13,18 @@ import torch
 from tunetrial.engine.fusion import fused
 from tunetrial.engine.place import is_cuda
 
-CHUNK_LOGITS = 2**26
+CHUNK_LOGITS, FEWEST_TOKENS = {"cpu": 2**21, "cuda": 2**26}, 128
 
 
-def tokens_at_once(weight: torch.Tensor) -> int:
-    """A chunk whose logits are about 2**26: 256 MiB in fp32."""
-    return max(1, CHUNK_LOGITS // len(weight))
+def tokens_at_once(weight: torch.Tensor, *, side_by_side: int = 1) -> int:
+    """A chunk whose logits take some 256 MiB in fp32 on a GPU. On a CPU some 8 MiB, so that what is made of them is
+    still in its caches, but 128 tokens at least, for which the weight is read once.
+
+    `side_by_side` is how many tensors of that size are held.
+    """
+    if is_cuda(weight):
+        return max(1, CHUNK_LOGITS["cuda"] // len(weight) // side_by_side)
+    return max(FEWEST_TOKENS, CHUNK_LOGITS["cpu"] // len(weight) // side_by_side)
 
 
 def token_losses(

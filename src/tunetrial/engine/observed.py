@@ -15,6 +15,7 @@ are left out, and a source of which fewer than 4 are left.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from tunetrial.analysis import spectra
 from tunetrial.analysis.grams import products
 from tunetrial.analysis.similarity import FEWEST_ROWS
 from tunetrial.core.evidence import Example, Table, TaskData
+from tunetrial.core.records import canonical
 from tunetrial.core.pins import OBSERVED_ROWS, OBSERVED_TEXT_TOKENS, TEXT
 from tunetrial.core.study import Observed
 from tunetrial.engine import attention
@@ -114,7 +116,7 @@ def _tokens(pack: "TorchPack", examples: Sequence[Example], split: str) -> list[
 
 
 def _states(pack: "TorchPack", member: int, data: TaskData) -> Table | None:
-    pair = plain(pack), tuned(pack, member)
+    pair = _views(pack, member)
     found = {split: compare([pair], rows, seed=DRAWN)[0] for split, rows in sources(pack, data).items()}
     return _columns([(split, one) for split, made in found.items() for one in made])
 
@@ -156,7 +158,7 @@ def _columns(found: list[tuple[str, Compared]]) -> Table | None:
 def _grams(pack: "TorchPack", member: int, data: TaskData) -> Table | None:
     found = {}
     for split, rows in sources(pack, data).items():
-        made = mean_states(tuned(pack, member), rows)
+        made = mean_states(_views(pack, member)[1], rows)
         found |= {f"{split}:{layer}": products(states) for layer, states in made.items()}
     longest = max(map(len, found.values()), default=0)
     filled = {name: np.full(longest, np.nan, dtype=np.float32) for name in found}
@@ -194,13 +196,22 @@ def _of_matrix(found: MatrixUpdate) -> dict[str, str | float]:
     return row
 
 
+def _views(pack: "TorchPack", member: int) -> tuple[View, View]:
+    """What a pack was trained from and what a member became. The base says the same after every trial of an arm: its
+    states are kept for them all, in their session; those of a tuned model until it is trained on."""
+    base, own = plain(pack), tuned(pack, member)
+    arm = canonical(pack.trials[member].arm.model_dump(mode="json"))
+    recalls = partial(pack.session.memo.recall, arm), partial(pack.memo.recall, member)
+    return tuple(replace(view, recall=recall) for view, recall in zip((base, own), recalls, strict=True))
+
+
 def language_models(pack: "TorchPack", member: int) -> tuple[View, View]:
     """What a pack was trained from and what a member became, as language models.
 
     Where a head was trained on the backbone, the backbone is asked through the base's output layer, or through its own
     embeddings where the two share weights.
     """
-    views = plain(pack), tuned(pack, member)
+    views = _views(pack, member)
     if pack.session.causal:
         return views
     whole = {id(view.model): view.model for view in views}

@@ -30,22 +30,19 @@ from tunetrial.models import ModelShape
 from tunetrial.models.adapters import READOUT
 
 Made = TypeVar("Made")
-EVALUATION_BATCH, EVALUATION_TOKENS = 32, 2**15
+EVALUATION_TOKENS = {"cpu": 2**11, "cuda": 2**15}
 
 
 def batches_of(tokens: Sequence[Sequence[int]], members: int, device: torch.device) -> list[list[int]]:
     """Rows of like lengths, as they are evaluated together by all members of a pack.
 
-    On a CPU a batch is some 32 rows over all members, and 4 of each at least. On a GPU, where launching a pass takes as
-    long for few tokens as for many, it is as many rows as make some 32,768 tokens.
+    A batch is as many rows as make some 2,048 tokens on a CPU, whose caches hold what a layer makes of them, and some
+    32,768 on a GPU, where launching a pass takes as long for few tokens as for many.
     """
-    by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
-    if not is_cuda(device):
-        size = max(EVALUATION_BATCH // members, 4)
-        return [by_length[first : first + size] for first in range(0, len(by_length), size)]
+    most = EVALUATION_TOKENS["cuda" if is_cuda(device) else "cpu"]
     made: list[list[int]] = []
-    for row in by_length:
-        if not made or (len(made[-1]) + 1) * len(tokens[row]) * members > EVALUATION_TOKENS:
+    for row in sorted(range(len(tokens)), key=lambda row: len(tokens[row])):
+        if not made or (len(made[-1]) + 1) * len(tokens[row]) * members > most:
             made.append([])
         made[-1].append(row)
     return made

@@ -9,10 +9,12 @@ states only sums over rows are kept (`analysis.similarity.Pairing`), and a sampl
 is the embeddings, layer l the residual stream after block l; the norm after the last block is left out.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -83,12 +85,13 @@ def shared_ends(tokens: Sequence[Sequence[int]]) -> tuple[int, int]:
 @dataclass(frozen=True)
 class View:
     """One of the models that are compared: a member of a pack in a model, entered by `within`; `rows_at_once` splits
-    batches further."""
+    batches further. `recall` is given a key and how to make what belongs to it, and may have it already (`memo`)."""
 
     model: PreTrainedModel
     member: int = 0
     within: Callable[[], AbstractContextManager] = nullcontext
     rows_at_once: int | None = None
+    recall: Callable[[Hashable, Callable[[], Any]], Any] = lambda key, make: make()
 
 
 def tuned(pack: "TorchPack", member: int = 0) -> View:
@@ -198,7 +201,7 @@ def mean_states(view: View, rows: Sequence[Passage]) -> dict[int, Floats]:
     return {layer: np.concatenate([made[pooling, layer] for made in parts])[order] for pooling, layer in parts[0]}
 
 
-_Pooled = dict[tuple[Pooling, int], Floats]
+_Pooled = Mapping[tuple[Pooling, int], np.ndarray]
 
 
 class _Kept:
@@ -237,10 +240,31 @@ def _pooled(
     for first in range(0, len(rows), size):
         part = slice(first, first + size)
         made.append(_of_batch(view, rows[part], drawn[part], poolings))
-    return {key: np.concatenate([one[key] for one in made]) for key in made[0]}
+    return {key: np.concatenate([one[key] for one in made], dtype=np.float64) for key in made[0]}
 
 
 def _of_batch(
+    view: View, rows: Sequence[Passage], drawn: Sequence[NDArray[np.int64]], poolings: Sequence[Pooling]
+) -> _Pooled:
+    """The same of rows that go through together, in fp32 or wider, by pooling as it is recalled."""
+    read = lru_cache(partial(_read, view, rows, drawn, poolings))
+    found: dict[tuple[Pooling, int], np.ndarray] = {}
+    for pooling in poolings:
+        key = pooling, view.rows_at_once, _digest(rows, drawn if pooling == "tokens" else ())
+        found |= view.recall(key, lambda: {at: x for at, x in read().items() if at[0] == pooling})  # noqa: B023
+    return found
+
+
+def _digest(rows: Sequence[Passage], drawn: Sequence[NDArray[np.int64]]) -> str:
+    """Of rows, of what is content in them, and of what was drawn of that."""
+    content = hashlib.sha256()
+    for numbers in [*(part for row in rows for part in (np.asarray(row.tokens), row.content)), *drawn]:
+        content.update(len(numbers).to_bytes(8, "little"))
+        content.update(numbers.astype(np.int64).tobytes())
+    return content.hexdigest()
+
+
+def _read(
     view: View, rows: Sequence[Passage], drawn: Sequence[NDArray[np.int64]], poolings: Sequence[Pooling]
 ) -> _Pooled:
     device, member = view.model.device, range(view.member, view.member + 1)
@@ -254,10 +278,11 @@ def _of_batch(
     last, several = move(flat([row.content[-1:] for row in rows])), move(flat(drawn))
     pools: dict[Pooling, Callable[[torch.Tensor], torch.Tensor]] = {
         "mean": lambda x: layout.grid(x.masked_fill(~content, 0)).sum(1, dtype=torch.float64) / counts,
-        "last": lambda x: x[last].double(),
-        "tokens": lambda x: x[several].double(),
+        "last": lambda x: wide(x[last]),
+        "tokens": lambda x: wide(x[several]),
     }
-    made: _Pooled = {}
+    wide = lambda x: x.to(torch.promote_types(x.dtype, torch.float32))  # noqa: E731
+    made: dict[tuple[Pooling, int], np.ndarray] = {}
 
     def take(layer: int, x: torch.Tensor) -> None:
         made.update({(pooling, layer): pools[pooling](x).cpu().numpy() for pooling in poolings})

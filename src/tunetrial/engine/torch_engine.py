@@ -20,6 +20,7 @@ from tunetrial.core.work import Counted
 from tunetrial.engine import adapters, attention, blocks, fusion, place, probe, tensors, untuned
 from tunetrial.engine.language import LabelReader, TextReader
 from tunetrial.engine.loop import Loop, does_not_fit
+from tunetrial.engine.memo import Memo
 from tunetrial.engine.readout import HeadReader
 from tunetrial.engine.texts import Texts
 from tunetrial.engine.trainables import Trainables, WarmStart
@@ -77,7 +78,7 @@ class TorchSession:
         self.storage: Storage | None = "plain"
         self.attention: str | None = None
         self.model: torch.nn.Module | None = None
-        self.dirty = False
+        self.dirty, self.memo = False, Memo()
         try:
             with does_not_fit("base"):
                 self.model = self.load(DTYPES[precision], device)
@@ -189,7 +190,7 @@ class TorchPack:
         micro_batch: int | None,
         at_once: int | None,
     ):
-        self.session, self.trials = session, trials
+        self.session, self.trials, self.memo = session, trials, Memo()
         found = [methods.find(trial.arm) for trial in trials]
         self.specs, self.peft = [method.adapter(session.shape) for method in found], None
         self.adapter = self.specs[0]
@@ -289,7 +290,9 @@ class TorchPack:
     def steps(self, checkpoints: Sequence[Path] | None, *, most: int | None = None) -> Iterator[list[Step]]:
         """Train; a full model is then rounded to the base's dtype, since that is what is saved and must be scored."""
         with does_not_fit(f"{self.trials[0].arm.name}: training"):
-            yield from self.loop.steps(checkpoints, most=most)
+            for taken in self.loop.steps(checkpoints, most=most):
+                self.memo.clear()
+                yield taken
         if self.adapter is None:
             self.trainables.publish(through=self._saved_dtype())
 

@@ -32,7 +32,7 @@ from tunetrial.engine.loop import Loop, forward_and_backward
 from tunetrial.engine.meter import Meter, cuda_block, matmul_workspace
 from tunetrial.engine.optimisers import moments
 from tunetrial.engine.place import Place, assumed
-from tunetrial.engine.readout import EVALUATION_BATCH, EVALUATION_TOKENS, HeadReader, batches_of
+from tunetrial.engine.readout import EVALUATION_TOKENS, HeadReader, batches_of
 from tunetrial.engine.torch_engine import TorchPack
 from tunetrial.engine.unread import Asked, Rows, Session, configured
 from tunetrial.models.sizes import shape_of
@@ -125,7 +125,7 @@ def _workspaces(capability: tuple[int, int]) -> int:
 
 def _batch(place: Place, longest: int, members: int) -> list[list[int]]:
     """Rows of so many tokens that are evaluated together."""
-    rows = [[0] * longest] * (EVALUATION_TOKENS // longest + EVALUATION_BATCH)
+    rows = [[0] * longest] * (EVALUATION_TOKENS[place.kind] // longest + 1)
     with assumed(place):
         return [rows[row] for row in batches_of(rows, members, META)[0]]
 

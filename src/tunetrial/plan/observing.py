@@ -14,9 +14,11 @@ from tunetrial.core.speed import Range, exactly
 from tunetrial.core.study import Arm, Lock
 from tunetrial.models import ModelShape
 
-# How often what is looked at is read: by base and tuned model; by one; by the base as it is, row by row, and in another
-# dtype, which takes about twice as long in fp32.
-READ = {"forgetting": 2, "states": 2, "grams": 1, "floors": 4}
+# How often what is looked at is read by a final's own model ("grams" are made of the states that were read), and how
+# often once an arm and task: by the base; for the floors as it is, row by row, and in another dtype, which takes about
+# twice as long in fp32.
+READ = {"forgetting": 1, "states": 1}
+READ_ONCE = {"forgetting": 1, "states": 1, "floors": 4}
 BESIDE = Range(low=0.5, high=4.0, likely=1.3)
 # Operations a second of LAPACK's decompositions: 0.4e11 were found on a core whose products reach 1e11 in fp32.
 DECOMPOSED_PER_S = Range(low=1e10, high=4e11, likely=4e10)
@@ -42,8 +44,9 @@ def observing(
         "forgetting": _sum(exactly(count) * lengths[split] for split, count in texts.items()),
         "states": rows + _sum(exactly(min(OBSERVED_ROWS, n)) * _cut(lengths[split]) for split, n in texts.items()),
     }
-    read |= {"grams": read["states"], "floors": read["states"] * exactly(1 / lock.study.looks[0])}
-    passes = _sum(exactly(READ[what]) * read[what] * token_s * BESIDE for what in asked if what in READ)
+    read["floors"], share = read["states"], 1 / lock.study.looks[0]
+    times = {what: READ.get(what, 0) + READ_ONCE.get(what, 0) * share for what in asked if what in read}
+    passes = _sum(exactly(times[what]) * read[what] * token_s * BESIDE for what in times)
     if "weights" not in asked or not methods.find(arm).tuned:
         return passes
     operations = decompositions(arm, shape)
