@@ -1,7 +1,7 @@
 """What a worker computes of one base again and again, kept by what it was computed from.
 
-    memo = Memo()
-    memo.recall(owner, key, make)        # makes it at first, and has it the next time
+memo = Memo()
+memo.recall(owner, key, make)        # makes it at first, and has it the next time
 """
 
 from collections import OrderedDict

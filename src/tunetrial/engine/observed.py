@@ -25,8 +25,8 @@ from tunetrial.analysis import spectra
 from tunetrial.analysis.grams import products
 from tunetrial.analysis.similarity import FEWEST_ROWS
 from tunetrial.core.evidence import Example, Table, TaskData
-from tunetrial.core.records import canonical
 from tunetrial.core.pins import OBSERVED_ROWS, OBSERVED_TEXT_TOKENS, TEXT
+from tunetrial.core.records import canonical
 from tunetrial.core.study import Observed
 from tunetrial.engine import attention
 from tunetrial.engine.heldout import contrast
