@@ -16,11 +16,13 @@ from tunetrial import Study, cli
 from tunetrial.analysis import arms, combined
 from tunetrial.core import manifest
 from tunetrial.core.combination import HOWS, Combination, Recipe
-from tunetrial.core.errors import ConfigError, EvidenceError, IntegrityError, StoreError, TunetrialError
+from tunetrial.core.errors import ConfigError, DivergedError, EvidenceError, IntegrityError, StoreError, TunetrialError
+from tunetrial.core.evidence import TrialRecord
 from tunetrial.ship.registry import Registry
 from tunetrial.store import StudyFolder, TestLedger
+from tunetrial.trial import combining
 from tunetrial.trial.combinable import check
-from tunetrial.trial.combinations import training_rows
+from tunetrial.trial.combinations import mixed, training_rows
 from tunetrial.trial.hand import Hand
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's, in these tests
@@ -118,12 +120,17 @@ def test_comparisons_are_of_one_family_with_what_may_be_compared(done):
     asked = {(c.task, c.candidate, c.reference) for c in found.comparisons}
     for task in ("mail", "news"):
         for how in HOWS:
-            against = {f"lora of {task}", "untuned base", "full", "qlora"} | ({"lora joint"} - {f"lora {how}"})
+            against = {f"lora of {task}", "untuned base", "full", "qlora", "dora"} | ({"lora joint"} - {f"lora {how}"})
             assert {other for t, h, other in asked if (t, h) == (task, f"lora {how}")} == against
     for one in found.comparisons:
         if one.reference in ("full", "qlora"):  # whose rates were never searched for in this study
             assert one.words == "NOT COMPARABLE" and "was not searched for" in one.reason
+        elif one.reference == "dora":  # which was never run
+            assert one.words == "NOT COMPARABLE" and one.effect is None
         else:
+            turn = 1 if found.metrics[one.task] == "accuracy" else -1
+            means = found.scores[one.task]
+            assert one.effect == pytest.approx(turn * (means[one.candidate] - means[one.reference]), abs=1e-6)
             assert one.low <= one.effect <= one.high and one.n_replicates == 2 and one.n_examples == 16
             assert f"a family of {len(found.comparisons)} (Holm)" in one.procedure
 
@@ -195,6 +202,97 @@ def test_training_goes_on_from_an_adapter_and_begins_as_a_final_does(study):
         several.train(hand.session, trial, data["news"], start={})
 
 
+def test_settings_are_chosen_before_any_test_row_is_answered(study, tmp_path, monkeypatch):
+    asked, answers = [], Hand.answers
+    monkeypatch.setattr(Hand, "answers", lambda self, given, split: asked.append(split) or answers(self, given, split))
+    study.combine("lora", [Recipe(how="weighted"), Recipe(how="ties")], tmp_path / "out")
+    seeds = len(in_hand(study).seeds)
+    assert asked == ["validation"] * (1 + 2 * seeds) + ["test"] * seeds
+
+
+def test_joint_training_sees_the_rows_of_all_tasks(study):
+    hand = in_hand(study)
+    together, apart = mixed(hand), training_rows(hand)
+    assert [e.id for e in together.splits["train"]] == [
+        f"{name}:{e.id}" for name in ("mail", "news") for e in apart[name].splits["train"]
+    ]
+    assert set(together.labels) >= set(apart["news"].labels)
+
+
+def test_a_rate_at_which_joint_training_diverges_is_out_and_no_other(study, tmp_path, monkeypatch):
+    from tunetrial.engine import several
+
+    train, rates = several.train, (5e-3, 1e-2)
+
+    def burst(at):
+        def trained(session, trial, data, **how):
+            if trial.learning_rate in at:
+                raise DivergedError("step 3: numbers are no longer finite, got loss nan; lower the rate")
+            return train(session, trial, data, **how)
+
+        monkeypatch.setattr(several, "train", trained)
+
+    burst(rates[1:])
+    made = study.combine("lora", [Recipe(how="joint")], tmp_path / "out").of("joint")
+    assert [one.mean is None for one in made.tried] == [False, True] and made.chosen == made.tried[0]
+    burst(rates)
+    with pytest.raises(EvidenceError, match="combine: joint: no setting came through .* got 2 settings; use another"):
+        study.combine("lora", [Recipe(how="joint")], tmp_path / "none")
+    with pytest.raises(DivergedError, match="combine: sequential: news, seed 1: .* no longer finite.*; use another --how"):
+        study.combine("lora", [Recipe(how="sequential")], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_arm_of_which_a_final_diverged_is_refused(study):
+    evidence = StudyFolder(study.folder).evidence()
+    lost = evidence.of(purpose="final", task="news", arm="lora")[0]
+    records = [
+        TrialRecord(trial=r.trial, status="diverged", reason="loss is NaN") if r is lost else r for r in evidence.records
+    ]
+    with pytest.raises(EvidenceError, match=r"lora diverged on news, .* got 1 of 2 finals; lower the rate"):
+        check(replace(evidence, records=tuple(records)), StudyFolder(study.folder), "lora", ALL)
+
+
+def test_scores_of_another_machine_are_not_held_against_those_of_today(study):
+    hand = in_hand(study)
+    then = [hand.finals.record("news", seed).measurements["test.accuracy"].value for seed in hand.seeds]
+    assert combining._unlike(hand, "news", then) == ""
+    assert "score otherwise on this machine" in combining._unlike(hand, "news", [then[0] + 0.01, *then[1:]])
+    assert combining._unlike(hand, "news", then[1:]), "a score that is not defined passed"
+
+
+def test_gains_below_the_margin_are_nothing_to_keep(study):
+    evidence = StudyFolder(study.folder).evidence()
+    asked = evidence.lock.study
+    wide = tuple(task.model_copy(update={"margin": 50.0}) for task in asked.tasks)
+    lock = evidence.lock.model_copy(update={"study": asked.model_copy(update={"tasks": wide})})
+    found = check(replace(evidence, lock=lock), StudyFolder(study.folder), "lora", ALL)
+    with pytest.raises(EvidenceError, match="mail: adapters gain less than the margin of 50 over the untuned base, got"):
+        Hand(replace(evidence, lock=lock), study.path.parent, found).check_gains()
+
+
+def test_comparisons_by_hand():
+    """Ten seeds and 400 rows: the difference, its sign and its verdict; an obstacle without any scores."""
+    rng = np.random.default_rng(0)
+    reference_RE = rng.normal(0, 0.1, (10, 400))
+    about = {"task": "t", "metric": "accuracy", "margin": 0.02, "candidate": "c"}
+    about |= {"cluster_E": tuple(map(str, range(400)))}
+    pairs = [
+        combined.Pair(**about, reference=name, candidate_RE=reference_RE + by, reference_RE=other, obstacle=obstacle)
+        for name, by, other, obstacle in (
+            ("better", 0.1 + rng.normal(0, 0.01, (10, 1)), reference_RE, None),
+            ("worse", -0.1 + rng.normal(0, 0.01, (10, 1)), reference_RE, None),
+            ("absent", 0.0, None, "it has no finals"),
+        )
+    ]
+    better, worse, absent = combined.compare(pairs, level=0.95)
+    assert (better.words, worse.words, absent.words) == ("BETTER", "WORSE", "NOT COMPARABLE")
+    for one, pair in ((better, pairs[0]), (worse, pairs[1])):
+        assert one.effect == pytest.approx(float((pair.candidate_RE - pair.reference_RE).mean()))
+        assert one.low < one.effect < one.high
+    assert absent.effect is None and absent.reason == "it has no finals"
+
+
 def test_share_kept_by_hand():
     about = {"task": "t", "metric": "accuracy"}
     assert combined.share_kept([0.6, 0.7], [0.8, 0.9], 0.5, **about) == pytest.approx(0.15 / 0.35)
@@ -234,6 +332,13 @@ def test_refuses_what_cannot_be_combined(study, arm, change, said):
     lock = evidence.lock.model_copy(update={"study": asked} | ({"engine": "sim"} if "engine" in change else {}))
     with pytest.raises((ConfigError, EvidenceError), match=said):
         check(replace(evidence, lock=lock), StudyFolder(study.folder), arm, ALL)
+
+
+@pytest.mark.parametrize(("recipes", "got"), [([], "none"), ([Recipe(how="ties"), Recipe(how="ties", density=0.2)], "ties, ties")])
+def test_refuses_no_way_and_one_way_twice(study, tmp_path, recipes, got):
+    with pytest.raises(ConfigError, match=f"combine: needs ways to combine, each once, got {got}; name some of weighted"):
+        study.combine("lora", recipes, tmp_path / "out")
+    assert not (tmp_path / "home").exists()
 
 
 def test_refuses_too_few_kept_finals_and_opens_no_test_rows(copied, tmp_path):
@@ -282,6 +387,6 @@ def test_the_verb_prints_tables_or_json_and_says_what_is_wrong(study, tmp_path):
     assert Combination.model_validate_json(ran.stdout).written == "weighted"
     again = run("--arm", "lora", "--to", tmp_path / "out")
     assert again.exit_code == 1 and "is there already; name a new folder" in again.stderr
-    for wrong in (["--how", "soup"], ["--density", "0"], ["--rank", "0"]):
+    for wrong in (["--how", "soup"], ["--density", "0"], ["--density", "nan"], ["--rank", "0"]):
         assert run("--arm", "lora", "--to", tmp_path / "x", *wrong).exit_code == 2
     assert not (tmp_path / "x").exists()

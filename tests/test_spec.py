@@ -185,6 +185,7 @@ ADDED = [
         "criteria: {forgetting_nats: {weight: 1, worst: 1, best: 0}}",
         "criteria.forgetting_nats: needs held-out texts, got no retention; add retention",
     ),
+    ("criteria: {agreement: {weight: 1}}", "criteria.agreement: needs answers that can be the same, got numbers on"),
     ("criteria: {quality: {weight: 0}}", "criteria.quality.weight: must be > 0, got 0; give the weight of the step"),
     ("criteria: {train_s: {weight: 1}}", "criteria.train_s: has no worst and best; give the values that count 0 and 1"),
     ("criteria: {train_s: {weight: 1, best: 1}}", "criteria.train_s: has best without worst; give both, in natural"),

@@ -1,5 +1,7 @@
 """Scenarios on planted studies: recommendations, abstentions, limits, opinions, and flips that are re-decided."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -183,3 +185,30 @@ def test_a_scale_without_anchors_or_logarithm_is_left_out_and_said():
     assert found.left_out["train_s"] == "it has no anchor `worst` and no limit"
     assert found.left_out["peak_gib"] == "a logarithm needs anchors above 0, got 5 and 0"
     assert scoring.scales(said, lock().study, floor=0.5)[0][0].weight == 1.0
+
+
+def test_agreement_is_counted_over_pairs_of_seeds_and_varies_with_them():
+    found = evidence(lock(("full", "lora", "base")), {"full": 0.8, "lora": 0.8, "base": 0.5}, costs=BOTH)
+    said = {
+        arm: [found.scores[r.trial.id, "test"].prediction_E for r in found.of(purpose="final", arm=arm)]
+        for arm in ("full", "lora")
+    }
+    by_hand = {arm: np.mean([np.mean(a == b) for a, b in combinations(own, 2)]) for arm, own in said.items()}
+    laid = lay_out(found, *review(found), criteria={"agreement"})
+    assert {arm: own["agreement"].value for arm, own in laid.costs.items()} == pytest.approx(by_hand | {"base": 1.0})
+    assert "agreement" not in lay_out(found, *review(found)).costs["lora"], "told where nobody asked"
+    weighed = weigh(laid, scenario(criteria={"agreement": Criterion(weight=1)}))
+    own = weighed.standings["lora"].amounts["agreement"]
+    assert own[0] == pytest.approx(by_hand["lora"]) and own[1] < own[0] < own[2], "it does not vary with the seeds"
+    weight = weighed.weights[0]
+    assert (weight.worst, weight.best, weight.basis) == (0.0, 1.0, "measured")
+
+
+def test_energy_is_that_of_one_runs_steps_where_a_gpu_counts_it():
+    counted = {arm: own | {"step_j": joules} for (arm, own), joules in zip(BOTH.items(), (72.0, 36.0), strict=True)}
+    said = scenario(criteria={"energy_wh": Criterion(weight=1, worst=4, best=0)})
+    found = decided({"full": 0.8, "lora": 0.8}, said, costs=counted)
+    assert {arm: one.amounts["energy_wh"][0] for arm, one in found.standings.items()} == {"lora": 1.0, "full": 2.0}
+    assert "counted by the GPU in one probe" in " ".join(found.because)
+    uncounted = decided({"full": 0.8, "lora": 0.8}, said)
+    assert uncounted.left_out["lora"] == "energy_wh was not measured" and not uncounted.standings

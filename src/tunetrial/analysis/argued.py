@@ -127,6 +127,10 @@ def _basis(table: "Table", name: str, n: int | None) -> str:
         return f"measured, {n} finals"
     if name == "preference":
         return f"people's votes on {n} rows"
+    if name == "agreement":
+        return f"{n} finals, each pair of them" if n else "nothing random"
+    if name == "energy_wh":
+        return "counted by the GPU in one probe"
     if name == "forgetting_nats":
         return f"measured, {n} finals" if n else "by definition"
     if name == "year_usd":

@@ -1,9 +1,9 @@
 """What a choice is made from: the arms still in, their verdicts on the primary task, and their costs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunetrial.analysis import arms, costs, fairness, metrics
+from tunetrial.analysis import arms, costs, fairness, metrics, repeats
 from tunetrial.analysis.compare import Case, comparison
 from tunetrial.analysis.verdict import SAFE
 from tunetrial.core.evidence import ArmResult, ArmState, Comparison, Evidence, Measurement
@@ -60,20 +60,35 @@ class Board:
         return costs.cheapest(names, self.costs)
 
 
+def _agreement(evidence: Evidence) -> dict[str, Measurement]:
+    """On the primary task, the share of answers that two seeds have alike; all of an arm in which nothing is random."""
+    study, found = evidence.lock.study, {}
+    for arm in study.arms:
+        own = repeats.agreement_by_seed(evidence, study.rule.primary, arm.name)
+        if own:
+            found[arm.name] = Measurement(value=sum(own.values()) / len(own), unit="share", n=len(own))
+        elif arm.fixed and study.task(study.rule.primary).kind != "regress":
+            found[arm.name] = Measurement(value=1.0, unit="share")
+    return found
+
+
 def lay_out(
     evidence: Evidence,
     results: tuple[ArmResult, ...],
     found: Sequence[Case],
     preferred: Mapping[str, Measurement] | None = None,
+    criteria: Collection[str] | None = None,
 ) -> Board:
-    """Set the primary task's cases, the costs and the exclusions side by side; what people prefer, where it is asked
-    for, is weighed beside the costs."""
+    """Set the primary task's cases, the costs and the exclusions side by side. What people prefer and how far seeds
+    agree is weighed beside the costs where it is among the `criteria`, by default those of the study."""
     primary = evidence.lock.study.rule.primary
     cases = {case.candidate: case for case in found if case.task == primary}
     measured = costs.measured(evidence, results)
-    if "preference" in evidence.lock.study.criteria:
-        for arm, share in (preferred or {}).items():
-            measured.setdefault(arm, {})["preference"] = share
+    criteria = evidence.lock.study.criteria if criteria is None else criteria
+    shares = {"preference": preferred or {}, "agreement": _agreement(evidence) if "agreement" in criteria else {}}
+    for name in (name for name in shares if name in criteria):
+        for arm, share in shares[name].items():
+            measured.setdefault(arm, {})[name] = share
     return Board(
         evidence=evidence,
         results=results,

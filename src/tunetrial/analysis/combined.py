@@ -46,7 +46,7 @@ def share_kept(
 @dataclass(frozen=True)
 class Pair:
     """A combination beside what it is held against, on one task: contributions to the metric by seed and test row,
-    (R, E), higher is better; `obstacle` says why that other is nothing to compare with."""
+    (R, E), higher is better; `obstacle` says why that other, which then may have none, is nothing to compare with."""
 
     task: str
     metric: str
@@ -54,7 +54,7 @@ class Pair:
     candidate: str
     reference: str
     candidate_RE: Floats
-    reference_RE: Floats
+    reference_RE: Floats | None
     cluster_E: tuple[str, ...]
     obstacle: str | None = None
 

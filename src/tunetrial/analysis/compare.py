@@ -122,7 +122,7 @@ def _case(evidence: Evidence, outcomes: Mapping[str, Outcome], task: str, candid
     blank = Case(task, candidate, reference)
     lost = [arm for arm, state in states.items() if state in ("does not fit", "diverged")]
     if lost:
-        return replace(blank, not_comparable=_why_lost(pair[lost[0]].result, evidence))
+        return replace(blank, not_comparable=why_lost(pair[lost[0]].result, evidence))
     broken = fairness.obstacles(evidence, task, candidate, reference)
     if broken:
         return replace(blank, not_comparable="; ".join(broken))
@@ -137,7 +137,7 @@ def _case(evidence: Evidence, outcomes: Mapping[str, Outcome], task: str, candid
         return replace(blank, pending=", ".join(waiting), needs=FIRST_LOOK)
     idle = [arm for arm, state in states.items() if state == "did not train"]
     if idle:
-        return replace(blank, not_comparable=_why_idle(pair[idle[0]].result, evidence))
+        return replace(blank, not_comparable=why_idle(pair[idle[0]].result, evidence))
     return difference(evidence, blank, pair[candidate], pair[reference], base)
 
 
@@ -196,7 +196,7 @@ def _by_gain(evidence: Evidence, case: Case, base: Outcome) -> Case:
     if unfair:
         return replace(without, not_comparable=f"the margin is a share of a gain: {unfair}")
     if found.gains is None and base.result.state in ("does not fit", "diverged"):
-        return replace(without, not_comparable=f"the margin is a share of a gain: {_why_lost(base.result, evidence)}")
+        return replace(without, not_comparable=f"the margin is a share of a gain: {why_lost(base.result, evidence)}")
     if found.gains is None:
         return replace(without, pending=f"{base.result.arm} lacks finals to count gains from", needs=FIRST_LOOK)
     level = stats.per_look(1 - study.rule.level, study.looks, sides=1)
@@ -215,7 +215,8 @@ def _unfair(evidence: Evidence, case: Case, base: Outcome) -> str:
     return "; ".join(fairness.obstacles(evidence, case.task, base.result.arm, case.reference))
 
 
-def _why_lost(result: ArmResult, evidence: Evidence) -> str:
+def why_lost(result: ArmResult, evidence: Evidence) -> str:
+    """Of an arm that does not fit or diverged."""
     if result.state == "does not fit":
         records = (r for r in evidence.records if whole(r.trial.task) == result.task and r.trial.arm.name == result.arm)
         reason = next((r.reason for r in records if r.status == "infeasible" and r.reason), None)
@@ -226,7 +227,8 @@ def _why_lost(result: ArmResult, evidence: Evidence) -> str:
     return f"{result.arm} diverged in " + (f"{result.failed} of {of} finals" if of else "every tuning trial")
 
 
-def _why_idle(result: ArmResult, evidence: Evidence) -> str:
+def why_idle(result: ArmResult, evidence: Evidence) -> str:
+    """Of an arm that did not train."""
     study = evidence.lock.study
     metric = metrics.find(study.task(result.task).metric)
     if result.mean is None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tunetrial.analysis import bars, metrics, retention
 from tunetrial.core.evidence import ArmResult, Evidence, Measurement
+from tunetrial.core.scenario import SHARES
 
 Costs = Mapping[str, Mapping[str, Measurement]]
 
@@ -18,7 +19,8 @@ def measured(evidence: Evidence, results: Iterable[ArmResult]) -> dict[str, dict
 
     quality: mean of the metric over finals. train_s: one run, the probe's median step times the steps of a final (or
     what the probe says of an arm without steps), so tuning and other replicates are not in it. cost_usd: train_s at the
-    price of the study's hardware. peak_gib, storage_mib, latency_ms: of the probe. forgetting_nats: nats a token lost
+    price of the study's hardware. energy_wh: of the same steps, where the GPU counts it, without its host. peak_gib,
+    storage_mib, latency_ms: of the probe. forgetting_nats: nats a token lost
     on all held-out texts together, mean over finals. What was not measured is absent. A task in folds is measured in
     its first, but for quality and forgetting.
     """
@@ -45,6 +47,9 @@ def of_arm(evidence: Evidence, result: ArmResult) -> dict[str, Measurement]:
         if study.hardware.usd_per_hour is not None:
             usd = train_s.value / 3600 * study.hardware.usd_per_hour
             found["cost_usd"] = Measurement(value=usd, unit="USD", n=train_s.n)
+    if "step_j" in probe and steps is not None:
+        watt_hours = probe["step_j"].value * steps / 3600
+        found["energy_wh"] = Measurement(value=watt_hours, unit="Wh", n=probe["step_j"].n)
     for name, source, unit, scale in (
         ("peak_gib", "peak_bytes", "GiB", 2**-30),
         ("storage_mib", "artifact_bytes", "MiB", 2**-20),
@@ -97,7 +102,7 @@ def pareto(arms: Sequence[str], costs: Costs, *, higher_is_better: bool) -> tupl
 
     Two arms are compared by what both have; an arm without quality is not on the front.
     """
-    rising = ("quality", "preference") if higher_is_better else ("preference",)
+    rising = ("quality", *SHARES) if higher_is_better else SHARES
     points = {
         arm: {n: (-m.value if n in rising else m.value) for n, m in costs[arm].items()}
         for arm in arms

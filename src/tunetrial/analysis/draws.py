@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunetrial.analysis import arms, contrasts, folds, retention, stats
+from tunetrial.analysis import arms, contrasts, folds, repeats, retention, stats
 from tunetrial.analysis.board import Board
 from tunetrial.analysis.compare import outcome
 from tunetrial.analysis.stats import Floats
@@ -48,12 +48,12 @@ def jointly(
     """Draw what varies of these arms by these criteria. The same seed gives the same draws.
 
     Args:
-        per_seed: Further criteria by arm and seed of its finals, beside quality and forgetting.
+        per_seed: Further criteria by arm and seed of its finals, beside quality, forgetting and agreement.
 
     Raises:
         EvidenceError: The arms share fewer than two finals.
     """
-    if not {"quality", "forgetting_nats", *(per_seed or {})} & set(criteria):
+    if not {"quality", "forgetting_nats", "agreement", *(per_seed or {})} & set(criteria):
         return Draws({}, {}, 0)
     rng = np.random.default_rng(seed)
     shared, score_ARE, lost = _by_seed(board, names)
@@ -67,7 +67,10 @@ def jointly(
         seeds["quality"] = turn * _moved(score_ARE.mean(axis=2), z_BR, scale_B, spread)
         if score_ARE.shape[2] > 1:
             rows["quality"] = turn * _by_rows(score_ARE, rng)
-    for name, known in ({"forgetting_nats": lost} | dict(per_seed or {})).items():
+    agreed = {
+        arm: repeats.agreement_by_seed(board.evidence, board.primary, arm) for arm in names if "agreement" in criteria
+    }
+    for name, known in ({"forgetting_nats": lost, "agreement": agreed} | dict(per_seed or {})).items():
         if name in criteria and any(known.values()):
             own_AR = np.array([[known.get(arm, {}).get(s, np.nan) for s in shared] for arm in names])
             seeds[name] = _moved(own_AR, z_BR, scale_B, spread)

@@ -32,6 +32,18 @@ def repeats(evidence: Evidence, *, level: float = 0.95) -> tuple[Repeats, ...]:
     return tuple(found)
 
 
+def agreement_by_seed(evidence: Evidence, task: str, arm: str) -> dict[int, float]:
+    """An arm's agreement with itself as pseudo-values by seed: they average to it and vary as its estimate does
+    (`consistency.agreement_parts`). Empty for numbers, of which hardly two are the same, and where `repeats` has none.
+    """
+    spec, answers = evidence.lock.study.task(task), _answers(evidence, task, arm)
+    if spec.kind == "regress" or evidence.lock.folding(task) is not None or len(answers) < FEWEST_SEEDS:
+        return {}
+    seeds, cluster_E = sorted(answers), next(iter(answers.values())).cluster_E
+    part_RE = consistency.agreement_parts(_stack(answers, seeds, spec.kind, spec.metric))
+    return dict(zip(seeds, intervals.clustered(part_RE, cluster_E).mean(axis=1).tolist(), strict=True))
+
+
 def _answers(evidence: Evidence, task: str, arm: str) -> dict[int, Scores]:
     """Scores of an arm's finals by seed, all on the same rows."""
     finals = evidence.of(purpose="final", task=task, arm=arm)

@@ -14,7 +14,7 @@ from tunetrial.analysis import metrics
 from tunetrial.analysis.costs import Costs
 from tunetrial.analysis.stats import Floats
 from tunetrial.core.evidence import Flip
-from tunetrial.core.scenario import Criterion, Scenario
+from tunetrial.core.scenario import SHARES, Criterion, Scenario
 from tunetrial.core.study import Study
 
 SURE = 0.8
@@ -50,7 +50,7 @@ def scales(scenario: Scenario, study: Study, *, floor: float | None) -> tuple[tu
     """The criteria that can be weighed, opinions among them, and why others cannot.
 
     Anchors that the user left out: for quality, the best constant prediction (0 for a correlation) and a perfect
-    score; for people's preference never and always; for a cost, the limit of the same name and 0.
+    score; for shares never and always; for a cost, the limit of the same name and 0.
     """
     found, left = {}, {}
     for name, criterion in scenario.criteria.items():
@@ -69,7 +69,7 @@ def scales(scenario: Scenario, study: Study, *, floor: float | None) -> tuple[tu
 def _anchors(
     scenario: Scenario, study: Study, name: str, criterion: Criterion, floor: float | None
 ) -> tuple[float | None, float]:
-    if name == "preference":
+    if name in SHARES:
         worst, best = 0.0, 1.0
     elif name != "quality":
         worst, best = scenario.limits.get(name), 0.0

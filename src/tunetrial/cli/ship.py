@@ -71,8 +71,8 @@ def combine(
     named = tuple(dict.fromkeys(name.strip() for name in how.split(",")))
     if unknown := [name for name in named if name not in HOWS]:
         misused("combine", f"--how: no such way, got {unknown[0]!r}; use some of {', '.join(HOWS)}")
-    if density == 0:
-        misused("combine", "--density: must be above 0, got 0; 0.5 is usual")
+    if not density > 0:  # NaN too
+        misused("combine", f"--density: must be above 0, got {density:g}; 0.5 is usual")
     with exit_status():
         from tunetrial.report.combination import text
 

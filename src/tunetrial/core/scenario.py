@@ -5,6 +5,10 @@ from pydantic import Field
 from tunetrial.core.records import Record, added
 
 
+# Criteria that are shares from never to always, of which more is better.
+SHARES = ("preference", "agreement")
+
+
 class Criterion(Record):
     """A criterion of the decision: its weight, and the anchors in natural units that mean 0 and 1.
 

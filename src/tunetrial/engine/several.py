@@ -12,27 +12,34 @@ from tunetrial.core.study import Trial
 from tunetrial.engine import adapters
 from tunetrial.engine.combine import Adapter, LowRank, filled, of_masters, spec_of
 from tunetrial.engine.language import TextReader
+from tunetrial.engine.loop import does_not_fit
 from tunetrial.engine.merge import PREFIX
 
 
 @contextmanager
 def attached(session: Session, trial: Trial, given: Sequence[Adapter]) -> Iterator["Several"]:
     """Adapters as members of one pack, over the base as the trial wants it stored; they are rounded to the compute
-    dtype, as those of a run are."""
-    session.prepare(trial)
+    dtype, as those of a run are.
+
+    Raises:
+        DoesNotFitError: They do not fit beside the base, all together.
+    """
     specs = [spec_of(adapter) for adapter in given]
-    adapters.attach(session.model, specs, seeds=[0] * len(specs))
-    layers = adapters.adapted(session.model)
-    for member, (adapter, spec) in enumerate(zip(given, specs, strict=True)):
-        weights = {}
-        for path, one in adapter.items():
-            weights[f"{PREFIX}{path}.lora_A.weight"] = filled(one.a, spec.rank, 0)
-            weights[f"{PREFIX}{path}.lora_B.weight"] = filled(one.b, spec.rank, 1)
-        adapters.take_in(layers, weights, member=member)
     try:
+        with does_not_fit(f"combine: {len(given)} adapters side by side"):
+            session.prepare(trial)
+            adapters.attach(session.model, specs, seeds=[0] * len(specs))
+            layers = adapters.adapted(session.model)
+            for member, (adapter, spec) in enumerate(zip(given, specs, strict=True)):
+                weights = {}
+                for path, one in adapter.items():
+                    weights[f"{PREFIX}{path}.lora_A.weight"] = filled(one.a, spec.rank, 0)
+                    weights[f"{PREFIX}{path}.lora_B.weight"] = filled(one.b, spec.rank, 1)
+                adapters.take_in(layers, weights, member=member)
         yield Several(session, len(given))
     finally:
-        adapters.detach(session.model)
+        if session.model is not None:
+            adapters.detach(session.model)
 
 
 class Several:

@@ -11,9 +11,10 @@ ABSENT = "not measured"
 def text(found: Combination) -> str:
     """Scores by task, what was decided of each combination, how it was chosen, and what each way takes."""
     parts = [
-        f"Test scores, means over {len(found.seeds)} seeds:",
+        f"Test scores, means over {len(found.seeds)} seeds; of other arms over those of their last look:",
         "\n".join(_scores(found)),
-        "Combinations against others on the same seeds and test rows, positive is better:",
+        "Combinations against others on the same seeds and test rows, positive is better; intervals are of all these "
+        "together (Holm), and allow nothing for the choice of settings or for asking again:",
         "\n".join(_comparisons(found)),
         "Chosen on validation rows; kept is the share of each task's gain over the untuned base, mean over tasks:",
         "\n".join(_choices(found)),
@@ -48,7 +49,8 @@ def _comparisons(found: Combination) -> Iterator[str]:
         said = words.clean(one.reason or "", 160)
         if one.effect is not None:
             said = words.signed(one.effect, digits)
-            said += f" ({words.signed(one.low, digits)} to {words.signed(one.high, digits)})"
+            ends = f"{words.signed(one.low, digits)} to {words.signed(one.high, digits)}"
+            said += f" ({words.percent(one.level)}: {ends})"
         about = (one.task, one.candidate, one.reference, one.words)
         rows.append([*(words.clean(part) for part in about), f"{one.margin:g}", said])
     return _table(["task", "combination", "against", "verdict", "margin", "difference"], rows)

@@ -25,6 +25,8 @@ CRITERIA = {
     "forgetting_nats": "Forgetting",
     "year_usd": "First year",
     "preference": "Preferred by people",
+    "agreement": "Same answer with another seed",
+    "energy_wh": "Energy of one run",
 }
 
 

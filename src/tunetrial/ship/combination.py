@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunetrial import methods
 from tunetrial.core import files, manifest
 from tunetrial.core.combination import Combination, called
+from tunetrial.core.records import digest
 from tunetrial.core.study import Lock
 from tunetrial.engine import combine, merge
 from tunetrial.models import PinnedModel
@@ -36,9 +38,17 @@ def write(found: Combination, adapter: "Adapter", *, lock: Lock, base: PinnedMod
         merge.adapter_weights(read_adapter(folder), base)
         (folder / RECORD).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(found, lock, base), encoding="utf-8")
-        stated = {"base_fingerprint": base.fingerprint, "study": lock.digest, "trial": found.digest[:16]}
+        stated = {"base_fingerprint": base.fingerprint, "study": lock.digest, "trial": _name(found, lock)}
+        stated["base_bytes"] = sum(path.stat().st_size for path in base.folder.glob("*.safetensors"))
         Shipped(format="adapter", arm=called(found.arm, found.written), verdict=_verdict(found), **stated).write(folder)
         manifest.seal(folder)
+
+
+def _name(found: Combination, lock: Lock) -> str:
+    """A name for these weights, in place of a trial's: the same for the same request of the same study."""
+    made = found.of(found.written)
+    asked = [made.recipe.model_dump(mode="json"), made.chosen.setting.model_dump(mode="json"), found.seed]
+    return digest([lock.digest, found.arm, *asked])[:16]
 
 
 def _verdict(found: Combination) -> str:
@@ -50,13 +60,18 @@ def _verdict(found: Combination) -> str:
 
 
 def _card(found: Combination, lock: Lock, base: PinnedModel) -> str:
-    tasks = ", ".join(found.metrics)
+    tasks, storage = ", ".join(found.metrics), methods.find(lock.study.arm(found.arm)).storage
+    beside = (
+        f"- Trained and scored beside a base in {storage}; on the base itself it computes nearly, not exactly, what "
+        "was scored.\n"
+    )
     return (
         f"# {called(found.arm, found.written)}, for {tasks}\n\n"
         f"A PEFT adapter that serves several tasks, made and chosen by a tunetrial study. "
         f"Question: {escape(lock.study.question)}\n\n"
         f"{report.text(found)}\n"
         f"- base fingerprint: {base.fingerprint}\n- study: {lock.digest}\n"
+        f"{'' if storage == 'plain' else beside}"
         "- Results hold for rows like those of the study. The results are means over seeds; this is one of them.\n"
         "- The base's licence holds for what is made of it: look it up before you pass this on.\n"
     )

@@ -201,6 +201,8 @@ class CriteriaForm(Record):
     latency_ms: CriterionForm | Absent = Field(None, description="weight of the milliseconds for one example")
     forgetting_nats: CriterionForm | Absent = Field(None, description="weight of the nats a token lost")
     preference: CriterionForm | Absent = Field(None, description="weight of the share of pairs that people prefer")
+    agreement: CriterionForm | Absent = Field(None, description="weight of the share of answers that seeds have alike")
+    energy_wh: CriterionForm | Absent = Field(None, description="weight of the watt-hours of a run, as a GPU counts")
 
 
 class BudgetForm(Record):

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from tunetrial.analysis import metrics
 from tunetrial.core.ladder import Ladder
-from tunetrial.core.scenario import Criterion, Opinion
+from tunetrial.core.scenario import SHARES, Criterion, Opinion
 from tunetrial.core.study import Arm, Budget, Costs, Hardware, Rule, Study, TaskSpec, Tuning
 from tunetrial.methods import Method
 from tunetrial.methods.lora import Lora
@@ -263,6 +263,10 @@ def _cost_faults(form: StudyForm, tasks: tuple[TaskSpec, ...]) -> Iterator[Fault
     primary = form.rule.primary or form.tasks[0].name
     metric = next((metrics.METRICS[task.metric] for task in tasks if task.name == primary), None)
     yield from anchor_faults(form.criteria, quality_rises=metric.higher_is_better if metric else None)
+    numbers = any(task.name == primary and task.kind == "regress" for task in tasks)
+    if form.criteria.agreement is not None and numbers:
+        what = f"needs answers that can be the same, got numbers on {show(primary)}; remove it"
+        yield Fault(("criteria", "agreement"), what)
     yield from opinion_faults(form.opinions, form.arms)
 
 
@@ -288,12 +292,12 @@ def anchor_faults(criteria: CriteriaForm, *, quality_rises: bool | None) -> Iter
         if criterion is None:
             continue
         worst, best = criterion.worst, criterion.best
-        rises = quality_rises if name == "quality" else name == "preference"
+        rises = quality_rises if name == "quality" else name in SHARES
         got = f"got worst {show(worst)} and best {show(best)}"
         if (worst is None) != (best is None):
             given, missing = ("worst", "best") if best is None else ("best", "worst")
             yield Fault(keys, f"has {given} without {missing}; give both, in natural units")
-        elif worst is None and name not in ("quality", "preference"):
+        elif worst is None and name not in ("quality", *SHARES):
             yield Fault(keys, "has no worst and best; give the values that count 0 and 1, such as worst: 100, best: 10")
         elif worst is not None and worst == best:
             yield Fault(keys, f"worst and best must differ, {got}; give the values that count 0 and 1")

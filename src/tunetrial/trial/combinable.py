@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunetrial import methods
 from tunetrial.analysis import arms, costs
-from tunetrial.core.combination import Recipe, Stored
+from tunetrial.core.combination import HOWS, Recipe, Stored
 from tunetrial.core.errors import ConfigError, EvidenceError
 from tunetrial.core.evidence import Evidence, TrialRecord
 from tunetrial.core.study import Lock, Trial
@@ -46,10 +46,14 @@ def check(evidence: Evidence, store: StudyFolder, arm: str, recipes: Sequence[Re
     """Find the adapters, and refuse what cannot be combined before anything is read or opened.
 
     Raises:
-        ConfigError: There is no such arm, it has no adapter that is added, or a task is not read as text.
-        EvidenceError: The study is synthetic, or the arm lacks finals that are kept.
+        ConfigError: No way is named or one twice; there is no such arm, it has no adapter that is added, or a task is
+            not read as text.
+        EvidenceError: The study is synthetic, a final of the arm diverged, or it lacks finals that are kept.
     """
-    lock = evidence.lock
+    lock, hows = evidence.lock, [recipe.how for recipe in recipes]
+    if not hows or len(set(hows)) < len(hows):
+        got = ", ".join(hows) or "none"
+        raise ConfigError(f"combine: needs ways to combine, each once, got {got}; name some of {', '.join(HOWS)}")
     _check_arm(lock, arm)
     _check_tasks(lock, recipes)
     if lock.engine == "sim":
@@ -58,6 +62,9 @@ def check(evidence: Evidence, store: StudyFolder, arm: str, recipes: Sequence[Re
     for spec in lock.study.tasks:
         name = f"validation.{spec.metric}"
         finals = evidence.of(purpose="final", task=spec.name, arm=arm)
+        if lost := sum(r.status == "diverged" for r in finals):
+            what = f"{arm} diverged on {spec.name}, and the seeds that came through would flatter what is made of them"
+            raise EvidenceError(f"combine: {what}, got {lost} of {len(finals)} finals; lower the rate and run it again")
         sound = [
             r for r in finals if r.status == "ok" and name in r.measurements and store.trial(r.trial).artifact.is_dir()
         ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tunetrial import tasks
 from tunetrial.core.combination import Recipe, Setting, scales_to_try, shares_to_try
-from tunetrial.core.errors import IntegrityError
+from tunetrial.core.errors import ConfigError, DivergedError, IntegrityError
 from tunetrial.core.evidence import TaskData
 from tunetrial.trial import rows
 from tunetrial.trial.hand import Hand
@@ -20,7 +20,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Built:
-    """A combination of every seed by one setting; `left_out` is the most that any of them lost to its rank. Once it is
+    """A combination of every seed by one setting, of none where training diverged; `left_out` is the most that any of them lost to its rank. Once it is
     chosen, `kept_by_seed` is the share of the tasks' gains that each keeps on validation rows."""
 
     setting: Setting
@@ -75,7 +75,11 @@ def _sequential(hand: Hand, tell: Tell) -> tuple[list[Built], float]:
         adapter = hand.singles[hand.names[0], seed]
         for name in hand.names[1:]:
             tell(f"sequential: seed {seed}, training on {name}")
-            adapter, seconds = several.train(hand.session, hand.finals.trial(name, seed), data[name], start=adapter)
+            try:
+                adapter, seconds = several.train(hand.session, hand.finals.trial(name, seed), data[name], start=adapter)
+            except DivergedError as error:
+                what = f"training on from another task's adapter, {error}"
+                raise DivergedError(f"combine: sequential: {name}, seed {seed}: {what}; use another --how") from None
             taken_s += seconds
         by_seed[seed] = adapter
     rates = {name: hand.finals.rate(name) for name in hand.names}
@@ -83,25 +87,36 @@ def _sequential(hand: Hand, tell: Tell) -> tuple[list[Built], float]:
 
 
 def _joint(hand: Hand, tell: Tell) -> tuple[list[Built], float]:
-    """Train one adapter on the rows of all tasks, as many epochs as each alone, at each of the tasks' rates."""
+    """Train one adapter on the rows of all tasks, as many epochs as each alone, at each of the tasks' rates; one at
+    which a seed diverges is made of none."""
     from tunetrial.engine import several  # torch
 
-    data, found, taken_s = training_rows(hand), [], 0.0
-    labels = tuple(dict.fromkeys(label for one in data.values() for label in one.labels))
-    mixed = {
-        split: tuple(replace(e, id=f"{name}:{e.id}") for name, one in data.items() for e in one.splits[split])
-        for split in ("train", "validation")
-    }
-    together = TaskData("joint", hand.tasks[0].kind, labels, mixed)
+    together, found, taken_s = mixed(hand), [], 0.0
     for rate in sorted({hand.finals.rate(name) for name in hand.names}):
         by_seed = {}
         for seed in hand.seeds:
             tell(f"joint: seed {seed}, training on all tasks at rate {rate:.3g}")
             trial = hand.finals.trial(hand.names[0], seed).model_copy(update={"learning_rate": rate})
-            by_seed[seed], seconds = several.train(hand.session, trial, together)
+            try:
+                by_seed[seed], seconds = several.train(hand.session, trial, together)
+            except DivergedError as error:
+                tell(f"joint: seed {seed}, rate {rate:.3g}: {error}")
+                by_seed = {}
+                break
             taken_s += seconds
         found.append(Built(Setting(rates=dict.fromkeys(hand.names, rate)), by_seed))
     return found, taken_s
+
+
+def mixed(hand: Hand) -> TaskData:
+    """The rows of all tasks as those of one, ids by task."""
+    data = training_rows(hand)
+    labels = tuple(dict.fromkeys(label for one in data.values() for label in one.labels))
+    splits = {
+        split: tuple(replace(e, id=f"{name}:{e.id}") for name, one in data.items() for e in one.splits[split])
+        for split in ("train", "validation")
+    }
+    return TaskData("joint", hand.tasks[0].kind, labels, splits)
 
 
 def training_rows(hand: Hand) -> dict[str, TaskData]:
@@ -109,6 +124,7 @@ def training_rows(hand: Hand) -> dict[str, TaskData]:
 
     Raises:
         IntegrityError: They are others now.
+        ConfigError: The study has several bases, and another than the arm's cannot take all rows that this one can.
     """
     found, limit = {}, min(hand.lock.study.max_tokens, hand.session.shape.context)
     for spec in hand.tasks:
@@ -117,6 +133,9 @@ def training_rows(hand: Hand) -> dict[str, TaskData]:
         lengths = {split: hand.session.lengths(own, readout=asked) for split, own in data.splits.items()}
         kept, _ = rows.fitting(data, {"": lengths}, {"": limit}, hand.lock.study.max_tokens)
         if kept.digest("train") != hand.lock.data[spec.name].digests["train"]:
+            if hand.lock.others:
+                what = f"rows of {spec.name} were left out for another base of the study, or are others now"
+                raise ConfigError(f"combine: {what}, got {kept.digest('train')[:12]}; use weighted, ties or dare")
             raise IntegrityError(f"{spec.name}: training rows are not those of the study; restore the rows")
         splits = {split: kept.splits[split] for split in ("train", "validation")}
         found[spec.name] = replace(kept, splits=splits)

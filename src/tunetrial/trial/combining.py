@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunetrial.analysis import arms, combined, costs, fairness, metrics
+from tunetrial.analysis import arms, combined, compare, costs, fairness, metrics
 from tunetrial.core import files
 from tunetrial.core.combination import Combination, How, Made, Recipe, Stored, Tried, called
 from tunetrial.core.errors import EvidenceError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tunetrial.engine.combine import Adapter
 
 UNTUNED = "untuned base"
+ALIKE = 0.1
 Parts = Mapping[str, np.ndarray]
 
 
@@ -87,20 +88,25 @@ def combine(
 def _choose(hand: Hand, recipe: Recipe, tell: Tell) -> tuple[Made, Built]:
     """Try every setting of a recipe on the validation rows, and take the best; of equals the first."""
     built, made_s = build(hand, recipe, tell)
-    values: dict[int, list[dict[str, float | None]]] = {}
+    values: dict[int, dict[int, dict[str, float | None]]] = {}
+    live = [number for number, one in enumerate(built) if one.by_seed]
     started_s = time.monotonic()
-    for seed in hand.seeds:
-        found = hand.answers([one.by_seed[seed] for one in built], "validation")
-        values[seed] = [{name: hand.value(name, found[name][n]) for name in hand.names} for n in range(len(built))]
-        tell(f"{recipe.how}: seed {seed} answered, {len(built)} settings")
+    for seed in hand.seeds if live else ():
+        found = hand.answers([built[number].by_seed[seed] for number in live], "validation")
+        values[seed] = {
+            number: {name: hand.value(name, found[name][place]) for name in hand.names}
+            for place, number in enumerate(live)
+        }
+        tell(f"{recipe.how}: seed {seed} answered, {len(live)} settings")
     taken_s, tried = time.monotonic() - started_s, []
     for number, one in enumerate(built):
-        kept = hand.kept(values[seed][number] for seed in hand.seeds)
-        mean = combined.mean_kept(kept)
+        kept = hand.kept(values[seed][number] for seed in hand.seeds) if number in live else None
+        mean = kept and combined.mean_kept(kept)
         tried.append(Tried(setting=one.setting, kept=None if mean is None else kept, mean=mean))
     sound = [number for number, one in enumerate(tried) if one.mean is not None]
     if not sound:
-        raise EvidenceError(f"combine: {recipe.how}: no setting has a metric on all tasks, got none; use another --how")
+        what = "no setting came through training with a metric on all tasks"
+        raise EvidenceError(f"combine: {recipe.how}: {what}, got {len(built)} settings; use another --how")
     best = max(sound, key=lambda number: tried[number].mean)
     by_seed = {seed: combined.mean_kept(hand.kept([values[seed][best]])) for seed in hand.seeds}
     made = Made(
@@ -121,6 +127,7 @@ def _test(hand: Hand, built: Mapping[How, Built]) -> tuple[dict[str, dict[str, f
     """
     from tunetrial.engine import combine as engine  # torch
 
+    made_names = {called(hand.arm, how) for how in built}
     parts: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in hand.names}
     values: dict[str, dict[str, list[float]]] = {name: {} for name in hand.names}
     for seed in hand.seeds:
@@ -132,13 +139,17 @@ def _test(hand: Hand, built: Mapping[How, Built]) -> tuple[dict[str, dict[str, f
             metric = metrics.find(hand.lock.study.task(task).metric)
             for name, one in zip(given, answers, strict=True):
                 if one is None:
-                    raise EvidenceError(f"{task}: answers of {name}, seed {seed}, are not finite; use another --how")
+                    remedy = "use another --how" if name in made_names else "compute in a wider precision"
+                    raise EvidenceError(f"{task}: answers of {name}, seed {seed}, are not finite, got nan; {remedy}")
                 parts[task].setdefault(name, []).append(arms.parts_of(metric, one))
                 value = metrics.value(metric, one)
                 values[task].setdefault(name, []).extend([] if value is None else [value])
     scores = {task: {n: float(np.mean(v)) for n, v in own.items() if v} for task, own in values.items()}
     stacked = {task: {n: np.stack(v) for n, v in own.items()} for task, own in parts.items()}
-    pairs = [pair for task in hand.names for how in built for pair in _pairs(hand, task, how, stacked[task])]
+    unlike = {task: _unlike(hand, task, values[task][f"{hand.arm} of {task}"]) for task in hand.names}
+    pairs = [
+        pair for task in hand.names for how in built for pair in _pairs(hand, task, how, stacked[task], unlike[task])
+    ]
     compared = combined.compare(pairs, level=hand.lock.study.rule.level)
     return {task: own | _others(hand, task) for task, own in scores.items()}, compared
 
@@ -150,24 +161,51 @@ def _others(hand: Hand, task: str) -> dict[str, float]:
     return {name: mean for name, mean in found.items() if mean is not None}
 
 
-def _pairs(hand: Hand, task: str, how: How, own: Parts) -> list[combined.Pair]:
+def _unlike(hand: Hand, task: str, values: Sequence[float]) -> str:
+    """Why scores of today are not to be held against those of the study; empty where the arm's own adapters score as
+    they did then, within a tenth of the margin."""
+    spec = hand.lock.study.task(task)
+    then = [hand.finals.record(task, seed).measurements[f"test.{spec.metric}"].value for seed in hand.seeds]
+    apart = max((abs(a - b) for a, b in zip(values, then, strict=False)), default=0.0)
+    if len(values) == len(then) and apart <= ALIKE * spec.margin:
+        return ""
+    return f"{hand.arm}'s own adapters score otherwise on this machine than in the study, by {apart:.3g}"
+
+
+def _obstacle(hand: Hand, task: str, arm: str) -> str:
+    """Why a combination is not to be held against the finals of an arm, as the study's own verdicts have it; else
+    empty."""
+    pair = [arms.outcome(hand.evidence, task, name).result for name in dict.fromkeys((hand.arm, arm))]
+    lost = [compare.why_lost(one, hand.evidence) for one in pair if one.state in ("does not fit", "diverged")]
+    unfair = fairness.obstacles(hand.evidence, task, hand.arm, arm) if arm != hand.arm else ()
+    idle = [compare.why_idle(one, hand.evidence) for one in pair if one.state == "did not train"]
+    return "; ".join(lost[:1] or unfair or idle[:1])
+
+
+def _pairs(hand: Hand, task: str, how: How, own: Parts, unlike: str) -> list[combined.Pair]:
     """A combination and each of what it is held against on a task."""
     spec, study = hand.lock.study.task(task), hand.lock.study
     candidate, joint, single = called(hand.arm, how), called(hand.arm, "joint"), f"{hand.arm} of {task}"
     against = {single: own[single], UNTUNED: np.repeat(own[UNTUNED], len(hand.seeds), axis=0)}
     if joint in own and how != "joint":
         against[joint] = own[joint]
-    unfair: dict[str, str] = {}
+    obstacles = {single: _obstacle(hand, task, hand.arm)}
     for arm in (one.name for one in study.arms if one.name not in (hand.arm, study.untuned(hand.arm))):
         found = arms.outcome(hand.evidence, task, arm)
-        if set(hand.seeds) <= set(found.seeds):
-            against[arm] = found.stack(hand.seeds)
-            unfair[arm] = "; ".join(fairness.obstacles(hand.evidence, task, hand.arm, arm))
+        shared = set(hand.seeds) & set(found.seeds)
+        whole = len(shared) == len(hand.seeds)
+        lacking = "" if whole else f"{arm} has {len(shared)} of the {len(hand.seeds)} finals with these seeds"
+        obstacles[arm] = _obstacle(hand, task, arm) or lacking or unlike
+        against[arm] = found.stack(hand.seeds) if whole else None
     clusters = tuple(example.cluster for example in hand.rows(task, "test"))
     about = {"task": task, "metric": spec.metric, "margin": spec.margin, "candidate": candidate, "cluster_E": clusters}
     return [
         combined.Pair(
-            **about, reference=name, candidate_RE=own[candidate], reference_RE=other, obstacle=unfair.get(name) or None
+            **about,
+            reference=name,
+            candidate_RE=own[candidate],
+            reference_RE=other,
+            obstacle=obstacles.get(name) or None,
         )
         for name, other in against.items()
     ]

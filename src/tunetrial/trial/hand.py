@@ -65,7 +65,14 @@ class Hand:
         return found
 
     def check_gains(self) -> None:
-        """EvidenceError where a task's own adapters gain nothing on validation rows, so that nothing could be kept."""
+        """EvidenceError where a task's own adapters gain nothing on validation rows, or less than the margin, so that
+        what is kept of it would be noise."""
+        for spec in self.tasks:
+            own = self.finals.validation(spec.name, spec.metric)
+            gain = abs(sum(own) / len(own) - self.untuned[spec.name])
+            if 0 < gain < spec.margin:
+                what = f"adapters gain less than the margin of {spec.margin:g} over the untuned base"
+                raise EvidenceError(f"{spec.name}: {what}, got {gain:.3g} {spec.metric}; leave the task out")
         single = {spec.name: self.finals.validation(spec.name, spec.metric) for spec in self.tasks}
         self.kept([{name: own[n] for name, own in single.items()} for n in range(len(self.seeds))])
 

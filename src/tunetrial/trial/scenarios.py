@@ -8,7 +8,6 @@ import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from tunetrial.core.weighed import Weighed
 from tunetrial.store import StudyFolder
 
 FILE = "scenarios.json"
-VARYING = ("quality", "forgetting_nats", "run_length")
+VARYING = ("quality", "forgetting_nats", "agreement", "run_length")
 FORMULAS = {
     "share": "share_j = weight_j / sum of weights",
     "value": "v = clip((x - worst) / (best - worst), 0, 1); log: clip(ln(max(x, min(worst, best)) / worst) / "
@@ -87,9 +86,8 @@ def weigh(
     preferred: Mapping[str, Measurement],
 ) -> tuple[Weighed, ...]:
     """Weigh each of these on the study's primary task, what people prefer too, and keep what was asked and found."""
-    laid = board.lay_out(evidence, *review(evidence))
-    liked = {arm: {"preference": share} for arm, share in preferred.items()}
-    laid = replace(laid, costs={arm: {**own, **liked.get(arm, {})} for arm, own in laid.costs.items()})
+    asked = {name for one in scenarios for name in one.criteria}
+    laid = board.lay_out(evidence, *review(evidence), preferred, asked | {"preference"})
     weighed = tuple(weighing.weigh(laid, one, owned=owned) for one in scenarios)
     sheet = _sheet(laid, owned, weighed)
     store.write_report(FILE, json.dumps(sheet, indent=1, allow_nan=False) + "\n")
