@@ -1,5 +1,8 @@
 """Break-even volumes against bills written out month by month, and how the report says them."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -10,7 +13,9 @@ from tunetrial import report
 from tunetrial.analysis.breakeven import volumes
 from tunetrial.analysis.latency import summarise
 from tunetrial.core.deployment import BreakEven, Contender
+from tunetrial.core.prices import Costs
 from tunetrial.report import shipping
+from tunetrial.trial import conclusion
 
 BYTES = {"base": 1000, "lora separate": 10, "lora merged": 1000, "full": 1000}
 USD_PER_BYTE, USD_PER_S = 1e-5, 1e-3
@@ -108,3 +113,15 @@ def test_the_report_has_prices_with_their_source_and_a_row_for_each_pair():
     assert len(rows) == 6 and all(line.count("|") == 7 for line in rows)
     bare = decision.model_copy(update={"deployed": summarise(timed)})
     assert shipping.volumes(bare) is None and "Break-even" not in report.html(evidence, bare)
+
+
+def test_requests_of_all_variants_together_are_shared_among_them(monkeypatch):
+    """As in the bill of `costs`, which counts the same field of the study file."""
+    evidence = report_fixtures.clear()[0]
+    study = evidence.lock.study.model_copy(update={"costs": Costs(variants=20, requests_per_month=100_000)})
+    evidence = replace(evidence, lock=evidence.lock.model_copy(update={"study": study}))
+    timed = bench(by_path).model_copy(update={"trials": {"lora": (evidence.records[0].trial.id,)}})
+    asked = {}
+    monkeypatch.setattr(conclusion.breakeven, "volumes", lambda timed, **said: asked.update(said))
+    conclusion._deployed(SimpleNamespace(bench=lambda: timed), evidence)
+    assert (asked["variants"], asked["requests"]) == (20, 5_000)

@@ -174,7 +174,7 @@ def test_where_the_first_step_fails_the_next_is_run():
     arms = (ARMS[0], ARMS[3])
     found = carried_out(locked(1.0, arms=arms), r16={"failure": 1.0})
     assert states(found) == {"r16": "run", "full": "run"}
-    assert "no arm before it trained" in escalated(found).steps[1].reason
+    assert "no arm before it came through all its finals" in escalated(found).steps[1].reason
 
 
 def test_slower_steps_cost_more():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from shipped_folders import score_table, shipped
 from trial_study import load, write_study
 from tunetrial import cli
 from tunetrial.core import manifest
+from tunetrial.ship import gate as gates
 from tunetrial.ship.registry import Registry
 from tunetrial.store import StudyFolder, TestLedger
 
@@ -238,3 +240,13 @@ def test_bad_input_is_one_line(done, tmp_path):
     ):
         ran = gate(done, *options, code=code)
         assert line in ran.stderr and len(ran.stderr.splitlines()) == 1 and not ran.stdout, options
+
+
+def test_a_floor_is_not_told_where_finals_are_still_to_come(done):
+    evidence, decision = done._conclude()
+    study = evidence.lock.study.model_copy(update={"require": {"mail.accuracy": ">= 0.1"}})
+    asked = replace(evidence, lock=evidence.lock.model_copy(update={"study": study}))
+    waiting = [one.model_copy(update={"state": "pending"}) if one.arm == "lora" else one for one in decision.arms]
+    told = {arm: gates._floors(asked, decision.model_copy(update={"arms": tuple(waiting)}), arm) for arm in ("full", "lora")}
+    assert told["full"][0].holds is True
+    assert told["lora"][0].holds is None and "has not all its finals" in told["lora"][0].said

@@ -163,6 +163,21 @@ def test_a_first_year_is_what_counting_by_hand_makes_it():
     assert not one.left_out and not lora.left_out
 
 
+@pytest.mark.parametrize(
+    ("shares_base", "each", "variants", "machines"),
+    [(False, 13, 12, 12), (False, 12, 12, 6), (True, 1, 4, 1), (True, 1, 10, 3), (True, 4, 3, 3), (True, 0, 50, 1)],
+)
+def test_no_model_lies_on_two_machines_and_adapters_need_their_base_on_each(shares_base, each, variants, machines):
+    """Rooms of 24 GB, a base of 20 GB beside adapters."""
+    one = measured("arm", shares_base=shares_base)
+    gb = lambda count: one.resident_bytes.model_copy(update={"value": count * GB})  # noqa: E731
+    one = one.model_copy(update={"resident_bytes": gb(each), "resident_base_bytes": gb(20) if shares_base else None})
+    found = own("mail", [one], terms(variants=(variants,))).of("arm", variants)
+    assert found.machines == machines
+    tight = own("mail", [one], terms(variants=(variants,), room_bytes=(each + 20 * shares_base) * GB - 1))
+    assert tight.of("arm", variants).left_out["serving"] == "one does not fit into the memory of a machine"
+
+
 @pytest.mark.parametrize(("requests", "machines"), [(0, 1), (20 * 730 * 3600, 1), (20 * 730 * 3600 + 1, 2), (3e8, 6)])
 def test_machines_are_as_many_as_the_requests_need(requests, machines):
     found = own("mail", ARMS, terms(requests_per_month=requests, variants=(1,)))

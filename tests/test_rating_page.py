@@ -262,6 +262,8 @@ def test_a_line_that_a_crash_cut_short_was_never_said_and_an_altered_one_is_refu
 def test_a_full_disk_is_told_and_the_answer_not_taken(tmp_path, monkeypatch):
     desk = desk_of(tmp_path, items())
     sit(desk, "Ann", "pairs", likes_lora, count=1)
+    kept = lambda: {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}  # noqa: E731
+    before = kept()
 
     def full(_):
         raise OSError(28, os.strerror(28))
@@ -269,6 +271,8 @@ def test_a_full_disk_is_told_and_the_answer_not_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     [refused] = ask(desk, question("answer", rater="Ann", kind="pairs", number=1, said=1))
     assert refused.status_code == 507 and "disk is full" in refused.json()["error"]
+    monkeypatch.undo()
+    assert before and kept() == before, "an answer that was refused counts"
 
 
 def test_one_page_a_study(tmp_path):

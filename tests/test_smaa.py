@@ -119,3 +119,8 @@ def test_knowing_is_worth_what_it_changes():
     assert everything == pytest.approx(0.25, abs=0.005) and each[0] == pytest.approx(everything)
     sure = np.broadcast_to(AB, (10, 2, 2))
     assert smaa.perfect_knowledge(sure, np.array([0.5, 0.5])) == (0.0, pytest.approx([0.0, 0.0]))
+
+
+def test_a_tie_at_no_weight_or_all_of_it_is_no_flip():
+    """The rival equals the first by one criterion and is behind by the other: it is never first."""
+    assert smaa.weight_flips(np.array([[0.8, 1.0], [0.6, 1.0]]), np.array([0.5, 0.5])) == ()

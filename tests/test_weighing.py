@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from planted import evidence, lock
-from tunetrial.analysis import scoring
+from tunetrial.analysis import scoring, yearly
 from tunetrial.analysis.board import lay_out
 from tunetrial.analysis.compare import review
 from tunetrial.analysis.owning import own
 from tunetrial.analysis.taken import take
 from tunetrial.analysis.weighing import weigh
+from tunetrial.core.errors import ConfigError
 from tunetrial.core.owning import Terms
 from tunetrial.core.scenario import Criterion, Inputs, Opinion, Scenario
 from tunetrial.core.study import Hardware
@@ -212,3 +213,27 @@ def test_energy_is_that_of_one_runs_steps_where_a_gpu_counts_it():
     assert "counted by the GPU in one probe" in " ".join(found.because)
     uncounted = decided({"full": 0.8, "lora": 0.8}, said)
     assert uncounted.left_out["lora"] == "energy_wh was not measured" and not uncounted.standings
+
+
+def test_quality_the_wrong_way_round_is_refused():
+    said = scenario(criteria={"quality": Criterion(weight=1, worst=1.0, best=0.5)})
+    with pytest.raises(ConfigError, match="scenario s: criteria.quality: more accuracy is better, got worst 1 and best"):
+        decided({"full": 0.8, "lora": 0.8}, said)
+
+
+def test_a_limit_of_the_study_s_is_asked_again_at_another_price():
+    """A run of 60 s costs 0.017 USD at the study's dollar an hour, and ten times as much at the scenario's price."""
+    study = {"limits": {"cost_usd": 0.1}, "hardware": Hardware(usd_per_hour=1)}
+    said = scenario(criteria={"quality": QUALITY}, limits={"cost_usd": 0.1}, inputs=Inputs(usd_per_hour=10))
+    found = decided({"full": 0.8, "lora": 0.8}, said, study=study)
+    assert {arm: reason[:15] for arm, reason in found.excluded.items()} == {"full": "cost_usd 0.1667"}
+
+
+def test_a_baseline_with_one_timed_final_takes_no_seed_from_the_others():
+    laid = board({"full": 0.8, "lora": 0.8})
+    taken = owned(laid).taken
+    timed = [one.model_copy(update={"run_s": {1: 9.0, 2: 10.0, 3: 11.0}}) for one in taken]
+    single = timed[0].model_copy(update={"arm": "tfidf", "run_s": {1: 0.1}})
+    for known in (timed, [*timed, single]):
+        found = own("mail", known, Terms(variants=(1,)))
+        assert yearly.lengths(found)["lora"] == pytest.approx({1: 0.9, 2: 1.0, 3: 1.1})

@@ -106,14 +106,16 @@ def _spread(board: Board, replicates: int) -> float:
 def _moved(own_AR: Floats, z_BR: Floats, scale_B: Floats, spread: float) -> Floats:
     """How far means move with the seeds, shape (B, A): covariance that of the means, whatever arms share.
 
-    An arm that lacks a seed (NaN) moves with those that it has; one with fewer than two does not move.
+    An arm that lacks a seed (NaN) moves with those that it has, as far as the mean of so few does; one with fewer than
+    two does not move.
     """
     moved_BA = np.zeros((len(z_BR), len(own_AR)))
     for row, own_R in enumerate(own_AR):
         has_R = np.isfinite(own_R)
         if has_R.sum() > 1:
             away_R = np.where(has_R, own_R - own_R[has_R].mean(), 0.0)
-            moved_BA[:, row] = z_BR @ away_R / (has_R.sum() - 1) ** 0.5
+            fewer = len(own_R) / has_R.sum()
+            moved_BA[:, row] = z_BR @ away_R * (fewer / (has_R.sum() - 1)) ** 0.5
     return moved_BA * scale_B[:, None] * spread
 
 

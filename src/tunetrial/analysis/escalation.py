@@ -108,12 +108,12 @@ def _weighed(evidence: Evidence, arm: str, before: Sequence[Step]) -> Step:
     """What becomes of a step, once all arms run before it have ended."""
     held = _best(evidence, [step.arm for step in before if step.state == "run"])
     if held is None:
-        return Step(arm=arm, state="run", reason="no arm before it trained")
+        return Step(arm=arm, state="run", reason="no arm before it came through all its finals")
     step = Step(arm=arm, state="passed over", over=held)
     lower = _lower_rank(evidence, arm, [step.arm for step in before if step.state == "passed over"])
     tried = _tried(evidence, arm)
     if lower is not None:
-        return step.model_copy(update={"reason": f"{lower}, the same at a lower rank, was not worth its price"})
+        return step.model_copy(update={"reason": f"{lower}, the same at a lower rank, was passed over"})
     if any(record.status == "infeasible" for record in tried):
         return step.model_copy(update={"reason": "it does not fit on this machine"})
     if any(record.status == "diverged" for record in tried):
@@ -249,7 +249,7 @@ def _room(evidence: Evidence, arm: str) -> float | None:
     due, found = evidence.lock.final_seeds(study.looks[0]), []
     for record in evidence.of(purpose="final", task=study.rule.primary, arm=arm):
         scores = evidence.scores.get((record.trial.id, "validation"))
-        if record.trial.seed not in due or scores is None or metric.columns:
+        if record.trial.seed not in due or scores is None or metric.columns or metric.constant == "empty":
             continue
         perfect, own = (
             metrics.value(metric, replace(scores, prediction_E=scores.target_E)),

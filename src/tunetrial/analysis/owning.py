@@ -113,13 +113,13 @@ def _owned(taken: Taken, terms: Terms, variants: int) -> Owned:
         name: Bill(name=name, lines=tuple(_lines(items, left_out)))
         for name, items in {"once": _once(taken, terms, variants), "a month": _monthly(taken, terms, variants)}.items()
     }
-    by_hour = _way(terms) == "GPU-hour"
+    machines = _machines(taken, terms, variants) if _way(terms) == "GPU-hour" else None
     return Owned(
         arm=taken.arm,
         variants=variants,
         once=bills["once"],
         monthly=bills["a month"],
-        machines=_machines(taken, terms, variants) if by_hour else None,
+        machines=machines if isinstance(machines, int) else None,
         left_out=left_out,
     )
 
@@ -186,20 +186,26 @@ def _serving(taken: Taken, terms: Terms, variants: int) -> _Item:
         basis = _least(taken.resident_bytes, taken.resident_base_bytes)
         return _Item("serving", GbHours.of(size * terms.hours_per_month / GB_BYTES), terms.gb_hour, basis)
     machines = _machines(taken, terms, variants)
-    if machines is None:
-        return _Item("serving", "its requests a second were not measured", None)
+    if isinstance(machines, str):
+        return _Item("serving", machines, None)
     return _Item("serving", GpuHours.of(machines * terms.hours_per_month), terms.gpu_hour, "estimated")
 
 
-def _machines(taken: Taken, terms: Terms, variants: int) -> int | None:
-    """How many must be on: enough for the requests and, where the room of one is known, for all weights."""
+def _machines(taken: Taken, terms: Terms, variants: int) -> int | str:
+    """How many must be on: enough for the requests and, where the room of one is known, for all weights; or in words
+    why that is not known. No model lies on two machines, and adapters on another machine need the base there too."""
     rate = taken.together_per_s if variants > 1 else taken.alone_per_s
     if rate is None or terms.requests_per_month is None:
-        return None
+        return "its requests a second were not measured"
     busy = terms.requests_per_month / (rate.value * terms.hours_per_month * SECONDS_PER_HOUR)
-    size = _resident_bytes(taken, variants)
-    filled = size / terms.room_bytes if size is not None and terms.room_bytes else 0
-    return max(1, math.ceil(busy), math.ceil(filled))
+    filled = 0
+    if terms.room_bytes and _resident_bytes(taken, variants) is not None:
+        base, each = taken.resident_base_bytes, taken.resident_bytes.value
+        left = terms.room_bytes - (base.value if base else 0)
+        if left < each:
+            return "one does not fit into the memory of a machine"
+        filled = math.ceil(variants / (left // each)) if each else 1
+    return max(1, math.ceil(busy), filled)
 
 
 def _resident_bytes(taken: Taken, variants: int) -> float | None:

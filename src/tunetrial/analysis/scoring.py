@@ -13,6 +13,7 @@ import numpy as np
 from tunetrial.analysis import metrics
 from tunetrial.analysis.costs import Costs
 from tunetrial.analysis.stats import Floats
+from tunetrial.core.errors import ConfigError
 from tunetrial.core.evidence import Flip
 from tunetrial.core.scenario import SHARES, Criterion, Scenario
 from tunetrial.core.study import Study
@@ -53,8 +54,13 @@ def scales(scenario: Scenario, study: Study, *, floor: float | None) -> tuple[tu
     score; for shares never and always; for a cost, the limit of the same name and 0.
     """
     found, left = {}, {}
+    metric = metrics.find(study.task(study.rule.primary).metric)
     for name, criterion in scenario.criteria.items():
         worst, best = _anchors(scenario, study, name, criterion, floor)
+        if name == "quality" and criterion.worst is not None and (best > worst) != metric.higher_is_better:
+            better, got = "more" if metric.higher_is_better else "less", f"got worst {worst:g} and best {best:g}"
+            where = f"scenario {scenario.name}: criteria.quality"
+            raise ConfigError(f"{where}: {better} {metric.name} is better, {got}; exchange worst and best")
         if worst is None or worst == best:
             left[name] = "it has no anchor `worst` and no limit"
         elif criterion.log and min(worst, best) <= 0:

@@ -91,7 +91,7 @@ def weight_flips(value_AJ: Floats, weight_J: Floats) -> tuple[WeightFlip, ...]:
         # First place at weight w: w * gain + (1 - w) * lead >= 0 for every rival.
         with np.errstate(divide="ignore", invalid="ignore"):
             at_A = lead_A / (lead_A - gain_A)
-        inside = [(float(w), k) for k, w in enumerate(at_A) if k != top and 0 <= w <= 1]
+        inside = [(float(w), k) for k, w in enumerate(at_A) if k != top and 0 < w < 1]
         below = max((c for c in inside if c[0] < weight_J[j]), default=None)
         above = min((c for c in inside if c[0] >= weight_J[j]), default=None)
         found += [WeightFlip(j, w, k) for w, k in filter(None, (below, above))]

@@ -58,6 +58,8 @@ class _Arm:
         spent = {"tuning_s": (search, _training_s), "finals_s": (self.finals, _training_s)}
         spent["evaluation_s"] = ((*search, *self.finals), _evaluation_s)
         sums = {name: _sum(records, part, side_by_side) for name, (records, part) in spent.items()}
+        if self.evidence.lock.study.arm(self.arm).untrained and not search:
+            sums["tuning_s"] = Figure(value=0.0, unit="s", basis="measured", of="nothing is searched for")
         resident, resident_base = self._resident()
         return Taken(
             arm=self.arm,

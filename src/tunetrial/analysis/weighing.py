@@ -116,7 +116,8 @@ def lay_out(board: Board, scenario: Scenario, owned: Ownership | None = None) ->
     amounts = _amounts(board, scenario, inputs, owned)
     excluded = dict(board.excluded)
     for arm in board.candidates:
-        limits = {n: at for n, at in scenario.limits.items() if n not in study.limits or study.limits[n] != at}
+        own = scenario.limits.items()  # those of the study have ruled out what they rule out, but at its own prices
+        limits = {n: at for n, at in own if n.endswith("_usd") or study.limits.get(n) != at}
         if over := [bar.said for bar in bars.limits(limits, amounts.get(arm, {})) if not bar.holds]:
             excluded[arm] = "; ".join(over)
     floor = next((r.floor for r in board.results if (r.task, r.arm) == (board.primary, board.reference)), None)

@@ -61,8 +61,9 @@ def _has_price(one: Owned) -> bool:
 
 
 def lengths(found: Ownership) -> dict[str, dict[int, float]]:
-    """How long each final was, by arm and seed, as a share of the mean of those seeds that all arms with times have."""
-    timed = {one.arm: one.run_s for one in found.taken if one.run_s}
+    """How long each final was, by arm and seed, as a share of the mean of those seeds that all arms with times of
+    several finals have."""
+    timed = {one.arm: one.run_s for one in found.taken if len(one.run_s) > 1}
     seeds = sorted(set.intersection(*map(set, timed.values()))) if timed else []
     means = {arm: sum(run_s[s] for s in seeds) / len(seeds) for arm, run_s in timed.items() if len(seeds) > 1}
     return {arm: {s: timed[arm][s] / mean for s in seeds} for arm, mean in means.items()}
@@ -70,7 +71,7 @@ def lengths(found: Ownership) -> dict[str, dict[int, float]]:
 
 def by_seed(found: Ownership, tenants: int) -> dict[str, Mapping[int, float]]:
     """The same by arm and seed, as far as further runs take as long as each final did; nothing where times lack."""
-    runs = [set(one.run_s) for one in found.taken if one.run_s]
+    runs = [set(one.run_s) for one in found.taken if len(one.run_s) > 1]
     seeds = sorted(set.intersection(*runs)) if runs else []
     if len(seeds) < 2:
         return {}

@@ -61,7 +61,7 @@ def of(found: Ownership) -> Section:
 def answer(found: Ownership) -> str:
     """The dearest arm and the cheapest in their first year, in a sentence; or why totals do not compare."""
     most = max(found.terms.variants)
-    owned = [each for each in found.owned if each.variants == most]
+    owned = [each for each in found.owned if each.variants == most and (each.once.lines or each.monthly.lines)]
     many = f"with {most} variants" if most > 1 else "with one variant"
     missing = list(owned[0].left_out)
     if any(set(each.left_out) != set(missing) for each in owned):

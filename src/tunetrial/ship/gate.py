@@ -6,7 +6,7 @@ serves now. The whole fails if one fails, and cannot be told if one cannot. What
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -105,7 +105,7 @@ def judge(evidence: Evidence, decision: Decision, asked: Asked, *, study: Path) 
     against, comparison, count = _champion(evidence, Candidate(arm, task, trial), champion, asked, study)
     gates = (
         _verdict(decision, arm, task),
-        _bars("floors", arm, evidence.lock.study.require, bars.floors(evidence, decision.arms, arm) if arm else ()),
+        _bars("floors", arm, evidence.lock.study.require, _floors(evidence, decision, arm) if arm else ()),
         _bars("limits", arm, evidence.lock.study.limits, _limits(evidence, decision, arm) if arm else ()),
         _fidelity(asked.shipped, shipped),
         against,
@@ -174,6 +174,17 @@ def _verdict(decision: Decision, arm: str | None, task: str) -> Gate:
 
 def _limits(evidence: Evidence, decision: Decision, arm: str) -> tuple[Bar, ...]:
     return bars.limits_of(evidence.lock.study, arm, decision.costs.get(arm, {}))
+
+
+def _floors(evidence: Evidence, decision: Decision, arm: str) -> tuple[Bar, ...]:
+    """Each floor; not told on a task where finals are still to come, whatever those that are there show."""
+    due = {result.task for result in decision.arms if (result.arm, result.state) == (arm, "pending")}
+    return tuple(
+        replace(bar, holds=None, said=f"{bar.name}: {arm} has not all its finals; run the study")
+        if bar.name.partition(".")[0] in due
+        else bar
+        for bar in bars.floors(evidence, decision.arms, arm)
+    )
 
 
 def _bars(name: str, arm: str | None, asked: object, held: Sequence[Bar]) -> Gate:

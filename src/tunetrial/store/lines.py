@@ -1,5 +1,6 @@
 """JSON lines: files that grow by whole lines. A line that a crash cut short was never written."""
 
+import contextlib
 import errno
 import json
 import os
@@ -26,11 +27,17 @@ def append(path: Path, value: dict, *, durable: bool) -> None:
     """
     line = canonical(value).encode() + b"\n"
     with files.writing(path, len(line)), open(path, "a+b", buffering=0) as file:
-        file.truncate(_end_of_lines(file.seek(0, os.SEEK_END), file))
-        if file.write(line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if durable:
-            os.fsync(file.fileno())
+        end = _end_of_lines(file.seek(0, os.SEEK_END), file)
+        file.truncate(end)
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if durable:
+                os.fsync(file.fileno())
+        except OSError:  # what is refused is not to be read later on
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 def read(path: Path) -> tuple[dict, ...]:

@@ -129,7 +129,7 @@ def _deployed(store: StudyFolder, evidence: Evidence) -> Deployment | None:
     volumes = breakeven.volumes(
         bench,
         variants=costs.variants,
-        requests=costs.requests_per_month,
+        requests=None if costs.requests_per_month is None else costs.requests_per_month / costs.variants,
         usd_per_byte_month=None if storage is None else storage.usd / (storage.gb_bytes or GB_BYTES),
         usd_per_s=None if usd_per_hour is None else usd_per_hour / 3600,
         prices=tuple(said for said in (hour, storage and f"{storage}") if said),

@@ -1,5 +1,6 @@
 """What a study's arms cost to own: its evidence and what was timed of it, at prices of the user's or of a day."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from tunetrial import methods
 from tunetrial.analysis.owning import own
 from tunetrial.analysis.taken import take
 from tunetrial.core.deployment import Deployment
+from tunetrial.core.errors import ConfigError
 from tunetrial.core.evidence import Evidence
 from tunetrial.core.money import HOURS_PER_MONTH
 from tunetrial.core.owning import Figure, Ownership, Taken, Terms
@@ -33,10 +35,18 @@ class Volumes:
     gpu: str | None = None
 
     def of(self, costs: Costs) -> Costs:
+        """The study's, with what is asked in place of it.
+
+        Raises:
+            ConfigError: A number that cannot be one of these.
+        """
         said = {name: getattr(self, name) for name in ("requests_per_month", "variants", "usd_per_engineer_hour")}
-        return Costs.model_validate(
-            costs.model_dump() | {name: value for name, value in said.items() if value is not None}
-        )
+        said = {name: value for name, value in said.items() if value is not None}
+        for name, value in said.items():
+            if not math.isfinite(value) or value < (1 if name == "variants" else 0):
+                least = "1 or more" if name == "variants" else "0 or more"
+                raise ConfigError(f"costs: {name}: must be a number, {least}, got {value}; give one")
+        return Costs.model_validate(costs.model_dump() | said)
 
 
 def ownership(

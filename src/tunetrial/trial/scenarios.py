@@ -40,9 +40,9 @@ FORMULAS = {
     "iteration_s": "cycle_s.train + cycle_s.export + cycle_s.test",
     "storage": "(base_bytes + tenants * artifact_bytes) / 1e9 * usd_per_gb_month; base_bytes is 0 where it is null",
     "serving": "machines * 730 * usd_per_hour",
-    "machines": "max(1, ceil(requests_per_month / (rate * 730 * 3600)), ceil((resident_base_bytes + tenants * "
-    "resident_bytes) / (room_gib * 2**30))); rate is together_per_s, alone_per_s for one tenant; resident_base_bytes "
-    "is 0 and the last term is left out where they are null",
+    "machines": "max(1, ceil(requests_per_month / (rate * 730 * 3600)), ceil(tenants / floor((room_gib * 2**30 - "
+    "resident_base_bytes) / resident_bytes))); rate is together_per_s, alone_per_s for one tenant; resident_base_bytes "
+    "is 0 and the last term is left out where they are null; absent where not even one fits",
     "absent": "a term whose figure, volume or price is null is in no arm's total; see left_out of the bills",
 }
 

@@ -50,7 +50,7 @@ function shown(text) {
   return text
     .replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
     .replace(/\u007f/g, "\u2421")
-    .replace(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+    .replace(/[\u0080-\u009f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
 }
 
 function put(box, text) {

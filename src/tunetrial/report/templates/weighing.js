@@ -30,7 +30,7 @@ function bill(taken, inputs, rules) {
 
   const bytes = sum(taken.base_bytes, taken.artifact_bytes);
   monthly += usd("storage", bytes === null ? null : bytes / rules.gb_bytes, inputs.usd_per_gb_month);
-  const machines = machinesOf(taken, inputs, rules, sum(taken.resident_base_bytes, taken.resident_bytes));
+  const machines = machinesOf(taken, inputs, rules, sum(taken.resident_base_bytes, taken.resident_bytes) !== null);
   monthly += usd("serving", requests === null || machines === null ? null : machines * rules.hours_per_month, hour);
   if (again) {
     const runs = taken.iteration_s === null ? null : tenants * again * taken.iteration_s;
@@ -41,12 +41,18 @@ function bill(taken, inputs, rules) {
   return {arm: taken.arm, usd: once + 12 * monthly, by_length, missing, priced};
 }
 
-function machinesOf(taken, inputs, rules, bytes) {
+// Null where that is not known, or not even one variant fits a machine.
+function machinesOf(taken, inputs, rules, sized) {
   const rate = inputs.tenants > 1 ? taken.together_per_s : taken.alone_per_s;
   if (rate === null || inputs.requests_per_month === null) return null;
   const busy = inputs.requests_per_month / (rate * rules.hours_per_month * 3600);
-  const filled = bytes !== null && inputs.room_gib ? bytes / (inputs.room_gib * 2 ** 30) : 0;
-  return Math.max(1, Math.ceil(busy), Math.ceil(filled));
+  let filled = 0;
+  if (sized && inputs.room_gib) {
+    const left = inputs.room_gib * 2 ** 30 - (taken.resident_base_bytes ?? 0), each = taken.resident_bytes;
+    if (left < each) return null;
+    filled = each ? Math.ceil(inputs.tenants / Math.floor(left / each)) : 1;
+  }
+  return Math.max(1, Math.ceil(busy), filled);
 }
 
 // Bills by arm, of arms whose total leaves out no more than any other's.
@@ -78,7 +84,7 @@ function amountsOf(data, use, inputs) {
 // Arms that no limit rules out and that every criterion knows, and the others with the reason.
 function enter(data, use, inputs) {
   const byQuality = use.scales.some((scale) => scale.name === "quality");
-  const limits = Object.entries(use.limits).filter(([name, at]) => data.limits[name] !== at);
+  const limits = Object.entries(use.limits).filter(([name, at]) => name.endsWith("_usd") || data.limits[name] !== at);
   const entered = [], out = [];
   for (const one of amountsOf(data, use, inputs)) {
     const {weighed} = one.arm;
@@ -144,7 +150,7 @@ function weightFlips(values, shares) {
     let below = null, above = null;
     rest.forEach((score, k) => {
       const lead = rest[top] - score, gain = values[top][j] - values[k][j], at = lead / (lead - gain);
-      if (k === top || !(at >= 0 && at <= 1)) return;
+      if (k === top || !(at > 0 && at < 1)) return;
       if (at < shares[j]) below = below && below.at > at ? below : {at, to: k};
       else above = above && above.at <= at ? above : {at, to: k};
     });
