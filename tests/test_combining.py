@@ -238,7 +238,9 @@ def test_a_rate_at_which_joint_training_diverges_is_out_and_no_other(study, tmp_
     burst(rates)
     with pytest.raises(EvidenceError, match="combine: joint: no setting came through .* got 2 settings; use another"):
         study.combine("lora", [Recipe(how="joint")], tmp_path / "none")
-    with pytest.raises(DivergedError, match="combine: sequential: news, seed 1: .* no longer finite.*; use another --how"):
+    with pytest.raises(
+        DivergedError, match="combine: sequential: news, seed 1: .* no longer finite.*; use another --how"
+    ):
         study.combine("lora", [Recipe(how="sequential")], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -247,7 +249,8 @@ def test_an_arm_of_which_a_final_diverged_is_refused(study):
     evidence = StudyFolder(study.folder).evidence()
     lost = evidence.of(purpose="final", task="news", arm="lora")[0]
     records = [
-        TrialRecord(trial=r.trial, status="diverged", reason="loss is NaN") if r is lost else r for r in evidence.records
+        TrialRecord(trial=r.trial, status="diverged", reason="loss is NaN") if r is lost else r
+        for r in evidence.records
     ]
     with pytest.raises(EvidenceError, match=r"lora diverged on news, .* got 1 of 2 finals; lower the rate"):
         check(replace(evidence, records=tuple(records)), StudyFolder(study.folder), "lora", ALL)
@@ -267,7 +270,9 @@ def test_gains_below_the_margin_are_nothing_to_keep(study):
     wide = tuple(task.model_copy(update={"margin": 50.0}) for task in asked.tasks)
     lock = evidence.lock.model_copy(update={"study": asked.model_copy(update={"tasks": wide})})
     found = check(replace(evidence, lock=lock), StudyFolder(study.folder), "lora", ALL)
-    with pytest.raises(EvidenceError, match="mail: adapters gain less than the margin of 50 over the untuned base, got"):
+    with pytest.raises(
+        EvidenceError, match="mail: adapters gain less than the margin of 50 over the untuned base, got"
+    ):
         Hand(replace(evidence, lock=lock), study.path.parent, found).check_gains()
 
 
@@ -334,9 +339,13 @@ def test_refuses_what_cannot_be_combined(study, arm, change, said):
         check(replace(evidence, lock=lock), StudyFolder(study.folder), arm, ALL)
 
 
-@pytest.mark.parametrize(("recipes", "got"), [([], "none"), ([Recipe(how="ties"), Recipe(how="ties", density=0.2)], "ties, ties")])
+@pytest.mark.parametrize(
+    ("recipes", "got"), [([], "none"), ([Recipe(how="ties"), Recipe(how="ties", density=0.2)], "ties, ties")]
+)
 def test_refuses_no_way_and_one_way_twice(study, tmp_path, recipes, got):
-    with pytest.raises(ConfigError, match=f"combine: needs ways to combine, each once, got {got}; name some of weighted"):
+    with pytest.raises(
+        ConfigError, match=f"combine: needs ways to combine, each once, got {got}; name some of weighted"
+    ):
         study.combine("lora", recipes, tmp_path / "out")
     assert not (tmp_path / "home").exists()
 

@@ -109,7 +109,8 @@ def year_usd(taken, x):
     once += x["engineer_hours"] * x["usd_per_engineer_hour"]
     rate = of("together_per_s") if n > 1 else of("alone_per_s")
     busy = math.ceil(x["requests_per_month"] / (rate * 730 * 3600))
-    filled = math.ceil((of("resident_base_bytes") + n * of("resident_bytes")) / (x["room_gib"] * 2**30))
+    room = x["room_gib"] * 2**30 - of("resident_base_bytes")
+    filled = math.ceil(n / math.floor(room / of("resident_bytes")))
     month = (of("base_bytes") + n * of("artifact_bytes")) / 1e9 * x["usd_per_gb_month"]
     month += max(1, busy, filled) * 730 * x["usd_per_hour"]
     month += n * x["retrainings_per_month"] * iteration * hour

@@ -247,6 +247,8 @@ def test_a_floor_is_not_told_where_finals_are_still_to_come(done):
     study = evidence.lock.study.model_copy(update={"require": {"mail.accuracy": ">= 0.1"}})
     asked = replace(evidence, lock=evidence.lock.model_copy(update={"study": study}))
     waiting = [one.model_copy(update={"state": "pending"}) if one.arm == "lora" else one for one in decision.arms]
-    told = {arm: gates._floors(asked, decision.model_copy(update={"arms": tuple(waiting)}), arm) for arm in ("full", "lora")}
+    told = {
+        arm: gates._floors(asked, decision.model_copy(update={"arms": tuple(waiting)}), arm) for arm in ("full", "lora")
+    }
     assert told["full"][0].holds is True
     assert told["lora"][0].holds is None and "has not all its finals" in told["lora"][0].said

@@ -4,11 +4,14 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from planted import evidence, lock
-from tunetrial.analysis import scoring, yearly
+from tunetrial.analysis import scoring, weighing, yearly
 from tunetrial.analysis.board import lay_out
 from tunetrial.analysis.compare import review
+from tunetrial.analysis.draws import Draws
+from tunetrial.analysis.information import more_seeds
 from tunetrial.analysis.owning import own
 from tunetrial.analysis.taken import take
 from tunetrial.analysis.weighing import weigh
@@ -217,7 +220,9 @@ def test_energy_is_that_of_one_runs_steps_where_a_gpu_counts_it():
 
 def test_quality_the_wrong_way_round_is_refused():
     said = scenario(criteria={"quality": Criterion(weight=1, worst=1.0, best=0.5)})
-    with pytest.raises(ConfigError, match="scenario s: criteria.quality: more accuracy is better, got worst 1 and best"):
+    with pytest.raises(
+        ConfigError, match="scenario s: criteria.quality: more accuracy is better, got worst 1 and best"
+    ):
         decided({"full": 0.8, "lora": 0.8}, said)
 
 
@@ -237,3 +242,21 @@ def test_a_baseline_with_one_timed_final_takes_no_seed_from_the_others():
     for known in (timed, [*timed, single]):
         found = own("mail", known, Terms(variants=(1,)))
         assert yearly.lengths(found)["lora"] == pytest.approx({1: 0.9, 2: 1.0, 3: 1.1})
+
+
+def test_more_seeds_bring_what_normal_theory_says():
+    """One criterion, one arm that varies by 0.02: with the lead d and t^2 = 0.02^2 k / (5 + k), k more seeds are worth
+    E max(d + t z, 0) - max(d, 0), and settle it where the lead that they show is 0.84 of what is then left."""
+    laid = board({"full": 0.8, "lora": 0.8})
+    table = weighing.lay_out(laid, scenario(criteria={"quality": Criterion(weight=1, worst=0.0, best=1.0)}))
+    first, second = table.centre("quality")
+    lead, sd = first - second, 0.02
+    z_F = norm.ppf((np.arange(100) + 0.5) / 100)
+    moved_BA = np.zeros((4000, 2))
+    moved_BA[:, 0] = sd * np.tile(z_F, 40)
+    for one in more_seeds(table, Draws({"quality": moved_BA}, {}, 5)):
+        share = one.seeds / (5 + one.seeds)
+        t, left = sd * share**0.5, sd * (1 - share) ** 0.5
+        gain = lead * norm.cdf(lead / t) + t * norm.pdf(lead / t) - max(lead, 0.0)
+        assert one.gain == pytest.approx(gain, rel=0.02, abs=2e-5)
+        assert one.settles == pytest.approx(np.mean(np.abs(lead + t * z_F) > norm.ppf(0.8) * left), abs=0.021)

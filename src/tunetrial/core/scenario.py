@@ -4,7 +4,6 @@ from pydantic import Field
 
 from tunetrial.core.records import Record, added
 
-
 # Criteria that are shares from never to always, of which more is better.
 SHARES = ("preference", "agreement")
 

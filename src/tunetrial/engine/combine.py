@@ -127,7 +127,9 @@ def combine(
 
 def _check_alike(named: Mapping[str, Adapter]) -> None:
     first, *others = named
-    shapes = {name: {path: (len(one.b), one.a.shape[1]) for path, one in adapter.items()} for name, adapter in named.items()}
+    shapes = {
+        name: {path: (len(one.b), one.a.shape[1]) for path, one in adapter.items()} for name, adapter in named.items()
+    }
     for name in others:
         if shapes[name] != shapes[first]:
             unlike = sorted(path for path, _ in shapes[name].items() ^ shapes[first].items())[0]

@@ -29,10 +29,10 @@ class Fidelity(Record):
 class Shipped(Record):
     """What a shipped folder says of itself. Nothing here proves it: it is what `ship` wrote down.
 
-    `study` is the digest of the study's lock, `trial` the id of the replicate whose weights these are (of a combination of several, a name of its own), `verdict` the
-    words of its arm against the reference. `test_rows` is the digest of the rows that its scores are of, by which the
-    test ledger counts; None where no scores came with it. `base_bytes` are those of the weights of the base that it
-    needs beside it; None of what needs none.
+    `study` is the digest of the study's lock, `trial` the id of the replicate whose weights these are (of a combination
+    of several, a name of its own), `verdict` the words of its arm against the reference. `test_rows` is the digest of
+    the rows that its scores are of, by which the test ledger counts; None where no scores came with it. `base_bytes`
+    are those of the weights of the base that it needs beside it; None of what needs none.
     """
 
     format: Literal["adapter", "merged", "gguf", "ollama", "vllm"]

@@ -20,8 +20,9 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Built:
-    """A combination of every seed by one setting, of none where training diverged; `left_out` is the most that any of them lost to its rank. Once it is
-    chosen, `kept_by_seed` is the share of the tasks' gains that each keeps on validation rows."""
+    """A combination of every seed by one setting, of none where training diverged; `left_out` is the most that any of
+    them lost to its rank. Once it is chosen, `kept_by_seed` is the share of the tasks' gains that each keeps on
+    validation rows."""
 
     setting: Setting
     by_seed: Mapping[int, "Adapter"]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunetrial.analysis import arms, combined, compare, costs, fairness, metrics
+from tunetrial.analysis import arms, combined, costs, fairness, metrics
+from tunetrial.analysis.compare import why_idle, why_lost
 from tunetrial.core import files
 from tunetrial.core.combination import Combination, How, Made, Recipe, Stored, Tried, called
 from tunetrial.core.errors import EvidenceError
@@ -176,9 +177,9 @@ def _obstacle(hand: Hand, task: str, arm: str) -> str:
     """Why a combination is not to be held against the finals of an arm, as the study's own verdicts have it; else
     empty."""
     pair = [arms.outcome(hand.evidence, task, name).result for name in dict.fromkeys((hand.arm, arm))]
-    lost = [compare.why_lost(one, hand.evidence) for one in pair if one.state in ("does not fit", "diverged")]
+    lost = [why_lost(one, hand.evidence) for one in pair if one.state in ("does not fit", "diverged")]
     unfair = fairness.obstacles(hand.evidence, task, hand.arm, arm) if arm != hand.arm else ()
-    idle = [compare.why_idle(one, hand.evidence) for one in pair if one.state == "did not train"]
+    idle = [why_idle(one, hand.evidence) for one in pair if one.state == "did not train"]
     return "; ".join(lost[:1] or unfair or idle[:1])
 
 
