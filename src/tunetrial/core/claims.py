@@ -23,11 +23,15 @@ Outcome = Literal[
     "UNTESTABLE HERE",
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+MOST = 500  # claims of a file
 MATRIX_FUNCTIONS = ("norm", "center", "trace", "mean", "sqrt", "rows")
 Absent = SkipJsonSchema[None]
 
 
 def _written(value: str | int | float) -> str | int | float:
+    """A number of a file goes by its text where that can be read: `7e9` is not known to the last of ten digits."""
+    if isinstance(value, quantities.Numeral):
+        value = value.text if quantities.SAID.fullmatch(value.text) else float(value)
     quantities.read(value)
     return value
 
@@ -43,7 +47,7 @@ def _comparison(value: str) -> str:
 
 
 def _matrices(value: str) -> str:
-    expressions.tree(value, dict.fromkeys(MATRIX_FUNCTIONS, Callable))
+    expressions.tree(value, dict.fromkeys(MATRIX_FUNCTIONS, Callable), matrices=True)
     return value
 
 
@@ -356,7 +360,7 @@ class ClaimFile(Record):
     document: Text = Field(description="title of the document", examples=["LoRA vs full fine-tuning"])
     about: Text | Absent = Field(None, description="remark for readers", examples=["a blog post"])
     draft: bool = Field(False, description="true until a person has read it", examples=[True])
-    claims: tuple[AnyClaim, ...] = Field(min_length=1, max_length=500, description="claims", examples=[[{"id": "a"}]])
+    claims: tuple[AnyClaim, ...] = Field(min_length=1, max_length=MOST, description="claims", examples=[[{"id": "a"}]])
 
 
 class Finding(Record):
