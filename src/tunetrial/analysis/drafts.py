@@ -69,10 +69,10 @@ def _coded(lines: Iterable[Line]) -> Iterator[int]:
     """Numbers of the lines of code: those between fences the first of which names a language."""
     fence, code = "", False
     for line in lines:
-        mark = _FENCE.match(line.text)
+        mark = _FENCE.fullmatch(line.text)
         if mark and not fence:
-            fence, code = mark[1], bool(mark[2])
-        elif mark and mark[1] == fence and not mark[2]:
+            fence, code = mark[1][:3], bool(mark[2].strip())
+        elif mark and mark[1][:3] == fence and not mark[2].strip():
             fence, code = "", False
         elif code:
             yield line.number

@@ -27,9 +27,7 @@ _ANYTHING = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.USub, ast.UAdd, ast.Nam
 Function = Callable[..., Any]
 
 
-def tree(
-    text: str, functions: Mapping[str, Function], *, compares: bool = False, matrices: bool = False
-) -> ast.expr:
+def tree(text: str, functions: Mapping[str, Function], *, compares: bool = False, matrices: bool = False) -> ast.expr:
     """The expression, checked; `@` and `.T` are of matrices alone.
 
     Raises:

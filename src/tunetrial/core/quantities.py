@@ -138,7 +138,7 @@ class Quantity:
             raise UnitError(f"{unit_of(self.dimensions)} and {unit_of(other.dimensions)} do not go together")
 
     def _made(self, *ends: float, dimensions: Dimensions, of: tuple[Self, ...]) -> Self:
-        """What ends come to; infinite only where a term is, or where there is none to bound it. 0 times infinity is 0."""
+        """What ends come to; infinite only where a term is, or nothing bounds it. 0 times infinity is 0."""
         ends = tuple(0.0 if math.isnan(end) else end for end in ends)
         if of and not any(part.open for part in of):
             return self.of(*ends, dimensions=dimensions)

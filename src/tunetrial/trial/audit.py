@@ -259,7 +259,7 @@ def drafted(path: Path) -> ClaimFile:
     if not claims:
         raise EvidenceError(f"{path}: no claim found, got {len(text)} characters; write a claim file by hand")
     more = len(claims) - MOST
-    about = f"Of its {len(claims)} claims the last {more} are left out; draft its parts one by one" if more > 0 else None
+    about = f"Of its {len(claims)} claims the last {more} are left out; draft its parts singly" if more > 0 else None
     return ClaimFile(document=title(text) or path.name, about=about, draft=True, claims=claims[:MOST])
 
 
