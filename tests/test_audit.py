@@ -493,7 +493,7 @@ def test_memory_is_wrong_only_below_the_weights_themselves():
         ("up to 6 GB", "NOT SUPPORTED"),
         ("up to 1 GB", "WRONG"),
         ("< 2.4 GB", "NOT SUPPORTED"),  # less than the weights' 2.47 GB, but 2.4 GiB are not
-        ("< 2 GB", "WRONG"),
+        ("< 2.0 GB", "WRONG"),
         ("> 5 GB", "NOT SUPPORTED"),
     ],
 )

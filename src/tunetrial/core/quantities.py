@@ -201,7 +201,7 @@ class Said:
         if self.relation in (">", ">="):
             high = math.inf
         elif self.relation != "=":
-            low = 0.0 if self.value.high > 0 and self.unit not in ("%", *POINTS) else -math.inf
+            low = 0.0 if self.value.low > 0 and self.unit not in ("%", *POINTS) else -math.inf
         return replace(self.value, low=low, high=high)
 
 
@@ -288,7 +288,7 @@ def unit_of(dimensions: Dimensions) -> str:
 
 def figure(value: float) -> str:
     """A number in at most six digits, whole ones in full."""
-    if value == int(value) and abs(value) < 1e15:
+    if abs(value) < 1e15 and value == int(value):
         return f"{int(value):,}"
     if 1e-3 <= abs(value) < 1e15:
         digits = max(0, 5 - math.floor(math.log10(abs(value))))
