@@ -225,10 +225,10 @@ def test_a_bound_stands_for_all_that_it_allows(says, of, to, wanted):
 
 
 def test_points_are_hundredths_or_points_of_a_hundred():
-    for given in ({"a": "94.2 %", "b": "93.8 %"}, {"a": "94.2", "b": "93.8"}, {"a": "94.2 points", "b": "93.8 %"}):
+    for a, b in (("94.2 %", "93.8 %"), ("94.2", "93.8"), ("94.2 points", "93.8 %")):
         for says in ("0.4 points", "0.4 pt"):
-            assert outcome("arithmetic", says, of="a - b", given=given) == "HOLDS"
-            assert outcome("arithmetic", says.replace("0.4", "1.4"), of="a - b", given=given) == "WRONG"
+            assert outcome("arithmetic", says, of="a - b", given={"a": a, "b": b}) == "HOLDS"
+            assert outcome("arithmetic", says.replace("0.4", "1.4"), of="a - b", given={"a": a, "b": b}) == "WRONG"
     points = {"a": "94.2 points", "b": "93.8 points"}
     for says in ("0.4", "0.4 %", "0.4 points"):
         assert outcome("arithmetic", says, of="a - b", given=points) == "HOLDS"

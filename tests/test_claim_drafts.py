@@ -1,4 +1,4 @@
-"""Drafts of claims: no true table or sentence is condemned, what is wrong is found, and no text is too odd or too long."""
+"""Drafts of claims: nothing true is condemned, what is wrong is found, and no text is too odd or too long."""
 
 import time
 
@@ -19,7 +19,9 @@ CONDEMNED = ("WRONG", "INCONSISTENT", "NOT SUPPORTED")
 
 def outcomes(text: str) -> list[str]:
     claims = draft(text, "x")
-    return [each.outcome for each in audit(ClaimFile(document="d", draft=True, claims=claims)).findings] if claims else []
+    return (
+        [each.outcome for each in audit(ClaimFile(document="d", draft=True, claims=claims)).findings] if claims else []
+    )
 
 
 def table(*rows: str) -> str:
@@ -39,7 +41,13 @@ def table(*rows: str) -> str:
         table("what | size", "adapter | 50 MB each", "base | 1000 MB", "Total | 1200 MB"),
         table("what | time", "train | 30 min (3x)", "rest | 5 min", "Total | 95 min"),
         table("Criteria | Weight | A | A Weighted", "cost | 3 | 10 | 30", "quality | 2 | 5 | 10", "Total | 5 | - | 40"),
-        table("Criteria | Weight | A | A Weighted", "a | 33.3% | 9 | 3", "b | 33.3% | 9 | 3", "c | 33.3% | 9 | 3", "Total | 100% | - | 9.0"),
+        table(
+            "Criteria | Weight | A | A Weighted",
+            "a | 33.3% | 9 | 3",
+            "b | 33.3% | 9 | 3",
+            "c | 33.3% | 9 | 3",
+            "Total | 100% | - | 9.0",
+        ),
         "- 10x cheaper and 500x smaller (4MB vs 2GB)",
         "- over 100x smaller (4MB vs 2GB)",
         "- Over 100x smaller (4MB vs 2GB)",
@@ -166,7 +174,9 @@ def test_a_draft_of_more_claims_than_a_file_takes_says_so(tmp_path):
     text, kept = tmp_path / "long.md", tmp_path / "long.yaml"
     text.write_text("needs 17 GB\n" * 520)
     file = drafted(text)
-    assert len(file.claims) == 500 and file.about == "Of its 520 claims the last 20 are left out; draft its parts singly"
+    assert (
+        len(file.claims) == 500 and file.about == "Of its 520 claims the last 20 are left out; draft its parts singly"
+    )
     assert "the last 20 are left out" in run(text).stdout
     assert run(text, "--draft", kept).exit_code == 0 and files.read(kept) == file
     text.write_text("needs 17 GB\n" * 500)

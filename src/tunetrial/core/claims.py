@@ -6,7 +6,7 @@ A claim file is these records as YAML (`spec.claims`); docs/audit-format.md says
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Discriminator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from tunetrial.core import expressions, quantities
@@ -29,9 +29,6 @@ Absent = SkipJsonSchema[None]
 
 
 def _written(value: str | int | float) -> str | int | float:
-    """A number of a file goes by its text where that can be read: `7e9` is not known to the last of ten digits."""
-    if isinstance(value, quantities.Numeral):
-        value = value.text if quantities.SAID.fullmatch(value.text) else float(value)
     quantities.read(value)
     return value
 
@@ -57,7 +54,7 @@ Name = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Id = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
 Place = Annotated[str, Field(pattern=r"^\S[^\n]{0,118}\S$")]
 Line = Annotated[str, Field(pattern=r"^[^\s:]{1,80}:[0-9]{1,7}$")]
-Written = Annotated[str | int | float, AfterValidator(_written)]
+Written = Annotated[str | int | float, BeforeValidator(quantities.as_written), AfterValidator(_written)]
 Expression = Annotated[str, AfterValidator(_arithmetic)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Number = Annotated[float, Field(allow_inf_nan=False)]

@@ -218,6 +218,13 @@ def read(text: str | int | float) -> Said:
     return said_of(match)
 
 
+def as_written(value: object) -> object:
+    """A value, of a number of a file its text where `read` takes that: `7e9` is not known to ten digits."""
+    if not isinstance(value, Numeral):
+        return value
+    return value.text if SAID.fullmatch(value.text) else float(value)
+
+
 def said_of(match: re.Match[str]) -> Said:
     """What a match of `SAID` says.
 

@@ -6,7 +6,6 @@ import re
 import yaml
 
 from tunetrial import tasks
-from tunetrial.core.quantities import Numeral
 from tunetrial.core.study import Arm, Setting, Study, TaskSpec
 from tunetrial.spec.text import NUMBER
 
@@ -24,7 +23,6 @@ class Dumper(yaml.SafeDumper):
 
 Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"({NUMBER.pattern})\Z"), list("-+.0123456789"))
 Dumper.add_representer(tuple, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
-Dumper.add_representer(Numeral, Dumper.represent_float)
 
 
 def to_yaml(study: Study) -> str:
