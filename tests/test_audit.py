@@ -480,7 +480,7 @@ def test_sizes_by_the_methods_formulas():
 def test_memory_is_wrong_only_below_the_weights_themselves():
     terms = {"model": "meta-llama/Llama-3.2-1B-Instruct", "method": "lora", "device": "t4"}
     assert outcome("memory", "4 GB", **terms) == "HOLDS"
-    assert outcome("memory", "3 GB", **terms) == "NOT SUPPORTED"
+    assert outcome("memory", "3.0 GB", **terms) == "NOT SUPPORTED"  # 3 GB may be 3.5 GiB, which is enough
     assert outcome("memory", "1 GB", **terms) == "WRONG"
 
 
