@@ -2,9 +2,12 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import stats
 
@@ -16,6 +19,7 @@ from tunetrial.core.errors import EvidenceError, ModelError, SpecError, StoreErr
 from tunetrial.core.evidence import ArmResult, Comparison, Decision, Measurement
 from tunetrial.report import audit as report
 from tunetrial.spec import claims as files
+from tunetrial.trial import audit as auditing
 from tunetrial.trial.audit import audit, read_decision
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs/audit"
@@ -198,6 +202,77 @@ def test_a_ratio_and_its_bounds(says, to, wanted):
     assert outcome("ratio", says, of="90 min", to=to) == wanted
 
 
+@pytest.mark.parametrize(
+    ("says", "of", "to", "wanted"),
+    [
+        ("up to 500x", "2 GB", "4 MB", "HOLDS"),
+        ("up to 500x", "200 MB", "4 MB", "NOT SUPPORTED"),  # 50x: so much is not reached
+        ("up to 500x", "4 GB", "4 MB", "WRONG"),
+        ("up to 4x", "60-90 min", "20-30 min", "HOLDS WITHIN ROUNDING"),
+        ("20x", "90 min", "<10 min", "HOLDS WITHIN ROUNDING"),
+        ("> 9x", "90 min", "<10 min", "HOLDS WITHIN ROUNDING"),
+        ("> 5x", "90 min", "<10 min", "HOLDS"),
+        ("5x", "90 min", "<10 min", "WRONG"),
+        ("5x", "> 90 min", "10 min", "WRONG"),
+        ("15x", "> 90 min", "10 min", "HOLDS WITHIN ROUNDING"),
+        ("200x", "90 min", "0-1 min", "UNTESTABLE HERE"),
+        ("3x", "90 min", "0 min", "UNTESTABLE HERE"),
+        ("3x", "< 3 %", "< 5 %", "UNTESTABLE HERE"),
+    ],
+)
+def test_a_bound_stands_for_all_that_it_allows(says, of, to, wanted):
+    assert outcome("ratio", says, of=of, to=to) == wanted
+
+
+def test_points_are_hundredths_or_points_of_a_hundred():
+    for a, b in (("94.2 %", "93.8 %"), ("94.2", "93.8"), ("94.2 points", "93.8 %")):
+        for says in ("0.4 points", "0.4 pt"):
+            assert outcome("arithmetic", says, of="a - b", given={"a": a, "b": b}) == "HOLDS"
+            assert outcome("arithmetic", says.replace("0.4", "1.4"), of="a - b", given={"a": a, "b": b}) == "WRONG"
+    points = {"a": "94.2 points", "b": "93.8 points"}
+    for says in ("0.4", "0.4 %", "0.4 points"):
+        assert outcome("arithmetic", says, of="a - b", given=points) == "HOLDS"
+    shown = found(claim("arithmetic", "0.4 points", of="a - b", given={"a": "94.2", "b": "93.8"}))
+    assert shown.found == "0.4 points" and "numbers out of 100" in shown.working
+
+
+@pytest.mark.parametrize(
+    ("says", "of", "given", "why"),
+    [
+        ("2", "a ** 0.5", {"a": "4"}, "an exponent must be a whole number"),
+        ("2", "sqrt(a)", {"a": "-4"}, "a function has no value at -4"),
+        ("2", "a / (b - b)", {"a": "4", "b": "3.0"}, "the divisor may be 0"),
+        ("2", "a ** 12 ** 3", {"a": "4"}, "an exponent must be"),
+    ],
+)
+def test_what_cannot_be_worked_out_is_not_called_wrong(says, of, given, why):
+    left = found(claim("arithmetic", says, of=of, given=given))
+    assert left.outcome == "UNTESTABLE HERE" and f"cannot be worked out, {why}" in left.working
+
+
+def test_rounding_may_reach_beyond_what_a_function_is_defined_for():
+    assert outcome("arithmetic", "3°", of="arccos(c)", given={"c": "1.00"}) == "HOLDS WITHIN ROUNDING"  # of 0.9986
+    assert outcome("arithmetic", "30°", of="arccos(c)", given={"c": "1.00"}) == "WRONG"
+    assert outcome("arithmetic", "0.5", of="sqrt(c)", given={"c": "0"}) == "HOLDS WITHIN ROUNDING"
+    gains = {"a": "93.8", "b": "93.1", "c": "90.2", "d": "90.1"}
+    assert outcome("arithmetic", "6x", of="(a - b) / (c - d)", given=gains) == "HOLDS WITHIN ROUNDING"
+    assert outcome("arithmetic", "7x", of="(a - b) / (c - d)", given=gains) == "HOLDS"
+    assert outcome("arithmetic", "2x", of="(a - b) / (c - d)", given=gains) == "WRONG"  # 0.6 / 0.2 at least
+    open_ended = {"of": "a / (b - c - d)", "given": {"a": 10, "b": 6, "c": 3, "d": 2}}  # over 1, or -0.5 to 2.5
+    left = found(claim("arithmetic", "6x", **open_ended))
+    assert left.outcome == "UNTESTABLE HERE" and left.working.endswith("as they are written, leave it open")
+    assert outcome("arithmetic", "10x", **open_ended) == "HOLDS"
+
+
+@given(st.integers(1, 400), st.integers(0, 400), st.sampled_from(["", "<", "> ", "up to ", "at least ", "~"]))
+def test_a_ratio_of_numbers_that_are_written_so_is_never_wrong(above, below, relation):
+    """Of every pair of numbers that may stand behind what is written the ratio is allowed."""
+    inner = below / 2 if relation in ("<", "up to ") else 2 * below if relation in ("> ", "at least ") else below
+    if inner:
+        came = found(claim("ratio", f"{above / inner!r}x", of=above, to=f"{relation}{below}"))
+        assert came.outcome != "WRONG", came
+
+
 def test_a_bill_in_units_that_go_together():
     price = {"amount": "65 GB-month", "price": "0.10 USD/GB-month"}
     assert found(claim("money", "$6.50", bill={"disk": price})).outcome == "HOLDS"
@@ -207,6 +282,10 @@ def test_a_bill_in_units_that_go_together():
     assert found(claim("money", "$4,745", bill={"disk": by_hour})).outcome == "HOLDS"  # 730 hours
     by_byte = {"amount": "65 GB-month", "price": "0.10 USD/GB"}
     assert "comes to s·USD, but USD is stated" in found(claim("money", "$6.50", bill={"disk": by_byte})).working
+    long = {f"line_of_the_bill_{n}": {"amount": "65 GB-month", "price": "0.10 USD/GB-month"} for n in range(40)}
+    assert found(claim("money", "$260", bill=long)).outcome == "HOLDS"
+    assert found(claim("money", "$300", bill=long | {"import": {"amount": "$1"}})).outcome == "WRONG"
+    assert found(claim("money", "> $261", bill=long | {"import": {"amount": "at least $2"}})).outcome == "HOLDS"
 
 
 def test_golden_costs_of_the_calculator(findings):
@@ -233,6 +312,14 @@ def test_a_weighted_matrix():
     alone = table(weights={"cost": "100%", "quality": "0%"}, says={"lora": "9.0"})
     assert found(alone, claim("weighing", "lora", matrix="t", scored="measured")).outcome == "HOLDS"
     assert found(table(weights={"cost": "0%", "quality": "0%"})).outcome == "WRONG"
+    thirds = {"a": "33.3 %", "b": "33.3 %", "c": "33.3 %"}
+    scores = {"lora": {"a": 9.0, "b": 7.0, "c": 8.0}}
+    assert found(table(weights=thirds, scores=scores, says={"lora": "8.0"})).outcome == "HOLDS WITHIN ROUNDING"
+    assert found(table(weights=thirds, scores=scores, says={"lora": "8.2"})).outcome == "WRONG"
+    assert found(table(weights=thirds | {"c": "35 %"}, scores=scores, says={"lora": "8.0"})).outcome == "WRONG"
+    whole = table(weights={"cost": 1, "quality": 1}, says={"lora": "16", "full": "13"})
+    assert found(whole).working == "weights add up to 200 %, not 100 %"
+    assert found(table(says={"lora": "up to 9", "full": "6.0"})).outcome == "NOT SUPPORTED"
 
 
 @pytest.mark.parametrize(
@@ -290,6 +377,17 @@ def test_other_statistics():
         outcome("statistic", "35 ± 6 %", test=three) == "HOLDS" and outcome("statistic", "42 %", test=three) == "WRONG"
     )
     assert outcome("statistic", "2 %", test={"name": "resolution", "rows": 5000, "share": 0.6}) == "HOLDS"
+    assert outcome("statistic", "2 points", test={"name": "resolution", "rows": 5000, "share": 0.6}) == "HOLDS"
+    assert outcome("statistic", "2 points", test={"name": "resolution", "rows": 50, "share": 0.6}) == "NOT SUPPORTED"
+    even = found(claim("statistic", "differs", test={"name": "paired", "values": (1.0, 2.0, 4.0, 9.0)}))
+    assert "median 3;" in even.working
+    for bound in ("<0.3", "up to 0.3"):
+        with pytest.raises(EvidenceError, match="^a: must be a number and no bound, got '"):
+            group = {"mean": "1.0", "sd": bound, "n": 3}
+            outcome("statistic", "differs", test={"name": "welch", "a": group, "b": group})
+    close = {"name": "sessions", "values": (24.8, 26.0, 27.2)}  # half of the interval: 3
+    assert outcome("statistic", "26 ms ± 5 ms", test=close) == "HOLDS"
+    assert outcome("statistic", "26 ms ± 5 %", test=close) == "NOT SUPPORTED"
 
 
 def test_the_best_of_several_equal_settings():
@@ -307,6 +405,9 @@ def test_formulas_are_tried_on_laws():
     assert outcome("formula", of="X.T", law="identity") == "WRONG"
     with pytest.raises(EvidenceError, match="a: of: cannot be computed of X and Y"):
         outcome("formula", of="X @ Y", law="identity")
+    for of in ("X * (1 / 0)", "1 / 0", "(0 - 8) ** 0.5 * X", "10.0 ** 400.0 * X", "rows(3)"):
+        with pytest.raises(EvidenceError, match="^a: of: cannot be computed of X and Y, got"):
+            outcome("formula", of=of, law="identity")
 
 
 def test_the_formula_that_holds_is_the_similarity_of_drift():
@@ -326,6 +427,9 @@ def test_shapes_of_products():
     assert "is no product" in found(claim("shapes", of="A @ A", shapes=wide, gives=(1, 1))).working
     with pytest.raises(EvidenceError, match="has no shape for C"):
         outcome("shapes", of="A @ C", shapes=wide, gives=(1, 1))
+    for of in ("1 / 0", "A * 1e301", "10.0 ** 400.0", "A + 1", "3"):
+        with pytest.raises(EvidenceError, match="^a: of: must be a product of matrices, got"):
+            outcome("shapes", of=of, shapes=wide, gives=(1, 1))
 
 
 @pytest.mark.parametrize(("rate", "percent"), [(3e-6, 3.9), (1e-5, 15), (5.6e-5, 57), (1e-4, 88)])
@@ -344,7 +448,11 @@ def test_steps_are_rounded_as_torch_rounds_them():
 
 
 def test_steps_in_other_dtypes():
-    assert outcome("update", "100 %", dtype="bf16", rate=1e-2) in ("HOLDS", "NOT SUPPORTED")
+    assert outcome("update", "100 %", dtype="bf16", rate=1e-2) == "HOLDS"
+    assert outcome("update", "100 %", dtype="bf16", rate=3e-6) == "NOT SUPPORTED"  # 3.9 %
+    assert outcome("update", "< 5 %", dtype="bf16", rate=3e-6) == "HOLDS"
+    assert outcome("update", "< 5 %", dtype="bf16", rate=5.6e-5) == "NOT SUPPORTED"  # 57 %
+    assert outcome("update", "50-60 %", dtype="bf16", rate=5.6e-5) == "HOLDS"
     assert moved_share("fp16", 1e-4, 0.02) > moved_share("bf16", 1e-4, 0.02)
 
 
@@ -372,8 +480,29 @@ def test_sizes_by_the_methods_formulas():
 def test_memory_is_wrong_only_below_the_weights_themselves():
     terms = {"model": "meta-llama/Llama-3.2-1B-Instruct", "method": "lora", "device": "t4"}
     assert outcome("memory", "4 GB", **terms) == "HOLDS"
-    assert outcome("memory", "3 GB", **terms) == "NOT SUPPORTED"
+    assert outcome("memory", "3.0 GB", **terms) == "NOT SUPPORTED"  # 3 GB may be 3.5 GiB, which is enough
     assert outcome("memory", "1 GB", **terms) == "WRONG"
+
+
+@pytest.mark.parametrize(
+    ("says", "wanted"),
+    [
+        ("4.0 GB", "HOLDS"),  # 4 GiB and more
+        ("3.0 GB", "NOT SUPPORTED"),
+        ("up to 4.5 GB", "HOLDS"),
+        ("up to 6 GB", "NOT SUPPORTED"),
+        ("up to 1 GB", "WRONG"),
+        ("< 2.4 GB", "NOT SUPPORTED"),  # less than the weights' 2.47 GB, but 2.4 GiB are not
+        ("< 2.0 GB", "WRONG"),
+        ("> 5 GB", "NOT SUPPORTED"),
+    ],
+)
+def test_memory_is_compared_in_either_unit(says, wanted, monkeypatch):
+    bytes_needed = SimpleNamespace(low=4 * 2**30, high=4.2 * 2**30)
+    monkeypatch.setattr(auditing, "needed", lambda *arguments: SimpleNamespace(bytes=bytes_needed))
+    terms = {"model": "meta-llama/Llama-3.2-1B-Instruct", "method": "lora", "device": "t4"}
+    come = found(claim("memory", says, **terms))
+    assert come.outcome == wanted and ("units of 1024" in come.working) == (says == "4.0 GB")
 
 
 def test_numbers_that_cannot_both_be_true():
@@ -387,13 +516,20 @@ def test_numbers_that_cannot_both_be_true():
     assert pair("15 GB", "17 GB", must="a < b") == "HOLDS" and pair("15 GB", "17 GB", must="a >= b") == "INCONSISTENT"
     assert pair("277 rows", "277 rows", must="a != b") == "INCONSISTENT"
     assert pair("15 GB", "17 USD") == "INCONSISTENT"
+    assert pair("<3%", "1.2%") == "HOLDS" and pair("<3%", "<5%") == "HOLDS" and pair("<3%", "5%") == "INCONSISTENT"
+    assert pair("4000+", "8000") == "HOLDS" and pair("4000+", "3000") == "INCONSISTENT"
+    assert pair("16 GB", "16 GiB") == "HOLDS" and pair("16 GB", "12 GiB") == "INCONSISTENT"
+    assert pair("2 points", "2 %") == pair("2 points", 2) == "HOLDS" and pair("2 points", "4 %") == "INCONSISTENT"
+    assert pair("1", "0", must="a / b == 7") == pair("4", 3, must="a ** 0.5 == b") == "UNTESTABLE HERE"
+    three = {name: {"at": "x:1", "value": value} for name, value in (("a", "90-95%"), ("b", "91%"), ("c", "94%"))}
+    assert outcome("consistency", values=three) == "INCONSISTENT"
     other = found(claim("consistency", values={"a": {"at": "x:1", "value": 1}, "b": {"at": "x:9", "value": 2}}))
     assert other.against == ("x:9",)
 
 
-def decided() -> Decision:
+def decided(metric: str = "accuracy") -> Decision:
     verdict = Comparison(
-        task="mail", candidate="lora", reference="full", metric="accuracy", margin=0.02, words="WORSE",
+        task="mail", candidate="lora", reference="full", metric=metric, margin=0.02, words="WORSE",
         direction="worse", size="unresolved", effect=-0.03, low=-0.05, high=-0.01, level=0.95,
     )  # fmt: skip
     gib = {"lora": 0.16, "full": 0.36}
@@ -405,9 +541,9 @@ def decided() -> Decision:
     )  # fmt: skip
 
 
-def look(says: str, what: str, **more: object) -> Finding:
+def look(says: str, what: str, *, metric: str = "accuracy", **more: object) -> Finding:
     terms = {"task": "mail", "arm": "lora", "what": what} | more
-    return found(claim("measured", says, look=terms), decision=decided())
+    return found(claim("measured", says, look=terms), decision=decided(metric))
 
 
 def test_claims_beside_a_study():
@@ -415,11 +551,29 @@ def test_claims_beside_a_study():
     assert look("-0.03", "score").outcome == "UNTESTABLE HERE" and look("0.10", "score").outcome == "CONTRADICTED HERE"
     assert look("< 0 GiB", "peak memory").outcome == "SUPPORTED HERE"
     assert look("0.2 GiB", "peak memory", less_reference=False).outcome == "SUPPORTED HERE"
+    binary = look("0.16 GB", "peak memory", less_reference=False)
+    assert binary.outcome == "SUPPORTED HERE" and "in units of 1024, as GB is often meant" in binary.working
+    assert look("0.19 GB", "peak memory", less_reference=False).outcome == "CONTRADICTED HERE"
+    reached = look("up to 0.3 GiB", "peak memory", less_reference=False)
+    assert reached.outcome == "UNTESTABLE HERE" and "as it may be elsewhere" in reached.working
     assert look("< 0", "drift").outcome == look("< 0", "score", arm="none").outcome == "UNTESTABLE HERE"
     assert "base, data and machine" in look("< 0", "score").limits
     with pytest.raises(EvidenceError, match="do not go together"):
         look("< 0 USD", "peak memory")
     assert outcome("measured", "< 0") == "UNTESTABLE HERE"
+
+
+def test_points_of_a_study_are_hundredths_and_its_score_has_its_own_direction():
+    assert look("-3 points", "score").outcome == "UNTESTABLE HERE"  # -5 to -1 points
+    assert look("< 0 points", "score").outcome == "SUPPORTED HERE"
+    assert look("-10 points", "score").outcome == look("> -0.5 points", "score").outcome == "CONTRADICTED HERE"
+    assert look("< -0.5 points", "score").outcome == "SUPPORTED HERE"
+    for lower_is_better in ("mae", "rmse", "nll"):  # -0.05 to -0.01, turned: the score is higher by so much
+        assert look("> 0", "score", metric=lower_is_better).outcome == "SUPPORTED HERE"
+        assert look("< 0", "score", metric=lower_is_better).outcome == "CONTRADICTED HERE"
+        assert look("0.01-0.05", "score", metric=lower_is_better).outcome == "SUPPORTED HERE"
+    assert look("> 0.005 points", "score", metric="mae").outcome == "SUPPORTED HERE"  # points of the target
+    assert look("> 0.5 points", "score", metric="mae").outcome == "CONTRADICTED HERE"
 
 
 def test_a_study_is_found_by_its_file_folder_or_decision(tmp_path):

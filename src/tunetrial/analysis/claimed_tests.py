@@ -6,9 +6,11 @@ p values are two-sided. Means and deviations stand for all that is written so, w
 from ast import unparse
 from collections.abc import Callable
 from itertools import product
+from math import inf
+from statistics import median
 from typing import TYPE_CHECKING
 
-from tunetrial.analysis.claims import finding, judged
+from tunetrial.analysis.claims import FITS, finding, judged
 from tunetrial.core import expressions
 from tunetrial.core.claims import (
     Finding,
@@ -76,7 +78,7 @@ def _paired(claim: Statistic, test: Paired) -> Finding:
     if len(set(test.values)) == 1:
         return finding(claim, "NOT SUPPORTED", "all differences are the same number, which has no spread to test by")
     p = ttest_1samp(test.values, 0).pvalue
-    mean, middle = sum(test.values) / len(test.values), sorted(test.values)[len(test.values) // 2]
+    mean, middle = sum(test.values) / len(test.values), median(test.values)
     shown = f"differences {', '.join(f'{value:g}' for value in test.values)}: mean {mean:.3g}, median {middle:.3g}"
     return _of_p(claim, p, p, f"{shown}; paired t")
 
@@ -98,15 +100,16 @@ def _spread(claim: Statistic, test: Spread) -> Finding:
     if few := _few(claim, [test.a.n, test.b.n]):
         return few
     free = test.a.n - 1, test.b.n - 1
-    a, b = read(test.a.sd), read(test.b.sd)
+    a, b = _known(read(test.a.sd)), _known(read(test.b.sd))
     exact = a.value / b.value
     ratio = exact.low
     p = 2 * min(f.sf(ratio**2, *free), f.cdf(ratio**2, *free))
     needed = f.isf(LEVEL / 2, *free) ** 0.5
     shown = f"SD {test.a.sd} over {test.b.sd} = {figure(ratio)}, n = {test.a.n} and {test.b.n}: p = {p:.2g}"
-    wide = a.rounded / b.rounded if b.rounded.low > 0 else exact
-    if claim.says != "differs" and judged(read(claim.says), exact, wide) == "WRONG":
-        return finding(claim, "WRONG", shown, f"{figure(ratio)}x")
+    wide = a.rounded / b.rounded if b.rounded.low > 0 else Quantity(-inf, inf)
+    stated: Outcome = "HOLDS" if claim.says == "differs" else judged(read(claim.says), exact, wide)
+    if stated not in FITS:
+        return finding(claim, stated, shown, f"{figure(ratio)}x")
     outcome: Outcome = "HOLDS" if p < LEVEL else "NOT SUPPORTED"
     return finding(claim, outcome, f"{shown}; p < {LEVEL} would take a ratio above {needed:.3g}", f"p = {p:.2g}")
 
@@ -159,7 +162,15 @@ def _few(claim: Statistic, counts: list[int]) -> Finding | None:
     return finding(claim, "NOT SUPPORTED", f"n = {min(counts)}: one run has no spread, so that nothing can be tested")
 
 
+def _known(said: Said) -> Said:
+    """Refuse a bound, from which no statistic follows."""
+    if said.relation != "=":
+        raise ValueError(f"must be a number and no bound, got {said.text!r}; give the number itself")
+    return said
+
+
 def _ends(said: Said) -> tuple[float, ...]:
+    _known(said)
     return tuple(dict.fromkeys((said.rounded.low, said.value.low, said.rounded.high)))
 
 
@@ -216,11 +227,18 @@ def _matrix_value(of: str, x: "np.ndarray", y: "np.ndarray") -> "np.ndarray":
     }
     try:
         with np.errstate(all="ignore"):
-            body = expressions.tree(of, functions)
-            return np.asarray(expressions.value(body, {"X": x, "Y": y}, functions, float))
+            body = expressions.tree(of, functions, matrices=True)
+            found = np.asarray(expressions.value(body, {"X": x, "Y": y}, functions, float))
+            if np.iscomplexobj(found):
+                raise ValueError("a root of what is below 0")
+            return found
     except (KeyError, TypeError, AttributeError, ValueError, np.linalg.LinAlgError) as error:
         what = " ".join(str(error).split())[:80]
         raise ValueError(f"of: cannot be computed of X and Y, got {what}; mend the formula") from None
+
+
+class NoProduct(ValueError):
+    """Matrices of shapes that do not go together."""
 
 
 class _Shape:
@@ -235,12 +253,12 @@ class _Shape:
 
     def __matmul__(self, other: "_Shape") -> "_Shape":
         if self.size[1] != other.size[0]:
-            raise ValueError(f"{_cross(self.size)} times {_cross(other.size)} is no product")
+            raise NoProduct(f"{_cross(self.size)} times {_cross(other.size)} is no product")
         return _Shape(self.size[0], other.size[1])
 
     def __add__(self, other: "_Shape") -> "_Shape":
         if self.size != other.size:
-            raise ValueError(f"{_cross(self.size)} and {_cross(other.size)} cannot be added")
+            raise NoProduct(f"{_cross(self.size)} and {_cross(other.size)} cannot be added")
         return self
 
 
@@ -254,16 +272,16 @@ def shapes(claim: Shapes) -> Finding:
     Raises:
         ValueError: It names what has no shape, or is no product.
     """
-    body = expressions.tree(claim.of, {})
+    body = expressions.tree(claim.of, {}, matrices=True)
     given = {name: _Shape(*size) for name, size in claim.shapes.items()}
     if missing := sorted(expressions.names(body) - set(given)):
         raise ValueError(f"of: has no shape for {missing[0]}, got {claim.of[:40]!r}; give it under shapes")
     told = ", ".join(f"{name} {_cross(size)}" for name, size in claim.shapes.items())
     try:
         size = expressions.value(body, given, {}, float).size
-    except ValueError as error:
+    except NoProduct as error:
         return finding(claim, "WRONG", f"{told}: {error}")
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, ValueError):
         raise ValueError(f"of: must be a product of matrices, got {unparse(body)[:40]!r}; use @, + and .T") from None
     shown = f"{told}: {claim.of} is {_cross(size)}, {_cross(claim.gives)} is needed"
     return finding(claim, "HOLDS" if size == tuple(claim.gives) else "WRONG", shown, _cross(size))
@@ -274,8 +292,9 @@ def update(claim: Update) -> Finding:
     said = read(claim.says)
     moved = Quantity.of(moved_share(claim.dtype, claim.rate, claim.spread), dimensions=NONE)
     shown = f"of weights with SD {claim.spread:g} kept in {claim.dtype} a step of {claim.rate:g} changes"
-    outcome: Outcome = "HOLDS" if moved.low >= said.rounded.low else "NOT SUPPORTED"
-    return finding(claim, outcome, f"{shown} {100 * moved.low:.2g} %", f"{100 * moved.low:.2g} %")
+    share = f"{100 * moved.low:.2g} %"
+    outcome = judged(said, moved, moved)
+    return finding(claim, outcome if outcome in FITS else "NOT SUPPORTED", f"{shown} {share}", share)
 
 
 def moved_share(dtype: str, rate: float, spread: float) -> float:

@@ -5,6 +5,10 @@ number makes it true. Nothing here says whether the given numbers are true thems
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial, reduce
+from itertools import combinations
+from math import inf, isfinite
+from operator import add, mul
 from typing import Any
 
 from tunetrial.core import expressions
@@ -23,13 +27,19 @@ from tunetrial.core.claims import (
     Untestable,
     Weighing,
 )
-from tunetrial.core.quantities import Quantity, Said, figure, read, unit_of
+from tunetrial.core.quantities import Quantity, Said, UnitError, figure, read, unit_of
 
 TOLERANCE = 1e-9
+WHOLE_NUMBER = 0.5  # half of its last digit
 FACTORS = {720: "24 × 30, hours of a month", 730: "hours of a month", 24: "hours of a day", 12: "months of a year"}
 FACTORS |= {60: "minutes of an hour", 3600: "seconds of an hour", 1000: "a prefix", 8: "bits of a byte"}
 Pair = tuple[Quantity, Quantity]  # as written, and with all that is written so
 JUDGED = "a reader's judgement, nothing computed: "
+FITS: tuple[Outcome, ...] = ("HOLDS", "HOLDS WITHIN ROUNDING")
+Way = tuple[Callable[[Said], Said], str]  # a reading of a number, and words for it
+AS_IT_STANDS: Way = (lambda said: said, "")
+BINARY: Way = (lambda said: said.binary, "right in units of 1024, as {} is often meant")
+OTHERWISE = (BINARY, (lambda said: said.plain, "right in points of numbers out of 100"))
 
 
 def finding(claim: Claim, outcome: Outcome, working: str, found: str | None = None, **more: Any) -> Finding:
@@ -41,31 +51,60 @@ def finding(claim: Claim, outcome: Outcome, working: str, found: str | None = No
 def against(claim: Claim, said: Said, pair: Pair, working: str) -> Finding:
     """A claim beside what it comes to."""
     exact, wide = pair
-    shown = said.show(exact)
     if exact.dimensions != said.value.dimensions:
         came, stated = unit_of(exact.dimensions), unit_of(said.value.dimensions)
         return finding(claim, "WRONG", f"{working}: comes to {came}, but {stated} is stated")
-    outcome = judged(said, exact, wide)
-    hint = _hint(said, exact) if outcome == "WRONG" else ""
-    if outcome == "WRONG" and said.binary is not None and judged(said.binary, exact, wide) != "WRONG":
-        outcome, hint = "HOLDS WITHIN ROUNDING", f"; right in units of 1024, as {said.unit} is often meant"
-    elif outcome == "HOLDS WITHIN ROUNDING" and (exact.low < exact.high or said.value.low < said.value.high):
+    said, outcome, hint = fitting(said, exact, wide)
+    shown = said.show(exact)
+    if outcome == "WRONG":
+        hint = _hint(said, exact)
+    elif outcome == "NOT SUPPORTED":
+        hint = "; so much is not reached"
+    elif outcome != "HOLDS" and wide.anything:
+        outcome, hint = "UNTESTABLE HERE", "; its terms, as they are written, leave it open"
+    elif outcome != "HOLDS" and not hint and (exact.low < exact.high or said.value.low < said.value.high):
         hint = "; the ranges meet"
     return finding(claim, outcome, f"{working} = {shown}{hint}", shown)
 
 
+def fitting(said: Said, exact: Quantity, wide: Quantity, ways: Iterable[Way] = OTHERWISE) -> tuple[Said, Outcome, str]:
+    """The first reading of a number that agrees with what it comes to, with its outcome and words for that reading.
+
+    It is what was said where no reading agrees.
+    """
+    outcome = judged(said, exact, wide)
+    for way, words in ways if outcome not in FITS else ():
+        other = way(said)
+        if (found := judged(other, exact, wide)) in FITS:
+            return other, found, f"; {words.format(said.unit)}"
+    return said, outcome, ""
+
+
 def judged(said: Said, exact: Quantity, wide: Quantity) -> Outcome:
-    """Whether a number, range or bound as written agrees with what it comes to, of the same unit."""
+    """Whether a number, range or bound as written agrees with what it comes to, of the same unit.
+
+    "Up to" says besides that so much is reached: where less comes out it is not supported.
+    """
     value, rounded = said.value, said.rounded
-    near = TOLERANCE * max(abs(exact.low), abs(exact.high), abs(value.low), abs(value.high))
+    near = _near(exact, value)
     if said.relation in ("<", "<="):
         tests = exact.high < value.high + near * (said.relation == "<="), wide.low <= value.high
     elif said.relation in (">", ">="):
         tests = exact.low > value.low - near * (said.relation == ">="), wide.high >= value.low
+    elif said.relation == "up to":
+        if wide.high < value.high - said.slack[1] - near:
+            return "NOT SUPPORTED"
+        least = wide.low if exact.low == exact.high else exact.high - (wide.high - exact.high)
+        tests = abs(exact.high - value.high) <= near, not least > rounded.high + near
     else:
         inside = value.low - near <= exact.low and exact.high <= value.high + near
         tests = inside, wide.low <= rounded.high + near and wide.high >= rounded.low - near
     return "HOLDS" if tests[0] else "HOLDS WITHIN ROUNDING" if tests[1] else "WRONG"
+
+
+def _near(*parts: Quantity) -> float:
+    ends = [abs(end) for part in parts for end in (part.low, part.high) if isfinite(end)]
+    return TOLERANCE * max(ends, default=0.0)
 
 
 def pairs(given: Mapping[str, str | int | float]) -> dict[str, Said]:
@@ -73,16 +112,17 @@ def pairs(given: Mapping[str, str | int | float]) -> dict[str, Said]:
 
 
 def both(text: str, given: Mapping[str, Said]) -> Pair:
-    """An expression of what is written, and of all that is written so.
+    """An expression of what is written, and of all that is written so: anything, where that cannot be computed.
 
     Raises:
-        ValueError: Units do not go together.
+        UnitError: Units do not go together.
+        ValueError: It has no value.
     """
-    exact = expressions.quantity(text, {name: said.value for name, said in given.items()})
+    exact = expressions.quantity(text, {name: said.exact for name, said in given.items()})
     try:
         return exact, expressions.quantity(text, {name: said.rounded for name, said in given.items()})
-    except ValueError:  # a divisor that may be rounded from 0, a cosine from more than 1
-        return exact, exact
+    except ValueError:  # a divisor that may be rounded from 0
+        return exact, Quantity(-inf, inf, exact.dimensions)
 
 
 def arithmetic(claim: Arithmetic) -> Finding:
@@ -101,27 +141,38 @@ def share(claim: Share) -> Finding:
 
 def money(claim: Money) -> Finding:
     """A bill; its working shows each line."""
-    given, terms, lines = {}, [], []
+    bill, lines = [], []
     for name, item in claim.bill.items():
-        given[name] = read(item.amount)
-        terms.append(name)
-        if item.price is not None:
-            given[f"{name}_price"] = read(item.price)
-            terms[-1] = f"{name} * {name}_price"
-        lines.append(f"{name} {item.amount}" + (f" × {item.price}" if item.price is not None else ""))
-    return _worked(claim, " + ".join(terms), given, " + ".join(lines))
+        written = [item.amount] if item.price is None else [item.amount, item.price]
+        bill.append([read(part) for part in written])
+        lines.append(f"{name} {' × '.join(map(str, written))}")
+
+    def totals() -> Pair:
+        exact = reduce(add, (reduce(mul, (part.exact for part in parts)) for parts in bill))
+        return exact, reduce(add, (reduce(mul, (part.rounded for part in parts)) for parts in bill))
+
+    return _held(claim, totals, " + ".join(lines))
 
 
-def _worked(claim: Claim, of: str, given: Mapping[str, Said], shown: str | None = None) -> Finding:
-    said = read(claim.says)
-    if shown is None:
-        values = ", ".join(f"{name} = {each.text}" for name, each in given.items())
-        shown = f"{of}" + (f" with {values}" if values else "")
+def _worked(claim: Claim, of: str, given: Mapping[str, Said]) -> Finding:
+    """A claim beside an expression of its terms, points among these read either way."""
+    values = ", ".join(f"{name} = {each.text}" for name, each in given.items())
+    shown = f"{of}" + (f" with {values}" if values else "")
+    plain = {name: said.plain for name, said in given.items()}
+    readings = [given] if plain == given else [given, plain]
+    findings = [_held(claim, partial(both, of, terms), shown) for terms in readings]
+    return next((each for each in findings if each.outcome in FITS), findings[0])
+
+
+def _held(claim: Claim, found: Callable[[], Pair], shown: str) -> Finding:
+    """A claim beside what is found; what has no value is no fault of the claim."""
     try:
-        pair = both(of, given)
-    except ValueError as error:
+        pair = found()
+    except UnitError as error:
         return finding(claim, "WRONG", f"{shown}: {error}")
-    return against(claim, said, pair, shown)
+    except ValueError as error:
+        return finding(claim, "UNTESTABLE HERE", f"{shown}: cannot be worked out, {error}")
+    return against(claim, read(claim.says), pair, shown)
 
 
 def _hint(said: Said, exact: Quantity) -> str:
@@ -137,24 +188,27 @@ def _hint(said: Said, exact: Quantity) -> str:
 
 
 def matrix(claim: Matrix) -> Finding:
-    """Totals of a weighted matrix, and whether its weights are all of it.
+    """Totals of a weighted matrix, and whether its weights are all of it, as far as these are rounded.
 
     Source: the weighted sum of scores.
     """
     weights = pairs(claim.weights)
     whole = sum(weight.value.low for weight in weights.values())
-    if abs(whole - 1) > TOLERANCE:
+    slack = sum(max(weight.slack) for weight in weights.values() if max(weight.slack) < WHOLE_NUMBER)
+    if abs(whole - 1) > slack + TOLERANCE:
         return finding(claim, "WRONG", f"weights add up to {100 * whole:g} %, not 100 %")
+    meant = {name: weight.value if abs(whole - 1) <= TOLERANCE else weight.rounded for name, weight in weights.items()}
     outcomes, shown = [], []
     for option, text in claim.says.items():
         scores, said = claim.scores.get(option, {}), read(text)
         if set(scores) != set(weights):
             return finding(claim, "WRONG", f"{option} has no score for {', '.join(sorted(set(weights) - set(scores)))}")
         total = sum(weights[name].value.low * scores[name] for name in weights)
-        outcomes.append(judged(said, *[Quantity.of(total)] * 2))
+        wide = reduce(add, (meant[name] * Quantity.of(scores[name]) for name in weights))
+        outcomes.append(judged(said, Quantity.of(total), wide))
         terms = " + ".join(f"{weight.text} × {scores[name]:g}" for name, weight in weights.items())
         shown.append(f"{option}: {terms} = {figure(round(total, 9))}")
-    worst = max(outcomes, key=("HOLDS", "HOLDS WITHIN ROUNDING", "WRONG").index)
+    worst = max(outcomes, key=(*FITS, "NOT SUPPORTED", "WRONG").index)
     return finding(claim, worst, "; ".join(shown), " and ".join(part.rpartition(" = ")[2] for part in shown))
 
 
@@ -208,38 +262,47 @@ def consistency(claim: Consistency) -> Finding:
     given = {name: read(each.value) for name, each in claim.values.items()}
     shown = ", ".join(f"{each.value} ({each.at})" for each in claim.values.values())
     elsewhere = tuple(dict.fromkeys(each.at for each in claim.values.values() if each.at != claim.at))
-    try:
-        outcome = _agreed(claim, given)
-    except ValueError as error:
-        return finding(claim, "INCONSISTENT", f"{shown}: {error}", against=elsewhere)
     must = f"; must hold: {claim.must}" if claim.must else "; they would have to be equal"
-    return finding(claim, outcome, f"{shown}{must}", against=elsewhere)
+    try:
+        for way, words in (AS_IT_STANDS, *OTHERWISE):
+            outcome = _agreed(claim, {name: way(said) for name, said in given.items()})
+            if outcome != "INCONSISTENT":
+                hint = f"; {words.format('GB')}" if words else ""
+                return finding(claim, outcome, f"{shown}{must}{hint}", against=elsewhere)
+    except UnitError as error:
+        return finding(claim, "INCONSISTENT", f"{shown}: {error}", against=elsewhere)
+    except ValueError as error:
+        return finding(claim, "UNTESTABLE HERE", f"{shown}: cannot be worked out, {error}", against=elsewhere)
+    return finding(claim, "INCONSISTENT", f"{shown}{must}", against=elsewhere)
 
 
 def _agreed(claim: Consistency, given: Mapping[str, Said]) -> Outcome:
     if claim.must is None:
-        first, *rest = [(said.value, said.rounded) for said in given.values()]
-        outcomes = [related(first, "==", other) for other in rest]
+        stated = dict.fromkeys((said.exact, said.rounded) for said in given.values())
+        outcomes = [related(one, "==", other) for one, other in combinations(stated, 2)] or ["HOLDS"]
     else:
         left, sign, right = expressions.sides(expressions.tree(claim.must, expressions.FUNCTIONS, compares=True))
         from ast import unparse
 
-        outcomes = [related(both(unparse(left), given), sign, both(unparse(right), given))]
-    return max(outcomes, key=("HOLDS", "HOLDS WITHIN ROUNDING", "INCONSISTENT").index)
+        ends = both(unparse(left), given), both(unparse(right), given)
+        outcomes = [related(ends[0], sign, ends[1])]
+        if outcomes != ["HOLDS"] and any(wide.anything for _, wide in ends):
+            return "UNTESTABLE HERE"
+    return max(outcomes, key=(*FITS, "INCONSISTENT").index)
 
 
 def related(left: Pair, sign: str, right: Pair) -> Outcome:
     """Whether two numbers stand in a relation: as written, or at least by all that is written so.
 
-    Two ranges are equal if their ends are; a number is equal to a range that it lies in.
+    Two ranges are equal if their ends are; a number is equal to a range that it lies in, and to a bound that it keeps.
 
     Raises:
-        ValueError: Their units differ.
+        UnitError: Their units differ.
     """
     left[0].same(right[0])
     if sign in (">", ">="):
         left, sign, right = right, {">": "<", ">=": "<="}[sign], left
-    ranges = [pair[0].low < pair[0].high for pair in (left, right)]
+    ranges = [pair[0].low < pair[0].high and not pair[0].open for pair in (left, right)]
     tests = [_stands(a, sign, b, all(ranges)) for a, b in zip(left, right, strict=True)]
     if sign == "==" and all(ranges):
         slack = [abs(a[0].low - a[1].low) + abs(a[0].high - a[1].high) for a in (left, right)]
@@ -249,7 +312,7 @@ def related(left: Pair, sign: str, right: Pair) -> Outcome:
 
 
 def _stands(a: Quantity, sign: str, b: Quantity, ranges: bool) -> bool:
-    near = TOLERANCE * max(map(abs, (a.low, a.high, b.low, b.high)))
+    near = _near(a, b)
     if sign == "==" and ranges:
         return abs(a.low - b.low) <= near and abs(a.high - b.high) <= near
     if sign == "==":
@@ -265,25 +328,31 @@ def measured(claim: Measured) -> Finding:
         return finding(claim, "UNTESTABLE HERE", "no measurement is at hand; give a study that has one")
     low, high = read(claim.found.low).value, read(claim.found.high).value
     low.same(high)
-    return beside(claim, Quantity.of(low.low, high.high, dimensions=low.dimensions), claim.found.at, claim.found.limits)
+    interval = Quantity.of(low.low, high.high, dimensions=low.dimensions)
+    place = {"at": claim.found.at, "limits": claim.found.limits}
+    return beside(claim, read(claim.says), interval, **place, ways=OTHERWISE)
 
 
-def beside(claim: Measured, interval: Quantity, at: str, limits: str) -> Finding:
-    """A claim beside an interval.
+def beside(
+    claim: Measured, said: Said, interval: Quantity, *, at: str, limits: str, ways: Iterable[Way] = (BINARY,)
+) -> Finding:
+    """A claim, or the reading of it that `ways` give, beside an interval.
 
     Raises:
-        ValueError: Its unit is another.
+        UnitError: Its unit is another.
     """
-    said = read(claim.says)
     said.value.same(interval)
+    said, outcome, hint = fitting(said, interval, interval, ways)
     shown = said.show(interval)
-    outcome = judged(said, interval, interval)
     if said.relation == "=" and outcome != "WRONG":
         inside = said.rounded.low <= interval.low and interval.high <= said.rounded.high
         outcome = "HOLDS" if inside else "HOLDS WITHIN ROUNDING"
     here: Outcome = {"HOLDS": "SUPPORTED HERE", "WRONG": "CONTRADICTED HERE"}.get(outcome, "UNTESTABLE HERE")
-    unsettled = "; the interval has what is claimed, and other values too" if here == "UNTESTABLE HERE" else ""
-    working = f"claimed {said.text}, measured {shown} ({at}){unsettled}"
+    if outcome == "NOT SUPPORTED":
+        hint = "; so much is not reached, as it may be elsewhere"
+    elif here == "UNTESTABLE HERE":
+        hint += "; the interval has what is claimed, and other values too"
+    working = f"claimed {said.text}, measured {shown} ({at}){hint}"
     return finding(claim, here, working, shown, against=(at,), limits=limits)
 
 

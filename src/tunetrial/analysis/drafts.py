@@ -5,17 +5,20 @@ draft says what a person has to add. It reads patterns, not meaning: every draft
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from tunetrial.analysis.claims import CHECKS
+from tunetrial.analysis.claims import CHECKS, FITS
 from tunetrial.core.claims import AnyClaim, Arithmetic, Matrix, Ratio, Share, Untestable
-from tunetrial.core.quantities import SAID, Said, read, said_of
+from tunetrial.core.quantities import NONE, SAID, TIMES, Said, read, said_of
 
-LONGEST, MOST = 2000, 500
-_TOTAL = re.compile(r"(?:grand |sub)?(?:total|sum|overall)\b", re.IGNORECASE)
-_RULE = re.compile(r"\s*\|?[\s:|-]*-[\s:|-]*\|?\s*")
+LONGEST = 2000
+_TOTAL = re.compile(r"(?:grand |sub)?(?:total|sum)\b", re.IGNORECASE)
+_TOTAL_ALONE = re.compile(rf"(?:{_TOTAL.pattern}):?", re.IGNORECASE)
+_RATE = re.compile(r"/|\b(?:per|each|an?)\b", re.IGNORECASE)
+_RULE = re.compile(r"[\s:|]*-[\s:|-]*")
+_FENCE = re.compile(r"\s{0,3}(```+|~~~)([^`]*)")
 _PAIR = re.compile(r"\(([^()]{1,60}?)\s(?:vs\.?|versus|against|instead of)\s([^()]{1,60}?)\)")
 _LESS = r"fewer|less|lower|smaller|reduc\w*|sav\w*|cheaper|shorter"
 _MORE = r"more|higher|larger|longer|slower|greater|increase\w*"
@@ -33,7 +36,10 @@ _KINDS = (
 )
 _ALONE = re.compile(r"[+−-]?\d[\d.,]*")
 _OPERATION = re.compile(r"\s*([+×*·])\s*")
-_FIGURE = re.compile(r"(?<![\w.])\$?\d[\d,]*(?:\.\d+)?(?:\s?[A-Za-z%]+)?")
+_FIGURE = re.compile(r"(?<![\w.])\$?\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d{1,3})?(?:\s?[A-Za-z%]+)?")
+_BEFORE = re.compile(rf"(?<![\w.,$]){SAID.pattern}")
+_FEWER = re.compile(rf"\s(?:\w+\s){{0,2}}?(?:{_LESS})", re.IGNORECASE)
+_ANOTHER = re.compile(r"[,;:.!?+]|\band\b")
 
 
 class Line(NamedTuple):
@@ -42,20 +48,34 @@ class Line(NamedTuple):
 
 
 def draft(text: str, name: str) -> tuple[AnyClaim, ...]:
-    """The claims of a text, in its order, at most 500; places are `name:line`, lines counted from 1."""
+    """The claims of a text, in its order; places are `name:line`, lines counted from 1."""
     lines = [Line(number, _mended(line[:LONGEST])) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1)]
     kept = "".join(mark if mark.isprintable() and not mark.isspace() and mark != ":" else "-" for mark in name)
     document = kept[:80].strip("-") or "text"
     claims: list[AnyClaim] = []
     inside: set[int] = set()
+    code = set(_coded(lines))
     for block in _tables(lines):
         inside |= {line.number for line in block}
         claims += _of_table(block, document)
     for line in lines:
         if line.number not in inside and not _ALONE.fullmatch(line.text.strip()):
-            claims += _of_line(line, document)
+            claims += _of_line(line, document, code=line.number in code)
     claims.sort(key=lambda claim: int(claim.at.rpartition(":")[2]))
-    return tuple(_numbered(claims[:MOST]))
+    return tuple(_numbered(claims))
+
+
+def _coded(lines: Iterable[Line]) -> Iterator[int]:
+    """Numbers of the lines of code: those between fences the first of which names a language."""
+    fence, code = "", False
+    for line in lines:
+        mark = _FENCE.fullmatch(line.text)
+        if mark and not fence:
+            fence, code = mark[1][:3], bool(mark[2].strip())
+        elif mark and mark[1][:3] == fence and not mark[2].strip():
+            fence, code = "", False
+        elif code:
+            yield line.number
 
 
 def _numbered(claims: Sequence[AnyClaim]) -> Iterator[AnyClaim]:
@@ -97,9 +117,9 @@ def _cells(line: Line) -> list[str]:
 
 def _of_table(block: Sequence[Line], document: str) -> Iterator[AnyClaim]:
     head, rows = _cells(block[0]), [(line, _cells(line)) for line in block[1:]]
-    total = next((number for number, (_, cells) in enumerate(rows) if cells and _TOTAL.match(cells[0])), None)
-    table = None
-    if total is not None:
+    totals = [number for number, (_, cells) in enumerate(rows) if _TOTAL.match(cells[0])]
+    alone = [number for number in totals if _TOTAL_ALONE.fullmatch(rows[number][1][0])]
+    for total in (alone or totals)[:1]:
         table = _matrix(head, rows, total, document)
         yield from [table] if table is not None else _totals(head, rows, total, document)
     for line, cells in rows:
@@ -129,9 +149,16 @@ def _matrix(head: Sequence[str], rows: Sequence[tuple[Line, list[str]]], total: 
             "weights": {name: cells[weight] for name, cells in parts.items()},
             "scores": scores,
         }
-        return Matrix.model_validate(found) if len(parts) == total else None
+        weighed = len(parts) == total and all(map(_is_weight, found["weights"].values()))
+        return Matrix.model_validate(found) if weighed else None
     except (ValueError, IndexError):
         return None
+
+
+def _is_weight(cell: str) -> bool:
+    """Percentages and parts of 1 add up to all there is; other weights need not."""
+    said = read(cell)
+    return said.unit == "%" or (not said.unit and "." in cell and said.value.high <= 1)
 
 
 def _totals(
@@ -140,16 +167,32 @@ def _totals(
     """A total below numbers of one unit; words such as "instant" are left out of the sum."""
     line, sums = rows[total]
     for column in range(1, min(len(sums), len(head))):
-        said = _number(sums[column])
-        above = [_number(cells[column]) for _, cells in rows[:total] if column < len(cells)]
+        said = _amount(sums[column])
+        cells = [cells[column] for _, cells in rows[:total] if column < len(cells)]
+        above = [_amount(cell) for cell in cells]
         parts = {f"row{number}": part for number, part in enumerate(above, 1) if part is not None}
-        plain = said is not None and said.relation == "=" and said.unit not in ("x", "×", "times")
-        if not plain or len(parts) < 2 or any(p.value.dimensions != said.value.dimensions for p in parts.values()):
+        unread = any(part is None and re.search(r"\d", cell) for part, cell in zip(above, cells, strict=True))
+        if said is None or said.relation != "=" or said.unit in TIMES or unread or len(parts) < 2:
             continue
-        given = {name: part.text for name, part in parts.items()}
-        yield Arithmetic(
-            **_head(line, document), kind="arithmetic", says=said.text, of=f"sum({', '.join(given)})", given=given
-        )
+        if all(part.value.dimensions == said.value.dimensions for part in parts.values()):
+            yield _summed(line, said, parts, document)
+
+
+def _summed(line: Line, said: Said, parts: Mapping[str, Said], document: str) -> AnyClaim:
+    """A sum; one that does not come out is wrong only of bytes, seconds or dollars in a row called a total, no more.
+
+    A total of percentages may be their mean, and a "total batch size" the product of what stands above it.
+    """
+    given = {name: part.text for name, part in parts.items()}
+    of = f"sum({', '.join(given)})"
+    try:
+        claim = Arithmetic(**_head(line, document), kind="arithmetic", says=said.text, of=of, given=given)
+    except ValueError:
+        return _unread(line, document, "add up fewer rows at a time: kind arithmetic")
+    named = _TOTAL_ALONE.fullmatch(_cells(line)[0]) and said.value.dimensions != NONE
+    if named or CHECKS[Arithmetic](claim).outcome in FITS:
+        return claim
+    return _unread(line, document, "say what the total is of: kind arithmetic")
 
 
 def _of_row(line: Line, cells: Sequence[str], document: str) -> Iterator[AnyClaim]:
@@ -164,7 +207,7 @@ def _of_row(line: Line, cells: Sequence[str], document: str) -> Iterator[AnyClai
         said = _number(written)
         if said is None:
             continue
-        pairs = [part for part in numbers if part.text != said.text and part.unit not in ("x", "×", "%")]
+        pairs = [part for part in numbers if part.text != said.text and part.unit not in (*TIMES, "%")]
         alike = len(pairs) == 2 and pairs[0].value.dimensions == pairs[1].value.dimensions
         claim = _fitting(line, said, pairs, document) if alike else None
         yield claim or _unread(line, document, "say which numbers it is of: kind ratio or share")
@@ -181,15 +224,16 @@ def _fitting(line: Line, said: Said, pair: Sequence[Said], document: str) -> Any
                 )
             else:
                 claim = Ratio(**head, kind="ratio", says=said.text, of=a.text, to=b.text)
-            if CHECKS[type(claim)](claim).outcome != "WRONG":
+            if CHECKS[type(claim)](claim).outcome in FITS:
                 return claim
         except ValueError:
             continue
     return None
 
 
-def _of_line(line: Line, document: str) -> Iterator[AnyClaim]:
-    found = [*_equations(line, document), *_compared(line, document)]
+def _of_line(line: Line, document: str, *, code: bool) -> Iterator[AnyClaim]:
+    """What a line says; the numbers of code are a program's, of which nothing is recomputed."""
+    found = [] if code else [*_equations(line, document), *_compared(line, document)]
     yield from found
     if found:
         return
@@ -205,8 +249,9 @@ def _equations(line: Line, document: str) -> Iterator[AnyClaim]:
     left, equals, right = text.partition("=")
     if not equals or "=" in right:
         return
-    match = re.match(rf"[\s~≈*]*({_FIGURE.pattern})(?!\s*[-+×*·/(%\d])", right)
-    terms = _OPERATION.split(left.rpartition(":")[2].strip(" -*•"))
+    match = re.match(rf"[\s~≈*]*({_FIGURE.pattern})(?![\w^]|[.,]\d|\s*[-+×*·/(%\d^])", right)
+    left = re.sub(r"^[\s*•-]*[*•-]\s+", "", left).rpartition(":")[2]
+    terms = _OPERATION.split(left.strip(" *•"))
     values = [_FIGURE.fullmatch(term.strip()) for term in terms[::2]]
     if (
         match is None
@@ -228,25 +273,42 @@ def _equations(line: Line, document: str) -> Iterator[AnyClaim]:
 
 
 def _compared(line: Line, document: str) -> Iterator[AnyClaim]:
-    """ "500x smaller (4MB vs 2GB)", "99.6% fewer (4K vs 1B)"."""
+    """ "500x smaller (4MB vs 2GB)", "over 99% fewer (4K vs 1B)"."""
     begin = 0
     for pair in _PAIR.finditer(line.text):
         before, begin = line.text[begin : pair.start()], pair.end()
         a, b = (_number(part.replace("*", "").strip()) for part in pair.groups())
-        times = re.search(r"(\d[\d.,]*)\s?[x×](?!\w)", before)
-        less = re.search(rf"(\d[\d.,]*)\s?%\s(?:\w+\s){{0,2}}?(?:{_LESS})", before, re.IGNORECASE)
-        if a is None or b is None or a.value.dimensions != b.value.dimensions or not (times or less):
+        said = _claimed(before)
+        if said is None or a is None or b is None or a.value.dimensions != b.value.dimensions:
             continue
         small, large = (each.text for each in sorted((a, b), key=lambda said: said.value.low))
         head = _head(line, document)
         try:
-            if less:
-                says = f"{less[1].rstrip('.,')} %"
-                yield Share(**head, kind="share", says=says, part=small, whole=large, compared="fewer")
+            if said.unit == "%":
+                yield Share(**head, kind="share", says=said.text, part=small, whole=large, compared="fewer")
             else:
-                yield Ratio(**head, kind="ratio", says=f"{times[1].rstrip('.,')}x", of=large, to=small)
+                yield Ratio(**head, kind="ratio", says=said.text.replace("×", "x"), of=large, to=small)
         except ValueError:
             continue
+
+
+def _claimed(before: str) -> Said | None:
+    """The last "over 500x" or "99% fewer" before a bracket, unless what stands between may be what is in it."""
+    found = None
+    for match in _BEFORE.finditer(before):
+        rest = before[match.end() :]
+        try:
+            said = said_of(match)
+        except ValueError:
+            continue
+        if said.unit in ("x", "×") or (said.unit == "%" and _FEWER.match(rest)):
+            found = None if said.value.low < 0 or _ANOTHER.search(rest) else said
+    return found
+
+
+def _amount(text: str) -> Said | None:
+    """A number of which a total may be made: none by the hour, or of each."""
+    return None if _RATE.search(text) else _number(text)
 
 
 def _plain(text: str) -> str:

@@ -58,8 +58,8 @@ def write_new(path: Path, text: str) -> None:
     from tunetrial.core import files
     from tunetrial.core.errors import StoreError
 
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise StoreError(f"{path}: there is another file of this name; remove it, or write to another")
     with files.writing(path):
+        if path.exists() and path.read_bytes() != text.encode("utf-8"):
+            raise StoreError(f"{path}: there is another file of this name; remove it, or write to another")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ A claim file is these records as YAML (`spec.claims`); docs/audit-format.md says
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Discriminator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from tunetrial.core import expressions, quantities
@@ -23,6 +23,7 @@ Outcome = Literal[
     "UNTESTABLE HERE",
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+MOST = 500  # claims of a file
 MATRIX_FUNCTIONS = ("norm", "center", "trace", "mean", "sqrt", "rows")
 Absent = SkipJsonSchema[None]
 
@@ -43,7 +44,7 @@ def _comparison(value: str) -> str:
 
 
 def _matrices(value: str) -> str:
-    expressions.tree(value, dict.fromkeys(MATRIX_FUNCTIONS, Callable))
+    expressions.tree(value, dict.fromkeys(MATRIX_FUNCTIONS, Callable), matrices=True)
     return value
 
 
@@ -53,7 +54,7 @@ Name = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Id = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
 Place = Annotated[str, Field(pattern=r"^\S[^\n]{0,118}\S$")]
 Line = Annotated[str, Field(pattern=r"^[^\s:]{1,80}:[0-9]{1,7}$")]
-Written = Annotated[str | int | float, AfterValidator(_written)]
+Written = Annotated[str | int | float, BeforeValidator(quantities.as_written), AfterValidator(_written)]
 Expression = Annotated[str, AfterValidator(_arithmetic)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -356,7 +357,7 @@ class ClaimFile(Record):
     document: Text = Field(description="title of the document", examples=["LoRA vs full fine-tuning"])
     about: Text | Absent = Field(None, description="remark for readers", examples=["a blog post"])
     draft: bool = Field(False, description="true until a person has read it", examples=[True])
-    claims: tuple[AnyClaim, ...] = Field(min_length=1, max_length=500, description="claims", examples=[[{"id": "a"}]])
+    claims: tuple[AnyClaim, ...] = Field(min_length=1, max_length=MOST, description="claims", examples=[[{"id": "a"}]])
 
 
 class Finding(Record):

@@ -1,10 +1,11 @@
 """Arithmetic as written in a claim file, worked out without running anything: `sum(a, b) * 12`, `X.T @ Y`.
 
-Known are numbers, names that are given, `+ - * / ** @`, one comparison, `.T`, and functions that are given. All else is
-refused, as is what is long or deep, so that a claim file cannot do anything but compute.
+Known are numbers, names that are given, `+ - * / **`, one comparison, of matrices `@` and `.T`, and functions that are
+given. All else is refused, as is what is long or deep, so that a claim file cannot do anything but compute.
 """
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Mapping
 from functools import reduce
@@ -26,8 +27,8 @@ _ANYTHING = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.USub, ast.UAdd, ast.Nam
 Function = Callable[..., Any]
 
 
-def tree(text: str, functions: Mapping[str, Function], *, compares: bool = False) -> ast.expr:
-    """The expression, checked.
+def tree(text: str, functions: Mapping[str, Function], *, compares: bool = False, matrices: bool = False) -> ast.expr:
+    """The expression, checked; `@` and `.T` are of matrices alone.
 
     Raises:
         ValueError: It is no such expression; the message says what is wrong and what to do.
@@ -38,7 +39,7 @@ def tree(text: str, functions: Mapping[str, Function], *, compares: bool = False
         body = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(f"must be an expression, got {text[:60]!r}; write one such as a * b + 12") from None
-    _check(body, functions, DEEPEST)
+    _check(body, functions, DEEPEST, matrices)
     if isinstance(body, ast.Compare) != compares:
         wanted = "one comparison, such as a == b" if compares else "without a comparison, such as a / b"
         raise ValueError(f"must be {wanted}, got {text[:60]!r}; write it so")
@@ -76,6 +77,8 @@ def value(body: ast.expr, given: Mapping[str, Any], functions: Mapping[str, Func
         return _BINARY[type(body.op)](left, right)
     except OverflowError:
         raise ValueError("the result is not a finite number") from None
+    except ZeroDivisionError:
+        raise ValueError("the divisor may be 0") from None
 
 
 def sides(body: ast.Compare) -> tuple[ast.expr, str, ast.expr]:
@@ -83,7 +86,7 @@ def sides(body: ast.Compare) -> tuple[ast.expr, str, ast.expr]:
     return body.left, _COMPARED[type(body.ops[0])], body.comparators[0]
 
 
-def _check(node: ast.AST, functions: Mapping[str, Function], depth: int) -> None:
+def _check(node: ast.AST, functions: Mapping[str, Function], depth: int, matrices: bool) -> None:
     if depth == 0:
         raise ValueError(f"must be at most {DEEPEST} deep, got more; write several claims")
     if isinstance(node, ast.Constant) and (isinstance(node.value, bool) or not isinstance(node.value, int | float)):
@@ -96,11 +99,14 @@ def _check(node: ast.AST, functions: Mapping[str, Function], depth: int) -> None
         raise ValueError(f"must have one comparison, got {ast.unparse(node)[:40]!r}; write two claims")
     if isinstance(node, ast.Attribute) and node.attr != "T":
         raise ValueError(f"must use .T alone, got .{node.attr}; write a function instead")
+    if isinstance(node, ast.Attribute | ast.MatMult) and not matrices:
+        what = ".T" if isinstance(node, ast.Attribute) else "@"
+        raise ValueError(f"must be arithmetic of numbers, got {what}; write + - * / or **")
     known = (*_ANYTHING, *_BINARY, ast.Compare, *_COMPARED, ast.Attribute)
     if not isinstance(node, known):
         raise ValueError(f"must be arithmetic, got {ast.unparse(node)[:40]!r}; use + - * / ** and functions")
     for inner in ast.iter_child_nodes(node):
-        _check(inner, functions, depth - 1)
+        _check(inner, functions, depth - 1, matrices)
 
 
 def _total(*parts: Quantity) -> Quantity:
@@ -117,18 +123,21 @@ def _picked(pick: Callable[[list[float]], float]) -> Function:
         _some(parts)
         for part in parts[1:]:
             parts[0].same(part)
-        ends = (pick([part.low for part in parts]), pick([part.high for part in parts]))
-        return Quantity.of(*ends, dimensions=parts[0].dimensions)
+        low, high = pick([part.low for part in parts]), pick([part.high for part in parts])
+        return Quantity(low, high, parts[0].dimensions)
 
     return function
 
 
-def _plain(function: Callable[[float], float], dimensions: tuple = NONE) -> Function:
-    """Of a monotone function of a plain number."""
+def _plain(function: Callable[[float], float], least: float, most: float, dimensions: tuple = NONE) -> Function:
+    """Of a monotone function of a plain number from `least` to `most`; what rounding adds beyond these is left out."""
 
     def of(part: Quantity) -> Quantity:
         part.same(Quantity.of(0.0))
-        return Quantity.of(function(part.low), function(part.high), dimensions=dimensions)
+        if part.high < least or part.low > most:
+            raise ValueError(f"a function has no value at {part.low:.4g}")
+        ends = [function(min(max(end, least), most)) for end in (part.low, part.high)]
+        return Quantity(min(ends), max(ends), dimensions)
 
     return of
 
@@ -144,8 +153,6 @@ def _median(values: list[float]) -> float:
 
 
 def _functions() -> dict[str, Function]:
-    import math
-
     degrees = (0, 0, 0, 1)
     return {
         "sum": _total,
@@ -153,8 +160,8 @@ def _functions() -> dict[str, Function]:
         "median": _picked(_median),
         "min": _picked(min),
         "max": _picked(max),
-        "sqrt": _plain(math.sqrt),
-        "arccos": _plain(lambda cosine: math.degrees(math.acos(cosine)), degrees),
+        "sqrt": _plain(math.sqrt, 0.0, math.inf),
+        "arccos": _plain(lambda cosine: math.degrees(math.acos(cosine)), -1.0, 1.0, degrees),
     }
 
 

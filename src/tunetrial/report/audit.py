@@ -39,8 +39,8 @@ def _page(audits: Sequence[Audit]) -> Iterator[str]:
     yield ""
     yield from (f"- **{name}**: {means}." for name, means in MEANS.items())
     for each in audits:
-        yield from ("", f"## {each.document}")
-        yield from [each.about, ""] if each.about else [""]
+        yield from ("", f"## {_cell(each.document)}")
+        yield from [_cell(each.about), ""] if each.about else [""]
         if each.draft:
             yield from (f"**{DRAFT}**", "")
         yield from ("| where | says | outcome | working |", "|---|---|---|---|")
@@ -66,6 +66,7 @@ def text(audits: Sequence[Audit]) -> str:
     lines = []
     for each in audits:
         lines += [_printed(each.document)] + ([DRAFT] if each.draft else [])
+        lines += [_printed(each.about)] if each.about else []
         for found in each.findings:
             lines.append(f"{found.outcome:<22} {found.at}: {_printed(found.quote)}")
             lines.append(f"{'':<22} {_printed(found.working)}")

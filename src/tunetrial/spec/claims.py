@@ -32,6 +32,7 @@ CLAIMS = Subject(
     begins="document: and claims:",
     instead="write a second one for another document",
     most=10_000,
+    keeps_text=True,
 )
 
 
@@ -100,10 +101,10 @@ def _names(keys: tuple, text: str, known: set[str], field: str, *, compares: boo
 def _table(here: tuple, claim: Matrix) -> list[Fault]:
     faults = []
     for option in claim.says:
-        scores = claim.scores.get(option)
-        if scores is None:
+        if option not in claim.scores:
             faults.append(Fault((*here, "says", option), f"must have scores, got none; give scores.{option}"))
-        elif odd := sorted(set(scores) ^ set(claim.weights)):
+    for option, scores in claim.scores.items():
+        if odd := sorted(set(scores) ^ set(claim.weights)):
             what = f"must have a weight and a score for every criterion, got one of {odd[0]!r}; give both"
             faults.append(Fault((*here, "scores", option), what))
     return faults

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from tunetrial.core.errors import SpecError
+from tunetrial.core.quantities import Numeral
 from tunetrial.spec.faults import Fault, Keys, Tree, refuse, show
 
 LARGEST_BYTES = 256 * 1024
@@ -41,13 +42,17 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What a file is of, in messages: what it is called, a name for it, how it begins, and what it is no place for."""
+    """What a file is of, in messages: what it is called, a name for it, how it begins, and what it is no place for.
+
+    With `keeps_text` numbers that are not whole are read as `Numeral`, which know how they were written.
+    """
 
     name: str = "study"
     example: str = "study.yaml"
     begins: str = "base_model:, tasks: and arms:"
     instead: str = "its rows belong in their own files"
     most: int = MOST_ENTRIES
+    keeps_text: bool = False
 
     @property
     def too_large(self) -> str:
@@ -199,8 +204,10 @@ class _Reader:
             return text
         if whole:
             return int(text)
+        if not NUMBER.fullmatch(text):
+            return text
         # Adding zero turns -0.0 into 0.0: equal settings must have equal digests.
-        return float(text) + 0.0 if NUMBER.fullmatch(text) else text
+        return Numeral.of(text) if self.subject.keeps_text else float(text) + 0.0
 
     def fault(self, keys: Keys, what: str, event: yaml.Event) -> None:
         self.faults.append(Fault(keys, what, event.start_mark.line + 1))

@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunetrial import methods, models
-from tunetrial.analysis import claimed_tests
+from tunetrial.analysis import claimed_tests, metrics
 from tunetrial.analysis import claims as checks
 from tunetrial.analysis.drafts import draft
-from tunetrial.core.claims import Audit, Claim, ClaimFile, Finding, Measured, Memory, Size, Weighing
+from tunetrial.core.claims import MOST, Audit, Claim, ClaimFile, Finding, Measured, Memory, Size, Weighing
 from tunetrial.core.errors import EvidenceError, StoreError, TunetrialError
-from tunetrial.core.evidence import Decision
+from tunetrial.core.evidence import Comparison, Decision
 from tunetrial.core.findings import Ends
 from tunetrial.core.quantities import Quantity, figure, read, unit
 from tunetrial.core.study import Arm, Controls, Setting
@@ -27,6 +27,7 @@ from tunetrial.spec.text import Subject, read_text
 
 STEPS = ((1, 128), (1, 512), (4, 512), (16, 512))  # rows × tokens of a step
 GB = 10**9
+PLAIN = "plain"  # of numbers whose points are no hundredths
 TEXT = Subject(name="text", example="report.md", instead="audit its parts one by one")
 
 
@@ -122,15 +123,21 @@ def memory(claim: Memory) -> Finding:
     said.value.same(next(iter(found.values())))
     shown = ", ".join(f"{_gb(need)} at {step}" for step, need in found.items())
     working = f"{claim.model}, {claim.method} on {claim.device}, rows × tokens of a step: {shown}"
-    right = [step for step, need in found.items() if checks.judged(said, need, need) != "WRONG"]
+    readings = [(said, ""), (said.binary, f"; {checks.BINARY[1].format(said.unit)}")]
+    right, hint = [], ""
+    for reading, words in readings:
+        if not right:
+            right = [step for step, need in found.items() if checks.judged(reading, need, need) in checks.FITS]
+            hint = words
     limits = "as tunetrial trains: fp32 masters, AdamW; context and reserve counted, layers not computed again"
     if not right:
         alone = shape.parameters * (0.5 if claim.method == "qlora" else 2)
         least = f"{alone / GB:.3g} GB are its weights alone in {4 if claim.method == 'qlora' else 16} bits"
-        outcome = "WRONG" if said.relation in ("=", "<", "<=") and said.rounded.high < alone else "NOT SUPPORTED"
+        less = said.binary.rounded.high < alone  # a bound from below has no upper end
+        outcome = "WRONG" if less else "NOT SUPPORTED"
         return checks.finding(claim, outcome, f"{working}; {least}", _gb(found["1 × 128"]) + " at least", limits=limits)
-    where = f"; it is right at {', '.join(right)}"
-    return checks.finding(claim, "HOLDS", working + (where if len(right) < len(found) else ""), limits=limits)
+    where = f"; it is right at {', '.join(right)}" if len(right) < len(found) else ""
+    return checks.finding(claim, "HOLDS", working + where + hint, limits=limits)
 
 
 def needed(
@@ -168,18 +175,18 @@ def measured(claim: Measured, decision: Decision | None) -> Finding:
     """A claim beside the study's interval, or beside the one that its file has."""
     if decision is None or claim.look is None:
         return checks.measured(claim)
-    look = claim.look
-    ends, unit_name, said = _looked_up(decision, claim)
+    look, said = claim.look, read(claim.says)
+    ends, unit_name, words = _looked_up(decision, claim)
     place = f"study {decision.study_digest[:12]}"
     if ends is None or ends[1] is None or ends[2] is None:
         why = f"the study has no interval for {look.what} of {look.arm} on {look.task}"
         return checks.finding(claim, "UNTESTABLE HERE", why, against=(place,))
-    scale, dimensions = unit(unit_name)
+    scale, dimensions = unit("x" if unit_name == PLAIN else unit_name)
     interval = Quantity.of(ends[1] * scale, ends[2] * scale, dimensions=dimensions)
-    limits = f"{said}; that study's base, data and machine"
+    limits = f"{words}; that study's base, data and machine"
     if decision.synthetic:
         limits += "; synthetic"
-    return checks.beside(claim, interval, place, limits)
+    return checks.beside(claim, said if unit_name != PLAIN else said.plain, interval, at=place, limits=limits)
 
 
 def _looked_up(decision: Decision, claim: Measured) -> tuple[Ends | None, str, str]:
@@ -190,7 +197,7 @@ def _looked_up(decision: Decision, claim: Measured) -> tuple[Ends | None, str, s
     if look.what == "score":
         for verdict in decision.verdicts if less else ():
             if (verdict.task, verdict.candidate) == (task, name):
-                return (verdict.effect, verdict.low, verdict.high), "x", words
+                return _as_scored(verdict, words)
         return None, "x", words
     if look.what == "drift":
         for moved in decision.moved:
@@ -205,6 +212,14 @@ def _looked_up(decision: Decision, claim: Measured) -> tuple[Ends | None, str, s
         return None, "x", words
     key, unit_name = {"peak memory": ("peak_gib", "GiB"), "storage": ("storage_mib", "MiB")}[look.what]
     return _cost(decision, name, key, less), unit_name, words
+
+
+def _as_scored(verdict: Comparison, words: str) -> tuple[Ends, str, str]:
+    """A difference of scores as the metric counts, where that of a comparison is turned so that more is better."""
+    if metrics.find(verdict.metric).higher_is_better:
+        return (verdict.effect, verdict.low, verdict.high), "x", words
+    effect, low, high = (end if end is None else -end for end in (verdict.effect, verdict.high, verdict.low))
+    return (effect, low, high), PLAIN, words
 
 
 def _cost(decision: Decision, name: str, key: str, less: bool) -> Ends | None:
@@ -233,6 +248,8 @@ def _gb(need: Quantity) -> str:
 def drafted(path: Path) -> ClaimFile:
     """A claim file drafted from a text, named by the file's name up to its first underscore or dot.
 
+    A claim file has at most 500 claims; `about` says how many of a longer text are left out.
+
     Raises:
         SpecError: It cannot be read.
         EvidenceError: It has nothing that looks like a claim.
@@ -241,7 +258,9 @@ def drafted(path: Path) -> ClaimFile:
     claims = draft(text, re.split(r"[_.]", path.name)[0] or path.stem)
     if not claims:
         raise EvidenceError(f"{path}: no claim found, got {len(text)} characters; write a claim file by hand")
-    return ClaimFile(document=title(text) or path.name, draft=True, claims=claims)
+    more = len(claims) - MOST
+    about = f"Of its {len(claims)} claims the last {more} are left out; draft its parts singly" if more > 0 else None
+    return ClaimFile(document=title(text) or path.name, about=about, draft=True, claims=claims[:MOST])
 
 
 def title(text: str) -> str | None:
