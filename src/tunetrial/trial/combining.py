@@ -166,9 +166,11 @@ def _unlike(hand: Hand, task: str, values: Sequence[float]) -> str:
     """Why scores of today are not to be held against those of the study; empty where the arm's own adapters score as
     they did then, within a tenth of the margin."""
     spec = hand.lock.study.task(task)
-    then = [hand.finals.record(task, seed).measurements[f"test.{spec.metric}"].value for seed in hand.seeds]
-    apart = max((abs(a - b) for a, b in zip(values, then, strict=False)), default=0.0)
-    if len(values) == len(then) and apart <= ALIKE * spec.margin:
+    measured = [hand.finals.record(task, seed).measurements.get(f"test.{spec.metric}") for seed in hand.seeds]
+    if len(values) < len(measured) or None in measured:
+        return f"{spec.metric} of {hand.arm}'s own adapters is not defined for every seed"
+    apart = max(abs(a - b.value) for a, b in zip(values, measured, strict=True))
+    if apart <= ALIKE * spec.margin:
         return ""
     return f"{hand.arm}'s own adapters score otherwise on this machine than in the study, by {apart:.3g}"
 
